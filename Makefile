@@ -1,0 +1,40 @@
+# Everything here sets up its own environment in .venv first; all that is needed is Python 3.10+, pip and a C++ compiler.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export OMP_WAIT_POLICY ?= passive
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+
+.PHONY: demo test bench lint format clean
+
+demo: $(READY)
+	$(BIN)/singe demo
+
+test: $(READY)
+	$(BIN)/pytest -q
+
+bench: $(READY)
+	$(BIN)/pytest -q benchmarks --benchmark-columns=min,median,rounds --benchmark-sort=name
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+# torch first and pinned, so that building without isolation compiles against the torch that will be used
+$(READY): pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet torch==2.13.0 'setuptools>=77' 'cmake>=3.28' ninja pybind11
+	$(BIN)/pip install --quiet --no-build-isolation -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info singe/*.so

@@ -1,0 +1,54 @@
+"""What every benchmark writes beside its numbers: machine, versions, revision."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import singe
+
+
+def machine() -> dict[str, Any]:
+    """A description of where numbers come from."""
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "revision": _revision(),
+        "singe": singe.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+
+
+def write_json(path: Path, result: dict[str, Any]) -> None:
+    """Writes ``result`` with the machine's description."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"machine": machine(), **result}, indent=1) + "\n")
+
+
+def spearman(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Rank correlation of two vectors without ties."""
+    ranks = torch.stack([v.argsort().argsort().double() for v in (a, b)])
+    return float(torch.corrcoef(ranks)[0, 1])
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _revision() -> str:
+    try:
+        command = ["git", "describe", "--always", "--dirty"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,66 @@
+// Vectors of the compiler's own kind (GCC and Clang), compiled for several instruction sets in one build.
+//
+// A kernel is an always-inlined template over the vector's bytes; SINGE_VARIANTS below wraps it once for each
+// instruction set and picks at run time. Nothing here knows of torch.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#define SINGE_INLINE inline __attribute__((always_inline))
+
+// For plain loops that the compiler vectorises by itself.
+#if defined(__x86_64__) && defined(__ELF__)
+#define SINGE_X86 1
+#define SINGE_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#else
+#define SINGE_X86 0
+#define SINGE_CLONES
+#endif
+
+namespace singe::simd {
+
+enum class Level { base, v3, v4 };
+
+// What this machine runs: v3 is AVX2 with FMA, v4 is AVX-512.
+inline Level level() {
+#if SINGE_X86
+  static const Level best = [] {
+    __builtin_cpu_init();
+    const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool v4 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    return v3 && v4 ? Level::v4 : v3 ? Level::v3 : Level::base;
+  }();
+  return best;
+#else
+  return Level::base;
+#endif
+}
+
+template <class T, int bytes>
+struct Vec {
+  typedef T type __attribute__((vector_size(bytes)));
+  static constexpr int lanes = bytes / sizeof(T);
+};
+
+template <class V, class T>
+SINGE_INLINE void load(V& v, const T* from) {
+  std::memcpy(&v, from, sizeof(V));
+}
+
+// The sum of the lanes, by halves: always in the same order.
+template <class T, int bytes>
+SINGE_INLINE T lane_sum(const typename Vec<T, bytes>::type& v) {
+  if constexpr (bytes == sizeof(T)) {
+    return v[0];
+  } else {
+    typename Vec<T, bytes / 2>::type low, high;
+    std::memcpy(&low, &v, bytes / 2);
+    std::memcpy(&high, reinterpret_cast<const char*>(&v) + bytes / 2, bytes / 2);
+    low += high;
+    return lane_sum<T, bytes / 2>(low);
+  }
+}
+
+}  // namespace singe::simd

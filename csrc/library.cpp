@@ -1,0 +1,12 @@
+// Every operator's schema. What they compute is said in singe/ops.py; implementations register themselves at
+// the foot of csrc/cpu/<op>.cpp and csrc/cuda/<op>.cu.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(singe, m) {
+  m.def("fade_neurons(Tensor z, Tensor neuron, Tensor t) -> Tensor");
+  m.def(
+      "neuron_grad_norm(Tensor x, Tensor delta, Tensor neuron, Tensor node_weight, Tensor weight_norm, "
+      "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, float p, "
+      "Tensor(a!) scores) -> ()");
+  m.def("path_scores(Tensor grad, Tensor weight_norm, Tensor node_weight, float p) -> Tensor");
+}

@@ -1,0 +1,40 @@
+"""Structured pruning by integrated gradients along a weight-fading path (SInGE, Yvinec et al., NeurIPS 2022)."""
+
+from . import reference
+from .checkpoint import load, load_plan
+from .criteria import (
+    Gradient,
+    IntegratedGradient,
+    LossChange,
+    Magnitude,
+    MagnitudeGradient,
+    SummedGradient,
+)
+from .finetune import FineTune
+from .plan import Plan
+from .prune import prune
+from .quadrature import GaussLegendre, Geometric
+from .result import GroupRecord, PruneResult
+from .score import score
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FineTune",
+    "GaussLegendre",
+    "Geometric",
+    "Gradient",
+    "GroupRecord",
+    "IntegratedGradient",
+    "LossChange",
+    "Magnitude",
+    "MagnitudeGradient",
+    "Plan",
+    "PruneResult",
+    "SummedGradient",
+    "load",
+    "load_plan",
+    "prune",
+    "reference",
+    "score",
+]

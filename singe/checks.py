@@ -1,0 +1,81 @@
+"""Bad input refused before work starts: every check says what was expected and what came."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .losses import Batch
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the model's parameters.
+
+    Raises:
+        TypeError: not a module.
+        ValueError: no parameters, or parameters on several devices.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected model to be a torch.nn.Module, got {type(model).__name__}")
+    devices = {p.device for p in model.parameters()}
+    if len(devices) != 1:
+        found = ", ".join(sorted(map(str, devices))) or "no parameters"
+        raise ValueError(f"expected a model whose parameters are on one device, got {found}")
+    return devices.pop()
+
+
+def finite_weights(model: nn.Module) -> None:
+    """Raises ValueError, naming the tensor, if a parameter or buffer holds NaN or infinity."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"expected finite weights, got NaN or infinity in {name}")
+
+
+def batch_of(item: Any, device: torch.device) -> Batch:
+    """An (x, y) pair on ``device``.
+
+    Raises:
+        TypeError: not a pair of tensors.
+        ValueError: empty, of different lengths, or x holds NaN or infinity.
+    """
+    if not isinstance(item, (tuple, list)) or len(item) != 2:
+        raise TypeError(f"expected a batch (x, y), got {_describe(item)}")
+    x, y = item
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        raise TypeError(f"expected a batch (x, y) of tensors, got {_describe(item)}")
+    if x.dim() == 0 or y.dim() == 0 or len(x) == 0 or len(x) != len(y):
+        raise ValueError(
+            f"expected x and y of one length, at least 1, got shapes {tuple(x.shape)} and {tuple(y.shape)}"
+        )
+    if x.is_floating_point() and not x.isfinite().all():
+        raise ValueError("expected finite inputs, got NaN or infinity in x")
+    return x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+
+
+def positive_int(name: str, value: Any) -> int:
+    """Raises TypeError or ValueError unless ``value`` is an int of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"expected an int for {name}, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"expected {name} >= 1, got {value}")
+    return value
+
+
+def runs(model: nn.Module, x: Tensor) -> None:
+    """Raises ValueError if ``model(x)`` fails."""
+    try:
+        with torch.no_grad():
+            model(x)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"expected batches that fit {type(model).__name__}, but model(x) failed for x of shape "
+            f"{tuple(x.shape)}, {x.dtype}: {error}"
+        ) from error
+
+
+def _describe(item: Any) -> str:
+    if isinstance(item, (tuple, list)):
+        return f"{type(item).__name__} of ({', '.join(type(v).__name__ for v in item)})"
+    return type(item).__name__

@@ -1,0 +1,175 @@
+"""What relevance is: the paper's criteria (Yvinec et al. 2022, equations 1 to 5) and the greedy oracle.
+
+Notation: L is the loss on one batch, W the weight row of a neuron with its batch norm folded in, t in (0, 1] its place
+on the path that fades the neuron (1 = as it is). A neuron that owns several rows scores the sum over them.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from .quadrature import GaussLegendre, Nodes, Quadrature
+
+Path = Literal["neuron", "layer"]
+
+
+@dataclass(frozen=True)
+class PathRule:
+    """How the engine turns gradients on the path into a score: sum over nodes of weight * |W|^norm * |grad|.
+
+    Attributes:
+        path: "neuron" fades one neuron at a time, "layer" all neurons of the group at once.
+        nodes: t and weight, float64 [S] each.
+        with_norm: whether each term is multiplied by the weight row's norm at t = 1.
+    """
+
+    path: Path
+    nodes: Nodes
+    with_norm: bool
+
+
+class Criterion:
+    """A score per neuron; the least relevant is the smallest."""
+
+    @property
+    def scores_together(self) -> bool:
+        """Whether one pass scores all neurons of a group, so that fewer cost no less."""
+        return True
+
+
+@dataclass(frozen=True)
+class NormCriterion(Criterion):
+    """A criterion made of norms.
+
+    Args:
+        p: order of the norms: 1, 2 or ``math.inf``.
+    """
+
+    p: float = 2
+
+    def __post_init__(self) -> None:
+        if self.p not in (1, 2, math.inf):
+            raise ValueError(f"expected p in (1, 2, inf), got {self.p!r}")
+
+
+@dataclass(frozen=True)
+class Magnitude(NormCriterion):
+    """|W|_p: needs no data."""
+
+
+class PathCriterion(NormCriterion, ABC):
+    """A criterion made of gradients at points of the fading path."""
+
+    @abstractmethod
+    def rule(self) -> PathRule:
+        """The nodes and weights this criterion sums over."""
+
+    @property
+    def scores_together(self) -> bool:
+        return self.rule().path == "layer"
+
+
+def _require_path(path: str) -> None:
+    if path not in ("neuron", "layer"):
+        raise ValueError(f"expected path 'neuron' or 'layer', got {path!r}")
+
+
+_UNFADED: Nodes = (torch.ones(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
+
+
+@dataclass(frozen=True)
+class Gradient(PathCriterion):
+    """|dL/dW|_p at the network as it is."""
+
+    def rule(self) -> PathRule:
+        return PathRule("layer", _UNFADED, with_norm=False)
+
+
+@dataclass(frozen=True)
+class MagnitudeGradient(PathCriterion):
+    """|W|_p * |dL/dW|_p at the network as it is."""
+
+    def rule(self) -> PathRule:
+        return PathRule("layer", _UNFADED, with_norm=True)
+
+
+@dataclass(frozen=True)
+class SummedGradient(PathCriterion):
+    """Sum over the path of |dL/d(tW)|_p; with Gauss-Legendre, its integral dt / t.
+
+    Args:
+        p: order of the norm.
+        quadrature: nodes on the path.
+        path: fade one neuron at a time, or the whole layer at once.
+    """
+
+    quadrature: Quadrature = field(default_factory=GaussLegendre)
+    path: Path = "neuron"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_path(self.path)
+
+    def rule(self) -> PathRule:
+        return PathRule(self.path, self.quadrature.log_dt(), with_norm=False)
+
+
+@dataclass(frozen=True)
+class IntegratedGradient(PathCriterion):
+    """SInGE's own: sum over the path of |tW|_p * |dL/d(tW)|_p; with Gauss-Legendre, |W|_p times the integral dt.
+
+    Args:
+        p: order of the norms.
+        quadrature: nodes on the path.
+        path: fade one neuron at a time (equation 4 as written), or the whole layer at once.
+    """
+
+    quadrature: Quadrature = field(default_factory=GaussLegendre)
+    path: Path = "neuron"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_path(self.path)
+
+    def rule(self) -> PathRule:
+        return PathRule(self.path, self.quadrature.dt(), with_norm=True)
+
+
+@dataclass(frozen=True)
+class LossChange(Criterion):
+    """L without the neuron minus L: what every other criterion tries to predict, for one forward pass a neuron."""
+
+    @property
+    def scores_together(self) -> bool:
+        return False
+
+
+_BY_NAME: dict[str, Criterion] = {
+    "magnitude": Magnitude(),
+    "gradient": Gradient(),
+    "magnitude_gradient": MagnitudeGradient(),
+    "summed_gradient": SummedGradient(),
+    "integrated_gradient": IntegratedGradient(),
+    "loss_change": LossChange(),
+}
+
+
+def resolve(criterion: str | Criterion) -> Criterion:
+    """The criterion of a name, or the object itself.
+
+    Raises:
+        ValueError: unknown name.
+        TypeError: neither a name nor a criterion.
+    """
+    if isinstance(criterion, str):
+        if criterion not in _BY_NAME:
+            raise ValueError(f"expected a criterion among {', '.join(_BY_NAME)}, got {criterion!r}")
+        return _BY_NAME[criterion]
+    if not isinstance(criterion, Criterion):
+        raise TypeError(f"expected a criterion's name or object, got {type(criterion).__name__}")
+    return criterion

@@ -1,0 +1,64 @@
+"""An endless, restartable stream of batches over the user's loader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+from . import checks
+from .losses import Batch
+from .seeding import seed_everything
+
+
+class Stream:
+    """Draws (x, y) batches from a loader again and again; restarting with a seed makes what follows repeatable.
+
+    Args:
+        loader: any iterable of (x, y) batches that can be iterated anew, such as a ``DataLoader``.
+        device: where batches go.
+
+    Raises:
+        TypeError: not an iterable, or one that can be iterated only once.
+    """
+
+    def __init__(self, loader: Iterable[Any], device: torch.device) -> None:
+        if not hasattr(loader, "__iter__"):
+            raise TypeError(f"expected an iterable of (x, y) batches, got {type(loader).__name__}")
+        if isinstance(loader, Iterator):
+            raise TypeError(f"expected a loader that can be iterated again, got a one-shot {type(loader).__name__}")
+        self._loader, self._device = loader, device
+        self._batches: Iterator[Any] | None = None
+
+    def restart(self, seed: int) -> None:
+        """Begins a new epoch with every random generator seeded."""
+        self._batches = None
+        seed_everything(seed, self._loader)
+
+    def next(self) -> Batch:
+        """The next batch; a new epoch begins where one ends.
+
+        Raises:
+            ValueError: the loader is empty, or the batch holds NaN.
+            TypeError: the batch is not a pair of tensors.
+        """
+        if self._batches is None:
+            self._batches = iter(self._loader)
+        item = next(self._batches, None)
+        if item is None:
+            self._batches = iter(self._loader)
+            item = next(self._batches, None)
+            if item is None:
+                raise ValueError("expected a loader with at least one batch, got an empty one")
+        return checks.batch_of(item, self._device)
+
+    def take(self, images: int) -> Batch:
+        """One batch of exactly ``images`` samples, joined from as many batches as that needs."""
+        xs, ys, count = [], [], 0
+        while count < images:
+            x, y = self.next()
+            xs.append(x)
+            ys.append(y)
+            count += len(x)
+        return torch.cat(xs)[:images], torch.cat(ys)[:images]

@@ -1,0 +1,118 @@
+"""The built-in training loop that runs between removals."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from . import checks
+from .data import Stream
+from .losses import Loss, scalar
+
+When = Literal["layer", "neuron", "after"]
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """How to fine-tune: SGD with Nesterov momentum at a flat learning rate that falls linearly to zero at the end.
+
+    Args:
+        steps: optimiser steps in the whole run, spread evenly over its pauses.
+        when: the pauses: after every "layer" (group of neurons), after every "neuron", or all "after" pruning.
+        lr: learning rate before it falls.
+        momentum: of SGD, in [0, 1).
+        weight_decay: on weights of two and more axes; biases and batch norms are not decayed.
+        decay: share of the steps, the last ones, over which the learning rate falls to zero, in [0, 1].
+    """
+
+    steps: int = 1000
+    when: When = "layer"
+    lr: float = 0.02
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    decay: float = 0.3
+
+    def __post_init__(self) -> None:
+        checks.positive_int("steps", self.steps)
+        if self.when not in ("layer", "neuron", "after"):
+            raise ValueError(f"expected when='layer', 'neuron' or 'after', got {self.when!r}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"expected lr > 0, got {self.lr!r}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"expected momentum in [0, 1), got {self.momentum!r}")
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"expected decay in [0, 1], got {self.decay!r}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"expected weight_decay >= 0, got {self.weight_decay!r}")
+
+
+class Tuner:
+    """One optimiser and one schedule over a whole run, whose pauses ask for a few steps each.
+
+    Attributes:
+        optimizer: SGD over the parameters that require a gradient; surgery keeps its state aligned.
+        when: see :class:`FineTune`.
+    """
+
+    def __init__(self, plan: FineTune, model: nn.Module, stream: Stream, loss: Loss, pauses: int) -> None:
+        self.when = plan.when
+        self._plan, self._model, self._stream, self._loss = plan, model, stream, loss
+        self._pauses, self._pause, self._step = pauses, 0, 0
+        trained = [p for p in model.parameters() if p.requires_grad]
+        if not trained:
+            raise ValueError("expected a parameter that requires a gradient to fine-tune, got none; pass finetune=None")
+        groups = [
+            {"params": [p for p in trained if p.dim() > 1], "weight_decay": plan.weight_decay},
+            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.SGD(
+            [g for g in groups if g["params"]], lr=plan.lr, momentum=plan.momentum, nesterov=plan.momentum > 0
+        )
+
+    def pause(self) -> int:
+        """Trains for this pause's share of the steps, in train mode; leaves the model in eval mode.
+
+        Returns:
+            the number of steps taken.
+
+        Raises:
+            ValueError: the loss is not finite.
+        """
+        self._pause += 1
+        target = round(self._plan.steps * self._pause / self._pauses)
+        steps = target - self._step
+        if not steps:
+            return 0
+        self._model.train()
+        try:
+            while self._step < target:
+                self._train_step()
+                self._step += 1
+        finally:
+            self._model.eval()
+            self.optimizer.zero_grad(set_to_none=True)
+        return steps
+
+    def _train_step(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate()
+        batch = self._stream.next()
+        with torch.enable_grad():
+            loss = scalar(self._loss, self._model(batch[0]), batch)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+        if not math.isfinite(loss.item()):
+            raise ValueError(
+                f"expected a finite loss, got {loss.item()} at fine-tuning step {self._step + 1} of "
+                f"{self._plan.steps}; try a smaller lr than {self._plan.lr}"
+            )
+        self.optimizer.step()
+
+    def _learning_rate(self) -> float:
+        falling = self._plan.decay * self._plan.steps
+        left = self._plan.steps - self._step
+        return self._plan.lr * (min(1.0, left / falling) if falling else 1.0)

@@ -1,0 +1,30 @@
+"""From a trace to its groups: runs the graph once on owners."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .groups import Group
+from .owners import Owners, Weight
+from .rules import Rules
+from .trace import Env, Trace
+
+
+def find_groups(trace: Trace) -> list[Group]:
+    """Every group of coupled neurons in the network, frozen ones with their reason, in execution order."""
+    owners = Owners()
+    rules = Rules(owners, trace)
+    shape = trace.shape(trace.input, trace.example_batch)
+    pixels = owners.issue((1, *shape[1:]))
+    owners.freeze(pixels, "network input")
+
+    env: Env = {node: Weight(name, tuple(node.meta["val"].shape)) for node, name in trace.state.items()}
+    env |= {node: torch.zeros(value.shape, dtype=torch.int64) for node, value in trace.constants.items()}
+    env[trace.input] = pixels.expand(shape).contiguous()
+    outputs = [n for n in trace.outputs if n is not None]
+    trace.run(trace.nodes, env, trace.example_batch, keep=outputs, call=rules.apply)
+    for node in outputs:
+        if isinstance(env[node], Tensor):
+            owners.freeze(env[node], "network output")
+    return owners.groups()

@@ -1,0 +1,53 @@
+"""Batch norm as an affine map per channel, and which one belongs to which layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from .trace import Env, Trace, aten
+
+
+@dataclass(frozen=True)
+class Affine:
+    """y = scale * x + shift per channel, both [N] in the batch norm's dtype."""
+
+    scale: Tensor
+    shift: Tensor
+
+
+def is_batch_norm(node: fx.Node) -> bool:
+    """Whether a node is a batch norm in eval mode."""
+    return node.target is aten.batch_norm.default
+
+
+def following(call: fx.Node) -> fx.Node | None:
+    """The batch norm that alone reads a layer's output, or None: together they are one affine layer."""
+    users = list(call.users)
+    if len(users) == 1 and is_batch_norm(users[0]) and users[0].args[0] is call:
+        return users[0]
+    return None
+
+
+def affine(node: fx.Node, live: Env) -> Affine:
+    """Scale = gamma / sqrt(var + eps) and shift = beta - scale * mean of a batch norm node, from live values."""
+    arguments: tuple[Any, ...] = node.args
+    weight, bias = (None if a is None else live[a] for a in arguments[1:3])
+    scale = torch.rsqrt(live[arguments[4]] + arguments[7])
+    if weight is not None:
+        scale = scale * weight
+    shift = -live[arguments[3]] * scale
+    if bias is not None:
+        shift = shift + bias
+    return Affine(scale, shift)
+
+
+def owned_tensor(trace: Trace, node: fx.Node) -> str | None:
+    """A parameter or buffer of a batch norm by which a group recognises its channels."""
+    for argument in node.args[1:5]:
+        if isinstance(argument, fx.Node) and argument in trace.state:
+            return trace.state[argument]
+    return None

@@ -1,0 +1,79 @@
+"""Coupled neurons as data: which slices of which parameters live and die together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The part of one axis of a parameter or buffer that belongs to a group.
+
+    Attributes:
+        tensor: qualified name of the parameter or buffer.
+        dim: the axis.
+        neuron: int64 [size of that axis]: the group's neuron each index belongs to, -1 for none.
+    """
+
+    tensor: str
+    dim: int
+    neuron: Tensor
+
+    def indices(self, neurons: Tensor) -> Tensor:
+        """The indices along ``dim`` that belong to any of ``neurons`` (int64), ascending."""
+        return torch.isin(self.neuron, neurons).nonzero().flatten()
+
+    @property
+    def multiplicity(self) -> int:
+        """How many indices each neuron of the group owns; the same for all of them."""
+        return int((self.neuron == 0).sum())
+
+
+@dataclass(frozen=True)
+class Group:
+    """Neurons that are interchangeable in the graph: each owns as many indices of the same axes as any other.
+
+    Attributes:
+        name: module name of the first writer in execution order.
+        size: number of neurons, ordered by their first row in that writer.
+        writers: qualified names of the weights whose rows write the neurons, in execution order.
+        slices: all that goes when a neuron goes: rows, biases, readers' columns, batch norms' entries.
+        frozen: why these neurons cannot be removed, or None.
+    """
+
+    name: str
+    size: int
+    writers: tuple[str, ...]
+    slices: tuple[Slice, ...]
+    frozen: str | None
+
+    def rows(self, tensor: str) -> Tensor:
+        """int64 [size, multiplicity]: each neuron's indices along axis 0 of ``tensor``."""
+        return rows_by_neuron(self.slice(tensor, 0).neuron, self.size)
+
+    def slice(self, tensor: str, dim: int) -> Slice:
+        """The group's slice of one axis; KeyError where the group owns nothing there."""
+        for s in self.slices:
+            if s.tensor == tensor and s.dim == dim:
+                return s
+        raise KeyError(f"group {self.name} owns nothing of axis {dim} of {tensor}")
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Module names whose outputs are the group's neurons: the writers and what rides along."""
+        return tuple(dict.fromkeys(module_of(s.tensor) for s in self.slices if s.dim == 0))
+
+
+def rows_by_neuron(neuron: Tensor, size: int) -> Tensor:
+    """int64 [size, multiplicity] from the map index -> neuron of a slice."""
+    owned = (neuron >= 0).nonzero().flatten()
+    order = owned[torch.argsort(neuron[owned], stable=True)]
+    return order.view(size, -1)
+
+
+def module_of(tensor: str) -> str:
+    """Name of the module that holds a parameter or buffer."""
+    return tensor.rpartition(".")[0]

@@ -1,0 +1,140 @@
+"""A weight at work: one convolution or linear layer of a group, with the batch norm behind it, as one affine layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+from . import batchnorm
+from .groups import Group, module_of
+from .trace import Env, Trace, aten
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a convolution slides: a list per spatial axis. A linear layer slides a 1-wide kernel over its positions."""
+
+    kernel_size: list[int]
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A writer of a group.
+
+    Attributes:
+        weight: qualified name of its weight, [N, F...].
+        call: the node of the convolution or linear operator.
+        x: the node of its input.
+        output: the node of its output z, behind the batch norm where one belongs to it.
+        axis: the channel axis of x and z.
+        geometry: how it slides.
+        rows: int64 [neurons of the group, rows per neuron].
+    """
+
+    weight: str
+    call: fx.Node
+    x: fx.Node
+    output: fx.Node
+    axis: int
+    geometry: Geometry
+    rows: Tensor
+
+    @property
+    def weight_node(self) -> fx.Node:
+        """The node of the weight."""
+        node: Any = self.call.args[1]
+        return node
+
+    def channels_first(self, value: Tensor) -> Tensor:
+        """X or z as [B, channels, positions...]; a linear layer's leading axes become one axis of positions."""
+        if self.axis == 1:
+            return value
+        return value.movedim(-1, 1).flatten(2) if value.dim() > 2 else value.unsqueeze(2)
+
+    def restored(self, value: Tensor, like: Tensor) -> Tensor:
+        """Undoes ``channels_first`` for a value whose batch may differ from that of ``like``."""
+        if self.axis == 1:
+            return value
+        return value.movedim(1, -1).reshape(-1, *like.shape[1:])
+
+    def padded(self, x: Tensor) -> Tensor:
+        """X [B, C, ...] with what ``geometry.padding`` cannot say (the uneven half of padding='same')."""
+        extra = self._uneven()
+        return F.pad(x, extra) if any(extra) else x
+
+    def _uneven(self) -> list[int]:
+        if _argument(self.call, 4, "padding", None) != "same":
+            return []
+        g = self.geometry
+        odd = [d * (k - 1) % 2 for d, k in zip(g.dilation, g.kernel_size, strict=True)]
+        return [side for o in reversed(odd) for side in (0, o)]
+
+    def row_norms(self, live: Env, p: float) -> Tensor:
+        """float64 [N]: the p-norm of every weight row, batch norm folded in."""
+        norms = torch.linalg.vector_norm(live[self.weight_node].double().flatten(1), p, dim=1)
+        if self.output is not self.call:
+            norms = norms * batchnorm.affine(self.output, live).scale.double().abs()
+        return norms
+
+    def weight_gradient(self, x: Tensor, delta: Tensor, live: Env) -> Tensor:
+        """dL/dW [N, F] for x and the gradient delta of the (folded) output, both channels first."""
+        if self.call.target is aten.linear.default:
+            return torch.einsum("bnt,bct->nc", delta, x)
+        g, weight = self.geometry, live[self.weight_node]
+        return aten.convolution_backward(
+            delta, self.padded(x), weight, None, g.stride, g.padding, g.dilation, False, [0], g.groups,
+            [False, True, False],
+        )[1].flatten(1)  # fmt: skip
+
+
+def find_layers(trace: Trace, group: Group) -> list[Layer]:
+    """The group's writers as they stand in ``trace``, in execution order.
+
+    Raises:
+        ValueError: a writer is used more than once.
+    """
+    return [_layer(trace, weight, group.rows(weight)) for weight in group.writers]
+
+
+def _layer(trace: Trace, weight: str, rows: Tensor) -> Layer:
+    calls = trace.calls(weight)
+    if len(calls) != 1:
+        raise ValueError(f"expected {module_of(weight)} to be used once in the model, it is used {len(calls)} times")
+    call = calls[0]
+    behind = batchnorm.following(call)
+    arguments: tuple[Any, ...] = call.args
+    if call.target is aten.linear.default:
+        axis, geometry = -1, Geometry([1], [1], [0], [1], 1)
+    else:
+        axis, geometry = 1, _geometry(call, list(arguments[1].meta["val"].shape[2:]))
+    return Layer(weight, call, arguments[0], behind or call, axis, geometry, rows)
+
+
+def _geometry(call: fx.Node, kernel_size: list[int]) -> Geometry:
+    rank = len(kernel_size)
+    stride = _per_axis(_argument(call, 3, "stride", 1), rank)
+    dilation = _per_axis(_argument(call, 5, "dilation", 1), rank)
+    padding = _argument(call, 4, "padding", 0)
+    if padding == "valid":
+        padding = 0
+    elif padding == "same":
+        padding = [d * (k - 1) // 2 for d, k in zip(dilation, kernel_size, strict=True)]
+    return Geometry(kernel_size, stride, _per_axis(padding, rank), dilation, _argument(call, 6, "groups", 1))
+
+
+def _argument(node: fx.Node, index: int, name: str, default: Any) -> Any:
+    return node.args[index] if index < len(node.args) else node.kwargs.get(name, default)
+
+
+def _per_axis(value: int | Sequence[int], rank: int) -> list[int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return values * rank if len(values) == 1 else values

@@ -1,0 +1,201 @@
+"""What each ATen operator does to the owners of its inputs (see owners.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from .owners import NOBODY, Owners, Weight
+from .trace import Trace, evaluate
+
+aten = torch.ops.aten
+
+# run on the owners as they are
+_MOVES = {
+    aten.view, aten._unsafe_view, aten.reshape, aten.permute, aten.transpose, aten.t, aten.movedim, aten.squeeze,
+    aten.unsqueeze, aten.flatten, aten.unflatten, aten.slice, aten.select, aten.narrow, aten.index_select, aten.cat,
+    aten.stack, aten.expand, aten.repeat, aten.split, aten.split_with_sizes, aten.chunk, aten.unbind, aten.flip,
+    aten.roll, aten.constant_pad_nd, aten.pixel_shuffle, aten.pixel_unshuffle, aten.channel_shuffle,
+}  # fmt: skip
+# leave every element where it is
+_IDENTITIES = {
+    aten.clone, aten.contiguous, aten.alias, aten.detach, aten.lift_fresh_copy, aten.dropout, aten.feature_dropout,
+    aten.alpha_dropout, aten._to_copy, aten.to, aten.hardswish, aten.hardsigmoid,
+}  # fmt: skip
+# combine elements of one channel over trailing axes; the value is the number of those axes
+_POOLS = {
+    aten.max_pool1d: 1, aten.max_pool2d: 2, aten.max_pool3d: 3, aten.avg_pool1d: 1, aten.avg_pool2d: 2,
+    aten.avg_pool3d: 3, aten.adaptive_avg_pool1d: 1, aten.adaptive_avg_pool2d: 2, aten.adaptive_avg_pool3d: 3,
+    aten._adaptive_avg_pool2d: 2, aten._adaptive_avg_pool3d: 3, aten.max_pool2d_with_indices: 2,
+    aten.max_pool3d_with_indices: 3, aten.adaptive_max_pool2d: 2,
+}  # fmt: skip
+_REDUCTIONS = {aten.mean, aten.sum, aten.amax, aten.amin}
+_CONVOLUTIONS = {aten.conv1d, aten.conv2d, aten.conv3d}
+
+
+class Rules:
+    """Applies the rule of each operator; an operator without one freezes all it touches."""
+
+    def __init__(self, owners: Owners, trace: Trace) -> None:
+        self._owners = owners
+        self._trace = trace
+
+    def apply(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The owners of the node's output, given its arguments with activations as owners (int64)."""
+        return self._rule(node)(node, *args, **kwargs)
+
+    def _rule(self, node: fx.Node) -> Callable[..., Any]:
+        packet = _packet(node)
+        if packet is None:
+            return lambda node, *args, **kwargs: evaluate(node, args, kwargs)  # getitem and the like
+        if packet in _MOVES:
+            return self._move
+        if packet in _IDENTITIES:
+            return self._identity
+        if packet in _POOLS:
+            return self._pool
+        if packet in _REDUCTIONS:
+            return self._reduce
+        if packet in _CONVOLUTIONS:
+            return self._convolution
+        if packet is aten.linear:
+            return self._linear
+        if packet is aten.batch_norm:
+            return self._batch_norm
+        if packet is aten.div and len(node.all_input_nodes) > 1:
+            return self._unknown  # a removed divisor divides by zero
+        if torch.Tag.pointwise in getattr(node.target, "tags", ()):
+            return self._pointwise
+        return self._unknown
+
+    # -- operators that only move or combine what is there ---------------------------------------------------
+
+    def _move(self, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(a, Weight) for a in pytree.tree_leaves((args, kwargs))):
+            return self._unknown(node, *args, **kwargs)
+        packet = _packet(node)
+        if packet in (aten.view, aten._unsafe_view):
+            return aten.reshape(*args)
+        if packet is aten.constant_pad_nd:
+            args = args[:2]  # what is padded in belongs to nobody
+        return evaluate(node, args, kwargs)
+
+    def _identity(self, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
+        return x if isinstance(x, Tensor) else self._unknown(node, x)
+
+    def _pointwise(self, node: fx.Node, *args: Any, **kwargs: Any) -> Tensor:
+        shape = self._shape(node)
+        leaves = pytree.tree_leaves((args, kwargs))
+        if any(isinstance(a, Weight) for a in leaves):
+            return self._unknown(node, *args, **kwargs)
+        operands = [a for a in leaves if isinstance(a, Tensor)]
+        result = torch.full(shape, NOBODY)
+        for operand in sorted(operands, key=lambda a: a.numel(), reverse=True):
+            result = self._combine(node, result, operand)
+        return result
+
+    def _combine(self, node: fx.Node, result: Tensor, operand: Tensor) -> Tensor:
+        """Unites an operand with the owners so far; one that spreads over several neurons is frozen instead."""
+        spread = operand.expand(result.shape)
+        axes = [i for i in range(spread.dim()) if spread.stride(i) == 0 and spread.size(i) > 1]
+        first = result
+        for axis in axes:
+            first = first.narrow(axis, 0, 1)
+        if torch.equal(first.expand_as(result), result):
+            return self._owners.unite(result, spread)
+        self._owners.freeze(operand, f"broadcast over other neurons by {_name(node)}")
+        return result
+
+    def _pool(self, node: fx.Node, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        rank = _POOLS[_packet(node)]
+        first = self._owners.unite_along(x, tuple(range(x.dim() - rank, x.dim())))
+        shapes = pytree.tree_map_only(Tensor, lambda v: self._concrete(v.shape), node.meta["val"])
+        if isinstance(node.meta["val"], Tensor):
+            return first.expand(shapes).contiguous()
+        return tuple(first.expand(s).contiguous() for s in shapes)
+
+    def _reduce(self, node: fx.Node, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        dims = args[0] if args else kwargs.get("dim")
+        dims = range(x.dim()) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
+        axes = tuple(d % x.dim() for d in dims)
+        return self._owners.unite_along(x, axes).reshape(self._shape(node))
+
+    # -- operators with weights ------------------------------------------------------------------------------
+
+    def _convolution(
+        self, node: fx.Node, x: Tensor, weight: Any, bias: Any = None, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        names = ("stride", "padding", "dilation", "groups")
+        groups = dict(zip(names, args, strict=False)).get("groups", kwargs.get("groups", 1))
+        return self._affine(node, x, weight, bias, axis=1, reason="grouped convolution" if groups != 1 else None)
+
+    def _linear(self, node: fx.Node, x: Tensor, weight: Any, bias: Any = None) -> Tensor:
+        return self._affine(node, x, weight, bias, axis=-1)
+
+    def _affine(self, node: fx.Node, x: Tensor, weight: Any, bias: Any, axis: int, reason: str | None = None) -> Tensor:
+        """Reads owners along ``axis`` as the weight's columns and writes its rows there."""
+        if not isinstance(weight, Weight) or not isinstance(bias, Weight | None):
+            return self._unknown(node, x, weight, bias)
+        columns = self._owners.channels(x, axis)
+        rows = self._owners.rows(weight.name, weight.shape[0])
+        if bias is not None:
+            self._owners.claim(bias.name, 0, rows)
+        if reason is None:
+            self._owners.claim(weight.name, 1, columns)
+        else:
+            self._owners.freeze(columns, f"read by a {reason} ({_name(node)})")
+            self._owners.freeze(rows, f"{reason} ({_name(node)})")
+        shape = self._shape(node)
+        return _along(rows, axis, len(shape)).expand(shape).contiguous()
+
+    def _batch_norm(self, node: fx.Node, x: Tensor, *args: Any) -> Tensor:
+        channels = self._owners.channels(x, 1)
+        for vector in args[:4]:
+            if isinstance(vector, Weight):
+                self._owners.claim(vector.name, 0, channels)
+        return _along(channels, 1, x.dim()).expand_as(x).contiguous()
+
+    def _unknown(self, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
+        """Freezes every neuron an operator without a rule reads, and issues frozen ids for what it writes."""
+        reason = f"no rule for {_name(node)}"
+        for value in pytree.tree_leaves((args, kwargs)):
+            if isinstance(value, Weight):
+                self._owners.freeze_tensor(value.name, reason)
+            elif isinstance(value, Tensor):
+                self._owners.freeze(value, reason)
+
+        def issue(value: Any) -> Any:
+            ids = self._owners.issue(self._concrete(value.shape))
+            self._owners.freeze(ids, reason)
+            return ids
+
+        return pytree.tree_map_only(Tensor, issue, node.meta["val"])
+
+    def _shape(self, node: fx.Node) -> tuple[int, ...]:
+        return self._concrete(node.meta["val"].shape)
+
+    def _concrete(self, shape: torch.Size) -> tuple[int, ...]:
+        return tuple(self._trace.size(s, self._trace.example_batch) for s in shape)
+
+
+def _packet(node: fx.Node) -> Any:
+    """All overloads of a node's operator as one; None for plain Python functions."""
+    return getattr(node.target, "overloadpacket", None)
+
+
+def _along(values: Tensor, axis: int, rank: int) -> Tensor:
+    shape = [1] * rank
+    shape[axis] = len(values)
+    return values.view(shape)
+
+
+def _name(node: fx.Node) -> str:
+    """The operator and where in the model it stands, for reasons a user reads."""
+    stack = node.meta.get("nn_module_stack") or {}
+    places = [path for path, _ in stack.values()]
+    where = f" in {places[-1]}" if places and places[-1] else ""
+    return f"{node.target}{where}"

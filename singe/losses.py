@@ -1,0 +1,38 @@
+"""The scalar that gradients are taken of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+Batch = tuple[Tensor, Tensor]
+Loss = Callable[[Any, Batch], Tensor]
+"""(model outputs, (x, y)) -> scalar."""
+
+
+def cross_entropy(outputs: Any, batch: Batch) -> Tensor:
+    """Mean cross-entropy of logits [B, classes, ...] against the class indices or probabilities in ``batch``."""
+    if not isinstance(outputs, Tensor):
+        raise TypeError(
+            f"expected the model to return a tensor of logits for the default loss, got {type(outputs).__name__}; "
+            "pass loss=(outputs, batch) -> scalar"
+        )
+    return F.cross_entropy(outputs, batch[1])
+
+
+def scalar(loss: Loss, outputs: Any, batch: Batch) -> Tensor:
+    """Evaluates a loss and checks that it is a scalar.
+
+    Raises:
+        TypeError: the loss is not a tensor.
+        ValueError: it is not a scalar.
+    """
+    value = loss(outputs, batch)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"expected loss(outputs, batch) to return a tensor, got {type(value).__name__}")
+    if value.numel() != 1:
+        raise ValueError(f"expected loss(outputs, batch) to return a scalar, got shape {tuple(value.shape)}")
+    return value.reshape(())

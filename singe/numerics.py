@@ -1,0 +1,20 @@
+"""When two results count as equal."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+_HALF_TOLERANCE = 3e-2
+
+
+def close(actual: Tensor, expected: Tensor) -> bool:
+    """Whether two tensors agree to the relative accuracy that their dtype allows after many layers."""
+    if actual.shape != expected.shape:
+        return False
+    if not expected.is_floating_point():
+        return torch.equal(actual, expected)
+    tolerance = _TOLERANCE.get(expected.dtype, _HALF_TOLERANCE)
+    scale = expected.double().abs().max() if expected.numel() else 1.0
+    return bool(((actual.double() - expected.double()).abs() <= tolerance * scale).all())

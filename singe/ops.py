@@ -1,0 +1,232 @@
+"""The Python face of the native operators (csrc/).
+
+Each operator has a plain-torch twin of the same name and signature in `singe.reference`. Below, K counts
+jobs (a neuron at a node of the path), B images, N neurons of the layer, C input channels, and *S stands for
+the spatial axes. Vectors with a value per job or neuron are float64, rows of neurons are int64, and
+everything else is float64, float32, float16 or bfloat16. Tensors may have any strides.
+
+Results carry no gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+try:
+    import singe._C as _C
+except ImportError as error:
+    raise ImportError(
+        "singe's native module is not built: run `pip install .` (or `make`) in the source directory. "
+        f"The import failed with: {error}"
+    ) from error
+
+__all__ = ["build_info", "fade_neurons", "neuron_grad_norm", "path_scores"]
+
+FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+MAX_RANK = 3
+
+
+def build_info() -> dict[str, str]:
+    """How the native module was built: torch, compiler, cuda (empty without CUDA kernels), architectures."""
+    info: dict[str, str] = _C.build_info()
+    return info
+
+
+@torch.no_grad()
+def fade_neurons(z: Tensor, neuron: Tensor, t: Tensor) -> Tensor:
+    """Copies of a layer's output, each with some neurons scaled: a node of the path for every job.
+
+    Args:
+        z: [B, N, *S], the output of a layer of N neurons.
+        neuron: int64 [K] or [K, R], the rows that copy k scales; -1 stands for none.
+        t: float64 [K], what they are scaled by.
+
+    Returns:
+        [K*B, N, *S] in z's dtype, contiguous; copy k is at rows k*B to (k+1)*B.
+    """
+    _check_floating("z", z)
+    if z.dim() < 2:
+        raise ValueError(f"z: expected [batch, neurons, ...], got shape {_shape(z)}")
+    if neuron.dim() not in (1, 2):
+        raise ValueError(f"neuron: expected [K] or [K, R], got shape {_shape(neuron)}")
+    _check_vector("t", t, torch.float64, neuron.size(0), z.device)
+    _check_rows(neuron, z.size(1), z.device)
+    faded: Tensor = torch.ops.singe.fade_neurons(z, neuron, t)
+    return faded
+
+
+@torch.no_grad()
+def neuron_grad_norm(
+    x: Tensor,
+    delta: Tensor,
+    neuron: Tensor,
+    node_weight: Tensor,
+    weight_norm: Tensor,
+    scores: Tensor,
+    *,
+    kernel_size: Sequence[int] = (),
+    stride: Sequence[int] | None = None,
+    padding: Sequence[int] | None = None,
+    dilation: Sequence[int] | None = None,
+    groups: int = 1,
+    p: float = 2.0,
+) -> None:
+    """Adds every job's norm of weight times norm of gradient to its neuron's score, in place.
+
+    For job k, G[c, tap] = sum over b and o of delta[k, b, o] * x[b, c, o*stride + tap*dilation - padding],
+    the gradient of the loss with respect to the weights of neuron[k], and
+
+        scores[neuron[k]] += node_weight[k] * weight_norm[neuron[k]] * ||G||_p.
+
+    G is never stored for more than a few jobs. The result does not depend on the number of threads. A NaN in
+    x or delta reaches the scores of the jobs that see it.
+
+    Args:
+        x: the layer's input, [B, C, *S_in] for all jobs or [K*B, C, *S_in] with B rows for each.
+        delta: [K, B, *S_out] in x's dtype, the loss's gradient at the output channel neuron[k].
+        neuron: int64 [K], each job's row in the layer; -1 skips the job.
+        node_weight: float64 [K], the quadrature's weights.
+        weight_norm: float64 [N], the norms of the layer's rows.
+        scores: float64 [N], added to.
+        kernel_size: the convolution's window, one value per spatial axis, 0 to 3 of them; () for a linear layer.
+        stride: likewise; ones by default.
+        padding: likewise, zeros on both sides; zeros by default.
+        dilation: likewise; ones by default.
+        groups: the convolution's groups; G covers the channels of the group that neuron[k] belongs to.
+        p: 1, 2 or math.inf.
+    """
+    rank = len(kernel_size)
+    kernel_size = list(kernel_size)
+    stride = [1] * rank if stride is None else list(stride)
+    padding = [0] * rank if padding is None else list(padding)
+    dilation = [1] * rank if dilation is None else list(dilation)
+    _check_geometry(kernel_size, stride, padding, dilation)
+    _check_floating("x", x)
+    if delta.dtype != x.dtype or delta.device != x.device:
+        raise TypeError(f"delta: expected {x.dtype} on {x.device} as x, got {delta.dtype} on {delta.device}")
+    if x.dim() != rank + 2 or delta.dim() != rank + 2:
+        raise ValueError(
+            f"x, delta: expected {rank + 2} axes each for kernel_size {kernel_size}, "
+            f"got shapes {_shape(x)} and {_shape(delta)}"
+        )
+    jobs, batch = delta.shape[:2]
+    if x.size(0) not in (batch, jobs * batch):
+        raise ValueError(f"x: expected {batch} or {jobs * batch} rows, got {x.size(0)}")
+    expected = _output_size(x.shape[2:], kernel_size, stride, padding, dilation)
+    if list(delta.shape[2:]) != expected:
+        raise ValueError(f"delta: expected spatial sizes {expected}, got {list(delta.shape[2:])}")
+    neurons = weight_norm.numel()
+    if groups < 1 or x.size(1) % groups or neurons % groups:
+        raise ValueError(f"groups: {groups} does not divide {x.size(1)} channels and {neurons} neurons")
+    _check_vector("neuron", neuron, torch.int64, jobs, x.device)
+    _check_rows(neuron, neurons, x.device)
+    _check_vector("node_weight", node_weight, torch.float64, jobs, x.device)
+    _check_vector("weight_norm", weight_norm, torch.float64, neurons, x.device)
+    _check_vector("scores", scores, torch.float64, neurons, x.device)
+    _check_p(p)
+    torch.ops.singe.neuron_grad_norm(
+        x, delta, neuron, node_weight, weight_norm, kernel_size, stride, padding, dilation, groups, p, scores
+    )
+
+
+@torch.no_grad()
+def path_scores(grad: Tensor, weight_norm: Tensor, node_weight: Tensor, p: float = 2.0) -> Tensor:
+    """Scores of a whole layer from its weight gradients at every node of the path.
+
+    Args:
+        grad: [K, N, F], the gradient at each node with a neuron's weights flattened.
+        weight_norm: float64 [N], the norms of the layer's rows.
+        node_weight: float64 [K], the quadrature's weights.
+        p: 1, 2 or math.inf.
+
+    Returns:
+        float64 [N]: weight_norm[n] * sum over k of node_weight[k] * ||grad[k, n]||_p.
+    """
+    _check_floating("grad", grad)
+    if grad.dim() != 3:
+        raise ValueError(f"grad: expected [nodes, neurons, elements], got shape {_shape(grad)}")
+    _check_vector("weight_norm", weight_norm, torch.float64, grad.size(1), grad.device)
+    _check_vector("node_weight", node_weight, torch.float64, grad.size(0), grad.device)
+    _check_p(p)
+    scores: Tensor = torch.ops.singe.path_scores(grad, weight_norm, node_weight, p)
+    return scores
+
+
+@torch.library.register_fake("singe::fade_neurons")
+def _(z: Tensor, neuron: Tensor, t: Tensor) -> Tensor:
+    return z.new_empty((neuron.size(0) * z.size(0), *z.shape[1:]))
+
+
+@torch.library.register_fake("singe::neuron_grad_norm")
+def _(
+    x: Tensor,
+    delta: Tensor,
+    neuron: Tensor,
+    node_weight: Tensor,
+    weight_norm: Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    p: float,
+    scores: Tensor,
+) -> None:
+    return None
+
+
+@torch.library.register_fake("singe::path_scores")
+def _(grad: Tensor, weight_norm: Tensor, node_weight: Tensor, p: float) -> Tensor:
+    return weight_norm.new_empty(grad.size(1))
+
+
+def _shape(tensor: Tensor) -> list[int]:
+    return list(tensor.shape)
+
+
+def _check_floating(name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in FLOATING:
+        raise TypeError(f"{name}: expected float64, float32, float16 or bfloat16, got {tensor.dtype}")
+
+
+def _check_vector(name: str, v: Tensor, dtype: torch.dtype, length: int, device: torch.device) -> None:
+    if v.dtype != dtype or v.device != device:
+        raise TypeError(f"{name}: expected {dtype} on {device}, got {v.dtype} on {v.device}")
+    if v.shape != (length,):
+        raise ValueError(f"{name}: expected shape [{length}], got {_shape(v)}")
+
+
+def _check_rows(neuron: Tensor, neurons: int, device: torch.device) -> None:
+    """Rows' values are looked at on the CPU only: reading them from a GPU would make it wait."""
+    if neuron.dtype != torch.int64 or neuron.device != device:
+        raise TypeError(f"neuron: expected torch.int64 on {device}, got {neuron.dtype} on {neuron.device}")
+    if neuron.device.type == "cpu" and neuron.numel() and not isinstance(neuron, torch._subclasses.FakeTensor):
+        low, high = (int(bound) for bound in torch.aminmax(neuron))
+        if low < -1 or high >= neurons:
+            raise ValueError(f"neuron: expected rows from -1 to {neurons - 1}, got {low} to {high}")
+
+
+def _check_p(p: float) -> None:
+    if p not in (1, 2, math.inf):
+        raise ValueError(f"p: expected 1, 2 or inf, got {p}")
+
+
+def _check_geometry(kernel_size: list[int], stride: list[int], padding: list[int], dilation: list[int]) -> None:
+    rank = len(kernel_size)
+    if rank > MAX_RANK:
+        raise ValueError(f"kernel_size: expected at most {MAX_RANK} values, got {kernel_size}")
+    least = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1}
+    for (name, low), values in zip(least.items(), (kernel_size, stride, padding, dilation), strict=True):
+        if len(values) != rank or any(value < low for value in values):
+            raise ValueError(f"{name}: expected {rank} values of at least {low}, got {values}")
+
+
+def _output_size(
+    sizes: Sequence[int], kernel_size: list[int], stride: list[int], padding: list[int], dilation: list[int]
+) -> list[int]:
+    axes = zip(sizes, kernel_size, stride, padding, dilation, strict=True)
+    return [max(0, (size + 2 * p - d * (k - 1) - 1) // s + 1) for size, k, s, p, d in axes]

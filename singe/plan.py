@@ -1,0 +1,131 @@
+"""What was removed, in the coordinates of the model before any removal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .graph.groups import Group, Slice
+from .surgery import compact
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Removal:
+    """One group's part of a plan.
+
+    Attributes:
+        group: the group's name.
+        size: how many neurons it had.
+        neurons: those removed, in the order of removal.
+        indices: (tensor name, axis) -> indices that go with them, ascending.
+    """
+
+    group: str
+    size: int
+    neurons: tuple[int, ...]
+    indices: dict[tuple[str, int], Tensor]
+
+
+@dataclass
+class Plan:
+    """Which neurons were removed and what of each tensor goes with them; independent of any export.
+
+    Every index counts in the unpruned model, so a plan applies to a fresh copy of that model.
+    """
+
+    removals: list[Removal] = field(default_factory=list)
+
+    def add(self, group: Group, neurons: list[int]) -> Removal:
+        """Records the removal of ``neurons`` of ``group``, whose slices count in the unpruned model."""
+        gone = torch.tensor(neurons, dtype=torch.int64)
+        indices = {(s.tensor, s.dim): s.indices(gone) for s in group.slices}
+        removal = Removal(group.name, group.size, tuple(neurons), indices)
+        self.removals.append(removal)
+        return removal
+
+    def removed(self) -> dict[tuple[str, int], Tensor]:
+        """(tensor name, axis) -> all indices that go, ascending."""
+        gathered: dict[tuple[str, int], list[Tensor]] = {}
+        for removal in self.removals:
+            for axis, indices in removal.indices.items():
+                gathered.setdefault(axis, []).append(indices)
+        return {axis: torch.cat(parts).sort().values for axis, parts in gathered.items()}
+
+    def rebase(self, group: Group) -> Group:
+        """The group as it stands in a model from which this plan's neurons are gone; the group lost none itself."""
+        removed = self.removed()
+
+        def shrink(s: Slice) -> Slice:
+            keep = torch.ones(len(s.neuron), dtype=torch.bool)
+            keep[removed.get((s.tensor, s.dim), torch.empty(0, dtype=torch.int64))] = False
+            return replace(s, neuron=s.neuron[keep])
+
+        return replace(group, slices=tuple(shrink(s) for s in group.slices))
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Cuts the planned neurons out of ``model`` in place and returns it.
+
+        Raises:
+            ValueError: the plan does not fit the model.
+        """
+        compact(model, self.removed())
+        return model
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``json``; see :meth:`from_json`."""
+        return {
+            "format": "singe-plan",
+            "version": VERSION,
+            "removals": [
+                {
+                    "group": r.group,
+                    "size": r.size,
+                    "neurons": list(r.neurons),
+                    "slices": [
+                        {"tensor": tensor, "axis": axis, "indices": indices.tolist()}
+                        for (tensor, axis), indices in r.indices.items()
+                    ],
+                }
+                for r in self.removals
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> Plan:
+        """The plan that :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: not a plan, of another version, or with a field of the wrong kind.
+        """
+        if not isinstance(data, dict) or data.get("format") != "singe-plan":
+            raise ValueError("expected a singe plan (a JSON object with format 'singe-plan')")
+        if data.get("version") != VERSION:
+            raise ValueError(f"expected a plan of version {VERSION}, got version {data.get('version')!r}")
+        try:
+            return cls([_removal(r) for r in data["removals"]])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"damaged plan: {error!r}") from error
+
+
+def _removal(data: dict[str, Any]) -> Removal:
+    indices = {(str(s["tensor"]), _integer(s["axis"])): _integers(s["indices"]) for s in data["slices"]}
+    neurons = tuple(_integers(data["neurons"]).tolist())
+    return Removal(str(data["group"]), _integer(data["size"]), neurons, indices)
+
+
+def _integer(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError(f"expected an integer, got {value!r}")
+    return value
+
+
+def _integers(values: Any) -> Tensor:
+    result = torch.tensor([_integer(v) for v in values], dtype=torch.int64)
+    if len(result.unique()) != len(result):
+        raise ValueError(f"damaged plan: repeated indices in {values}")
+    return result

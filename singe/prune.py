@@ -1,0 +1,304 @@
+"""Algorithm 1 of the paper: group by group, the least relevant neuron goes, the rest is scored again."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import time
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from . import checks
+from .allocation import ALLOCATIONS, ParameterCount
+from .criteria import Criterion, resolve
+from .data import Stream
+from .engine import DEFAULT_MEMORY, Engine
+from .finetune import FineTune, Tuner
+from .graph.analysis import find_groups
+from .graph.groups import Group
+from .graph.trace import trace
+from .losses import Batch, Loss, cross_entropy, scalar
+from .plan import Plan
+from .result import GroupRecord, PruneResult, count_macs, count_parameters
+from .seeding import preserved_random_state
+from .selection import Refresh, Selection
+from .surgery import compact, held_at_zero, mask
+from .trial import check_result, unsafe_groups
+
+log = logging.getLogger("singe")
+
+
+def prune(
+    model: nn.Module,
+    loader: Iterable[Any],
+    rho: float,
+    *,
+    criterion: str | Criterion = "integrated_gradient",
+    allocation: str = "uniform",
+    refresh: Refresh = "lazy",
+    finetune: FineTune | None = FineTune(),  # noqa: B008 - frozen
+    images: int = 64,
+    loss: Loss | None = None,
+    ignore: Sequence[str] = (),
+    seed: int = 0,
+    memory: int = DEFAULT_MEMORY,
+    progress: bool = True,
+) -> PruneResult:
+    """Removes whole neurons until a share ``rho`` of the parameters is gone, and fine-tunes in between.
+
+    Args:
+        model: any module ``model(x)`` that ``torch.export`` can trace; not modified.
+        loader: yields (x, y) batches, again and again; shuffle it, every group of neurons begins a new epoch.
+        rho: share of the model's parameters to remove, in (0, 1); tied parameters count once.
+        criterion: what relevance is: a name or an object of ``singe.criteria``.
+        allocation: how rho is shared among groups: "uniform" removes the same share of neurons everywhere.
+        refresh: after a removal, re-score all of the group ("full", the paper's) or only the least relevant
+            candidates until the least is up to date ("lazy").
+        finetune: how to train between removals; None for not at all.
+        images: samples that scores are computed on, drawn anew for every group.
+        loss: (outputs, batch) -> scalar; mean cross-entropy by default.
+        ignore: module names or glob patterns; a group with a member among them is left alone.
+        seed: of everything random in the run; the same seed gives the same plan on the same machine.
+        memory: bytes that the activations of one scoring pass may take.
+        progress: whether to show a progress bar on stderr.
+
+    Returns:
+        the pruned model with its plan and history.
+
+    Raises:
+        TypeError, ValueError: bad input, refused before any work; or a loss that is not finite during the run.
+    """
+    if isinstance(rho, bool) or not isinstance(rho, (int, float)):
+        raise TypeError(f"expected a number for rho, got {type(rho).__name__}")
+    if not 0 < rho < 1:
+        raise ValueError(f"expected rho in (0, 1), got {rho}")
+    if allocation not in ALLOCATIONS:
+        raise ValueError(f"expected allocation among {', '.join(ALLOCATIONS)}, got {allocation!r}")
+    if refresh not in ("lazy", "full"):
+        raise ValueError(f"expected refresh 'lazy' or 'full', got {refresh!r}")
+    if finetune is not None and not isinstance(finetune, FineTune):
+        raise TypeError(f"expected finetune to be a singe.FineTune or None, got {type(finetune).__name__}")
+    checks.positive_int("images", images)
+    checks.positive_int("memory", memory)
+    chosen = resolve(criterion)
+    device = checks.device_of(model)
+    checks.finite_weights(model)
+    stream = Stream(loader, device)
+    with preserved_random_state(loader):
+        run = _Run(
+            model,
+            stream,
+            chosen,
+            refresh,
+            finetune,
+            images,
+            cross_entropy if loss is None else loss,
+            seed,
+            memory,
+        )
+        run.plan_widths(rho, allocation, ignore)
+        return run.execute(progress)
+
+
+class _Run:
+    """One call of :func:`prune`: the working copy, what has been decided, and what has been done."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        stream: Stream,
+        criterion: Criterion,
+        refresh: Refresh,
+        finetune: FineTune | None,
+        images: int,
+        loss: Loss,
+        seed: int,
+        memory: int,
+    ) -> None:
+        self._original, self._stream, self._criterion, self._refresh = model, stream, criterion, refresh
+        self._finetune, self._images, self._loss, self._seed, self._memory = (
+            finetune,
+            images,
+            loss,
+            seed,
+            memory,
+        )
+        self._work = copy.deepcopy(model).eval()
+        self._plan = Plan()
+        self._todo: list[tuple[Group, int]] = []
+        self._frozen: dict[str, str] = {}
+        stream.restart(seed)
+        self._probe = stream.take(images)
+        checks.runs(self._work, self._probe[0])
+        self._loss_before = self._evaluate(self._probe)
+        if not math.isfinite(self._loss_before):
+            raise ValueError(f"expected a finite loss before pruning, got {self._loss_before}")
+        self._uninformed_loss = self._constant_answer_loss()
+        self._macs_before = count_macs(self._work, self._probe[0][:1])
+
+    # -- before the first removal ----------------------------------------------------------------------------
+
+    def plan_widths(self, rho: float, allocation: str, ignore: Sequence[str]) -> None:
+        """Finds the groups that may be pruned and fixes how many neurons each will lose."""
+        groups = find_groups(trace(self._work, self._probe[0]))
+        ignored = ignored_groups(self._original, groups, ignore)
+        self._frozen = {g.name: g.frozen for g in groups if g.frozen is not None}
+        self._frozen |= {g.name: "has only one neuron" for g in groups if g.size == 1 and g.frozen is None}
+        self._frozen |= {name: "ignored" for name in ignored}
+        able = [g for g in groups if g.name not in self._frozen]
+        self._frozen |= unsafe_groups(self._work, able, self._probe[0][:4])
+        able = [g for g in able if g.name not in self._frozen]
+        for name, reason in self._frozen.items():
+            log.info("%s is not pruned: %s", name, reason)
+        if not able:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in self._frozen.items())
+            raise ValueError(f"expected a model with neurons to prune, found none ({reasons or 'no layers'})")
+        sizes = [g.size for g in able]
+        counts = ALLOCATIONS[allocation](ParameterCount(self._original, able), sizes, rho)
+        self._todo = [(g, n) for g, n in zip(able, counts, strict=True) if n]
+
+    # -- the run ---------------------------------------------------------------------------------------------
+
+    def execute(self, progress: bool) -> PruneResult:
+        """Prunes group after group."""
+        neurons = sum(n for _, n in self._todo)
+        tuner = self._tuner(neurons)
+        history = []
+        with tqdm(total=neurons, unit="neuron", disable=not progress) as bar:
+            for index, (group, count) in enumerate(self._todo):
+                bar.set_description(group.name)
+                history.append(self._prune_group(index, group, count, tuner, bar))
+                bar.set_postfix(loss=f"{history[-1].loss_end:.3f}")
+        if tuner is not None and tuner.when == "after":
+            self._stream.restart(self._seed + len(self._todo))
+            tuner.pause()
+        return self._result(history)
+
+    def _tuner(self, neurons: int) -> Tuner | None:
+        if self._finetune is None:
+            return None
+        pauses = {"layer": len(self._todo), "neuron": neurons, "after": 1}[self._finetune.when]
+        return Tuner(self._finetune, self._work, self._stream, self._loss, pauses)
+
+    def _prune_group(self, index: int, group: Group, count: int, tuner: Tuner | None, bar: tqdm) -> GroupRecord:
+        self._stream.restart(self._seed + index)
+        batch = self._stream.take(self._images)
+        current = self._plan.rebase(group)
+        graph = trace(self._work, batch[0])
+        optimizer = tuner.optimizer if tuner is not None else None
+        scoring, tuning = _Stopwatch(), _Stopwatch()
+
+        def engine() -> Engine:
+            return Engine(self._work, graph, current, batch, self._loss, self._memory)
+
+        with scoring:
+            selection = Selection(engine(), self._criterion, self._refresh)
+        loss_start = selection.engine.base_loss
+        for _ in range(count):
+            with scoring:
+                neuron = selection.take_least()
+            mask(self._work, current.slices, torch.tensor([neuron]), optimizer)
+            if tuner is not None and tuner.when == "neuron":
+                with (
+                    tuning,
+                    held_at_zero(self._work, current.slices, torch.tensor(selection.taken), tuner.optimizer),
+                ):
+                    tuner.pause()
+                with scoring:
+                    selection.renew(engine())
+            else:
+                selection.engine.forget(neuron)
+            bar.update()
+        loss_removed = self._evaluate(batch)
+        here = Plan()
+        here.add(current, selection.taken)
+        compact(self._work, here.removed(), optimizer)
+        self._plan.add(group, selection.taken)
+        if tuner is not None and tuner.when == "layer":
+            with tuning:
+                tuner.pause()
+        return GroupRecord(
+            group=group.name, size=group.size, removed=tuple(selection.taken), scores=tuple(selection.taken_scores),
+            neurons_scored=selection.scored, loss_start=loss_start, loss_removed=loss_removed,
+            loss_end=self._evaluate(batch), seconds_scoring=scoring.seconds, seconds_tuning=tuning.seconds,
+        )  # fmt: skip
+
+    def _result(self, history: list[GroupRecord]) -> PruneResult:
+        x = self._probe[0][:4]
+        check_result(self._original, self._work, self._plan, x)
+        loss_after = self._evaluate(self._probe)
+        self._warn_if_collapsed(loss_after)
+        macs_after = count_macs(self._work, x[:1])
+        for name, module in self._original.named_modules():
+            self._work.get_submodule(name).training = module.training
+        return PruneResult(
+            model=self._work, plan=self._plan,
+            params_before=count_parameters(self._original), params_after=count_parameters(self._work),
+            macs_before=self._macs_before, macs_after=macs_after,
+            loss_before=self._loss_before, loss_after=loss_after, history=history, frozen=self._frozen,
+        )  # fmt: skip
+
+    def _evaluate(self, batch: Batch) -> float:
+        with torch.no_grad():
+            return scalar(self._loss, self._work(batch[0]), batch).item()
+
+    def _warn_if_collapsed(self, loss_after: float) -> None:
+        """Half of what the network knew beyond a constant answer is gone, or the loss is no number."""
+        lost = self._loss_before + (self._uninformed_loss - self._loss_before) / 2
+        if loss_after < lost or (math.isnan(lost) and math.isfinite(loss_after)):
+            return
+        log.warning(
+            "the pruned network may have collapsed: its loss on %d samples is %.3f, it was %.3f before pruning, and "
+            "a constant answer has %.3f; prune less, fine-tune longer, or ignore= what matters",
+            len(self._probe[0]), loss_after, self._loss_before, self._uninformed_loss,
+        )  # fmt: skip
+
+    def _constant_answer_loss(self) -> float:
+        """The loss of answering every sample with the mean output; NaN where outputs have no mean."""
+        with torch.no_grad():
+            outputs = self._work(self._probe[0])
+            if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
+                return math.nan
+            return scalar(self._loss, outputs.mean(0, keepdim=True).expand_as(outputs), self._probe).item()
+
+
+def ignored_groups(model: nn.Module, groups: Iterable[Group], patterns: Sequence[str]) -> set[str]:
+    """Names of the groups with a member that some pattern names.
+
+    Args:
+        model: whose modules the patterns name.
+        groups: of that model.
+        patterns: a module's name stands for it and all inside it; otherwise a glob over module names.
+
+    Raises:
+        TypeError: ``patterns`` is a single string.
+        ValueError: a pattern that names no module.
+    """
+    if isinstance(patterns, str):
+        raise TypeError(f"expected a sequence of module names for ignore, got the string {patterns!r}")
+    modules = [name for name, _ in model.named_modules() if name]
+    named: set[str] = set()
+    for pattern in patterns:
+        found = {m for m in modules if fnmatchcase(m, pattern) or m.startswith(f"{pattern}.")}
+        if not found:
+            raise ValueError(f"expected module names or patterns that match one in ignore, got {pattern!r}")
+        named |= found
+    return {g.name for g in groups if named.intersection(g.members)}
+
+
+class _Stopwatch:
+    """Seconds spent inside its ``with`` blocks."""
+
+    seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._start

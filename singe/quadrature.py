@@ -1,0 +1,105 @@
+"""Where on the fading path the gradient is looked at, and with which weight."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Nodes = tuple[Tensor, Tensor]
+
+
+class Quadrature(Protocol):
+    """Nodes t in (0, 1] of the path t -> t W, 1 = the neuron as it is, and their weights (both float64 [S])."""
+
+    def dt(self) -> Nodes:
+        """Nodes and weights for the integral of g(t) dt over [0, 1]."""
+
+    def log_dt(self) -> Nodes:
+        """Nodes and weights for the integral of g(t) dt / t."""
+
+
+@dataclass(frozen=True)
+class Geometric:
+    """The paper's literal sums over t = mu^s, s = 0 .. S (Yvinec et al. 2022, equation 5).
+
+    ``dt`` weighs node s by mu^s, ``log_dt`` by 1. Times (1 - mu), the first is an upper-end Riemann sum of the
+    integral that :class:`GaussLegendre` computes.
+
+    Args:
+        mu: factor between two steps, in (0, 1).
+        steps: S; by default the smallest with mu^S <= tol.
+        tol: where the path ends if ``steps`` is not given, in (0, 1).
+    """
+
+    mu: float = 0.95
+    steps: int | None = None
+    tol: float = 0.01
+
+    def __post_init__(self) -> None:
+        _require_unit_interval("mu", self.mu)
+        _require_unit_interval("tol", self.tol)
+        if self.steps is not None:
+            _require_count("steps", self.steps)
+
+    def dt(self) -> Nodes:
+        t = self._t()
+        return t, t.clone()
+
+    def log_dt(self) -> Nodes:
+        t = self._t()
+        return t, torch.ones_like(t)
+
+    def _t(self) -> Tensor:
+        steps = self.steps
+        if steps is None:
+            # the small offset keeps an exact power from rounding up to one step more
+            steps = math.ceil(math.log(self.tol) / math.log(self.mu) - 1e-9)
+        return torch.tensor(self.mu, dtype=torch.float64) ** torch.arange(steps + 1, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class GaussLegendre:
+    """Gauss-Legendre quadrature: exact for polynomials of degree 2 nodes - 1; never looks at t = 0.
+
+    ``dt`` integrates over t in [0, 1]; ``log_dt`` integrates over ln t in [ln tol, 0].
+
+    Args:
+        nodes: number of nodes, at least 1.
+        tol: lower end of the logarithmic path, in (0, 1); unused by ``dt``.
+    """
+
+    nodes: int = 4
+    tol: float = 0.01
+
+    def __post_init__(self) -> None:
+        _require_count("nodes", self.nodes)
+        _require_unit_interval("tol", self.tol)
+
+    def dt(self) -> Nodes:
+        return self._on(0.0, 1.0)
+
+    def log_dt(self) -> Nodes:
+        u, weight = self._on(math.log(self.tol), 0.0)
+        return u.exp(), weight
+
+    def _on(self, low: float, high: float) -> Nodes:
+        x, w = np.polynomial.legendre.leggauss(self.nodes)
+        half = (high - low) / 2
+        return torch.from_numpy(low + half * (x + 1)), torch.from_numpy(half * w)
+
+
+def _require_unit_interval(name: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise ValueError(f"expected {name} in (0, 1), got {value!r}")
+
+
+def _require_count(name: str, value: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"expected an int for {name}, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"expected {name} >= 1, got {value}")

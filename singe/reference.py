@@ -1,0 +1,187 @@
+"""The same mathematics in plain torch: slow, short, and the measure of everything fast in this package.
+
+First the twins of the native operators, with `singe.ops`'s signatures.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from .criteria import Criterion, LossChange, Magnitude, PathCriterion, resolve
+from .graph import batchnorm
+from .graph.analysis import find_groups
+from .graph.groups import Group, module_of
+from .graph.trace import Trace, named_tensors, trace
+from .losses import Batch, Loss, cross_entropy
+from .score import groups_of, in_layer_order
+
+
+def fade_neurons(z: Tensor, neuron: Tensor, t: Tensor) -> Tensor:
+    """Twin of `singe.ops.fade_neurons`."""
+    jobs, neurons = neuron.size(0), z.size(1)
+    rows = neuron[:, None, None] if neuron.dim() == 1 else neuron[:, :, None]  # [K, R, 1]
+    scaled = (rows == torch.arange(neurons, device=z.device)).any(1)  # [K, N]
+    factor = torch.where(scaled, t[:, None], 1.0)  # [K, N]
+    factor = factor.reshape(jobs, 1, neurons, *[1] * (z.dim() - 2))  # [K, 1, N, 1...]
+    compute = torch.promote_types(z.dtype, torch.float32)  # half types are multiplied in float32
+    faded = z.to(compute) * factor.to(compute)  # [K, B, N, *S]
+    return faded.to(z.dtype).flatten(0, 1).contiguous()  # [K*B, N, *S]
+
+
+def neuron_grad_norm(
+    x: Tensor,
+    delta: Tensor,
+    neuron: Tensor,
+    node_weight: Tensor,
+    weight_norm: Tensor,
+    scores: Tensor,
+    *,
+    kernel_size: Sequence[int] = (),
+    stride: Sequence[int] | None = None,
+    padding: Sequence[int] | None = None,
+    dilation: Sequence[int] | None = None,
+    groups: int = 1,
+    p: float = 2.0,
+) -> None:
+    """Twin of `singe.ops.neuron_grad_norm`: autograd of a convolution with one output channel, job by job."""
+    rank, batch = len(kernel_size), delta.size(1)
+    window = {
+        "stride": list(stride or [1] * rank),
+        "padding": list(padding or [0] * rank),
+        "dilation": list(dilation or [1] * rank),
+    }
+    channels = x.size(1) // groups
+    for k, n in enumerate(neuron.tolist()):
+        if n < 0 or delta.numel() == 0 or channels == 0:
+            continue  # no gradient, or one of zeros
+        images = x if x.size(0) == batch else x[k * batch : (k + 1) * batch]  # [B, C, *S_in]
+        first = n // (weight_norm.numel() // groups) * channels
+        seen = images[:, first : first + channels]  # [B, C/groups, *S_in]
+        with torch.enable_grad():
+            weight = x.new_zeros(1, channels, *kernel_size, requires_grad=True)  # [1, C/groups, *kernel]
+            out = _affine(seen, weight, window)  # [B, 1, *S_out]
+            (grad,) = torch.autograd.grad(out, weight, delta[k].unsqueeze(1))  # as weight
+        norm = torch.linalg.vector_norm(grad.double(), p)  # []
+        scores[n] += node_weight[k] * weight_norm[n] * norm
+
+
+def _affine(x: Tensor, weight: Tensor, window: dict[str, list[int]]) -> Tensor:
+    """The layer without its bias: linear for a weight without spatial axes, else the convolution of that rank."""
+    rank = weight.dim() - 2
+    if rank == 0:
+        return F.linear(x, weight)
+    convolution: Any = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
+    return convolution(x, weight, None, **window)
+
+
+def path_scores(grad: Tensor, weight_norm: Tensor, node_weight: Tensor, p: float = 2.0) -> Tensor:
+    """Twin of `singe.ops.path_scores`."""
+    if grad.size(2) == 0:
+        return torch.zeros_like(weight_norm)
+    norms = torch.linalg.vector_norm(grad.double(), p, dim=2)  # [K, N]
+    return weight_norm * (node_weight[:, None] * norms).sum(0)  # [N]
+
+
+def score(
+    model: nn.Module,
+    batch: Batch,
+    layer: str,
+    *,
+    criterion: str | Criterion = "integrated_gradient",
+    loss: Loss | None = None,
+) -> Tensor:
+    """Twin of `singe.score`: the whole network, one neuron and one node at a time, `autograd.grad` to the weights."""
+    chosen = resolve(criterion)
+    work = copy.deepcopy(model).eval()  # batch norms are folded in here
+    graph = trace(work, batch[0])
+    fold(work, graph)
+    parts = [(g, _Literal(work, g, batch, loss).scores(chosen)) for g in groups_of(layer, find_groups(graph), work)]
+    return in_layer_order(layer, parts)
+
+
+@torch.no_grad()
+def fold(model: nn.Module, graph: Trace) -> None:
+    """Folds every batch norm in place: y = a x + shift, with a moved into the layer in front where there is one.
+
+    Each batch norm is left with mean 0, var 1 - eps, weight a (or 1) and bias shift: its bias is its whole shift.
+    """
+    live = graph.live(model)
+    affine = {n: batchnorm.affine(n, live) for n in graph.nodes if batchnorm.is_batch_norm(n)}
+    for node, known in affine.items():
+        norm: Any = model.get_submodule(module_of(batchnorm.owned_tensor(graph, node) or ""))
+        norm.running_mean, norm.running_var = torch.zeros_like(known.shift), torch.full_like(known.shift, 1 - norm.eps)
+        norm.weight, norm.bias = nn.Parameter(known.scale), nn.Parameter(known.shift)
+        call: Any = node.args[0]
+        weight = graph.parameter(call, 1, "weight")
+        if weight is not None and batchnorm.following(call) is node:
+            writer: Any = model.get_submodule(module_of(weight))
+            writer.weight.mul_(known.scale.view(-1, *[1] * (writer.weight.dim() - 1)))
+            if writer.bias is not None:
+                writer.bias.mul_(known.scale)
+            norm.weight.fill_(1)
+
+
+class _Literal:
+    """The criteria on one group of a folded network."""
+
+    def __init__(self, model: nn.Module, group: Group, batch: Batch, loss: Loss | None) -> None:
+        self._model, self._group, self._batch = model, group, batch
+        self._loss = cross_entropy if loss is None else loss
+        self._tensors = {name: p.detach() for name, p in named_tensors(model).items()}
+        self._owned = dict(self._theta())
+
+    def _theta(self) -> Iterator[tuple[str, Tensor]]:
+        """The tensors that fade, and each neuron's rows in them [n, R]: weights and biases, not batch norm scales."""
+        for name in self._group.members:
+            axis0 = [s.tensor for s in self._group.slices if s.dim == 0 and module_of(s.tensor) == name]
+            rows = self._group.rows(axis0[0])
+            norm = isinstance(self._model.get_submodule(name), _NormBase)
+            for tensor in [f"{name}.bias"] if norm else axis0:
+                yield tensor, rows
+
+    def scores(self, criterion: Criterion) -> Tensor:
+        """float64 [n]."""
+        every = range(self._group.size)
+        if isinstance(criterion, LossChange):
+            base = self._value(self._tensors)
+            return torch.stack([self._value(self._faded([n], 0.0)) - base for n in every]).double()
+        if isinstance(criterion, Magnitude):
+            return torch.stack([self._norms(self._tensors, n, criterion.p).sum() for n in every])
+        assert isinstance(criterion, PathCriterion)
+        rule, total = criterion.rule(), torch.zeros(self._group.size, dtype=torch.float64)
+        for n in every:
+            norm = self._norms(self._tensors, n, criterion.p)  # [weight rows]
+            for t, weight in zip(*(v.tolist() for v in rule.nodes), strict=True):
+                gradient = self._gradient(self._faded([n] if rule.path == "neuron" else every, t))
+                term = self._norms(gradient, n, criterion.p) * (norm if rule.with_norm else 1)
+                total[n] += weight * term.sum()
+        return total
+
+    def _faded(self, neurons: Iterable[int], t: float) -> dict[str, Tensor]:
+        """All tensors, with what ``neurons`` own scaled by t."""
+        faded = dict(self._tensors)
+        for name, rows in self._owned.items():
+            faded[name] = faded[name].clone()
+            faded[name][rows[list(neurons)].flatten()] *= t
+        return faded
+
+    def _value(self, tensors: dict[str, Tensor]) -> Tensor:
+        return self._loss(torch.func.functional_call(self._model, tensors, (self._batch[0],)), self._batch)
+
+    def _gradient(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        leaves = {name: tensors[name].clone().requires_grad_() for name in self._group.writers}
+        with torch.enable_grad():
+            grads = torch.autograd.grad(self._value({**tensors, **leaves}), list(leaves.values()))
+        return dict(zip(leaves, grads, strict=True))
+
+    def _norms(self, tensors: dict[str, Tensor], neuron: int, p: float) -> Tensor:
+        """float64: the p-norm of each of a neuron's weight rows."""
+        rows = [tensors[w][self._owned[w][neuron]].double().flatten(1) for w in self._group.writers]  # each [R, F]
+        return torch.cat([torch.linalg.vector_norm(r, p, dim=1) for r in rows])

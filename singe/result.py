@@ -1,0 +1,110 @@
+"""What a run hands back."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from . import checkpoint
+from .plan import Plan
+from .report import table
+
+
+@dataclass(frozen=True)
+class GroupRecord:
+    """What happened to one group of coupled neurons.
+
+    Attributes:
+        group: its name, that of its first layer.
+        size: neurons it had.
+        removed: those removed, in order, counted in the unpruned model.
+        scores: the score of each when it was removed.
+        neurons_scored: scores computed, repetitions included.
+        loss_start: loss on the group's own batch before the first removal.
+        loss_removed: after the last, before fine-tuning.
+        loss_end: after fine-tuning.
+        seconds_scoring: time spent choosing neurons.
+        seconds_tuning: time spent fine-tuning.
+    """
+
+    group: str
+    size: int
+    removed: tuple[int, ...]
+    scores: tuple[float, ...]
+    neurons_scored: int
+    loss_start: float
+    loss_removed: float
+    loss_end: float
+    seconds_scoring: float
+    seconds_tuning: float
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """A pruned network and how it came about; ``print`` it for a summary.
+
+    Attributes:
+        model: the same class with smaller tensors; train mode and requires_grad as in the model given.
+        plan: which neurons were removed; applies to a fresh copy of the unpruned model.
+        params_before, params_after: parameters, tied ones counted once.
+        macs_before, macs_after: multiply-adds for one sample.
+        loss_before, loss_after: on one batch of calibration samples, in eval mode.
+        history: one record per pruned group, in order.
+        frozen: the groups that were left whole -> why.
+    """
+
+    model: nn.Module
+    plan: Plan
+    params_before: int
+    params_after: int
+    macs_before: int
+    macs_after: int
+    loss_before: float
+    loss_after: float
+    history: list[GroupRecord]
+    frozen: dict[str, str]
+
+    @property
+    def params_removed(self) -> float:
+        """Share of the parameters that is gone, in [0, 1]."""
+        return 1 - self.params_after / self.params_before
+
+    @property
+    def macs_removed(self) -> float:
+        """Share of the multiply-adds that is gone, in [0, 1]."""
+        return 1 - self.macs_after / self.macs_before if self.macs_before else 0.0
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Writes ``plan.json`` and ``model.safetensors`` into a directory, which is created; see ``singe.load``."""
+        checkpoint.save(self.model, self.plan, directory)
+
+    def __str__(self) -> str:
+        rows = [
+            [
+                "parameters",
+                f"{self.params_before:,}",
+                f"{self.params_after:,}",
+                f"-{self.params_removed:.1%}",
+            ],
+            ["multiply-adds", f"{self.macs_before:,}", f"{self.macs_after:,}", f"-{self.macs_removed:.1%}"],
+            ["loss", f"{self.loss_before:.4f}", f"{self.loss_after:.4f}", ""],
+        ]
+        frozen = "".join(f"\nleft whole: {name} ({reason})" for name, reason in self.frozen.items())
+        return table(["", "before", "after", "change"], rows) + frozen
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters, tied ones counted once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def count_macs(model: nn.Module, x: Tensor) -> int:
+    """Multiply-adds of ``model(x)``: torch's flop count over two. The model should be in eval mode."""
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        model(x)
+    return counter.get_total_flops() // 2

@@ -1,0 +1,82 @@
+"""The score of one layer, without pruning anything."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import checks
+from .criteria import Criterion, resolve
+from .engine import DEFAULT_MEMORY, Engine
+from .graph.analysis import find_groups
+from .graph.groups import Group, module_of
+from .graph.trace import trace
+from .losses import Loss
+
+
+def score(
+    model: nn.Module,
+    batch: Any,
+    layer: str,
+    *,
+    criterion: str | Criterion = "integrated_gradient",
+    loss: Loss | None = None,
+    memory: int = DEFAULT_MEMORY,
+) -> Tensor:
+    """Relevance of every neuron of a layer; the smallest is the first to prune.
+
+    Where the layer is coupled to others (a residual stream), a score is that of the whole coupled neuron: what all its
+    rows in all those layers add up to. The batch norm behind a layer counts as folded into it.
+
+    Args:
+        model: not modified; scored in eval mode.
+        batch: (x, y) with x [B, ...] and y [B, ...].
+        layer: module name of a convolution, linear layer or batch norm, as in ``model.named_modules()``.
+        criterion: a name or an object of ``singe.criteria``.
+        loss: (outputs, batch) -> scalar; mean cross-entropy by default.
+        memory: bytes that one pass's activations may take.
+
+    Returns:
+        float64 [n] on the CPU: one value per neuron, ordered by its first row in ``layer``; frozen neurons too.
+
+    Raises:
+        TypeError, ValueError: bad input; see the message.
+    """
+    chosen = resolve(criterion)
+    checks.positive_int("memory", memory)
+    device = checks.device_of(model)
+    checks.finite_weights(model)
+    pair = checks.batch_of(batch, device)
+    work = copy.deepcopy(model).eval()
+    checks.runs(work, pair[0])
+    graph = trace(work, pair[0])
+    groups = groups_of(layer, find_groups(graph), work)
+    parts = [(g, Engine(work, graph, g, pair, loss, memory).scores(chosen)) for g in groups]
+    return in_layer_order(layer, parts)
+
+
+def groups_of(layer: str, groups: Iterable[Group], model: nn.Module) -> list[Group]:
+    """The groups that own rows of a module.
+
+    Raises:
+        ValueError: no such module, or one that has no neurons.
+    """
+    if layer not in dict(model.named_modules()):
+        raise ValueError(f"expected the name of a module of {type(model).__name__}, got {layer!r}")
+    found = [g for g in groups if layer in g.members]
+    if not found:
+        raise ValueError(f"expected a layer with neurons (convolution, linear or batch norm), got {layer!r}")
+    return found
+
+
+def in_layer_order(layer: str, parts: list[tuple[Group, Tensor]]) -> Tensor:
+    """Concatenates values per neuron of several groups, ordered by the neurons' first row in ``layer``."""
+    first_rows = []
+    for group, _ in parts:
+        tensor = next(s.tensor for s in group.slices if s.dim == 0 and module_of(s.tensor) == layer)
+        first_rows.append(group.rows(tensor)[:, 0])
+    return torch.cat([values for _, values in parts])[torch.cat(first_rows).argsort()]

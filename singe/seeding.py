@@ -1,0 +1,46 @@
+"""Random state: seeded inside, as before outside."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def preserved_random_state(loader: Any = None) -> Iterator[None]:
+    """Gives back the state of torch's, numpy's and Python's generators, and of the loader's own, also on errors."""
+    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+    torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    cuda_states = torch.cuda.get_rng_state_all() if cuda else []
+    own = [(g, g.get_state()) for g in _generators(loader)]
+    try:
+        yield
+    finally:
+        torch.set_rng_state(torch_state)
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda_states)
+        for generator, state in own:
+            generator.set_state(state)
+
+
+def seed_everything(seed: int, loader: Any = None) -> None:
+    """Seeds the generators that :func:`preserved_random_state` gives back."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+    for generator in _generators(loader):
+        generator.manual_seed(seed)
+
+
+def _generators(loader: Any) -> Iterable[torch.Generator]:
+    """The generators a DataLoader and its samplers draw from."""
+    holders = (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
+    found = (getattr(holder, "generator", None) for holder in holders)
+    return {id(g): g for g in found if isinstance(g, torch.Generator)}.values()

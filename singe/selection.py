@@ -1,0 +1,60 @@
+"""Which neuron of a group goes next."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+
+from .criteria import Criterion
+from .engine import Engine
+
+Refresh = Literal["lazy", "full"]
+
+
+class Selection:
+    """Takes the least relevant neurons of a group one by one, re-scoring in between.
+
+    Every removal makes all scores stale. ``"full"`` then scores all remaining neurons again. ``"lazy"`` scores only the
+    least until the least is up to date, which is exact as long as scores do not shrink when others are removed.
+
+    Attributes:
+        engine: what scores are computed with; tell it of the removal, or renew it after weights have changed.
+        taken: the neurons taken so far, in order; ``taken_scores`` their scores when they were taken.
+        scored: how many neurons have been scored, repetitions included.
+    """
+
+    def __init__(self, engine: Engine, criterion: Criterion, refresh: Refresh) -> None:
+        self.engine = engine
+        self.taken: list[int] = []
+        self.taken_scores: list[float] = []
+        self._criterion = criterion
+        self._lazy = refresh == "lazy" and not criterion.scores_together
+        self._scores = engine.scores(criterion)
+        self._fresh = torch.ones_like(self._scores, dtype=torch.bool)
+        self.scored = len(self._scores)
+
+    def renew(self, engine: Engine) -> None:
+        """Goes on with another engine, for the same group with other weights."""
+        self.engine = engine
+
+    def take_least(self) -> int:
+        """The least relevant neuron left; the caller removes it from the model."""
+        if not self._lazy and not bool(self._fresh.any()):
+            self._score(self._scores.isfinite().nonzero().flatten())
+        while True:
+            neuron = int(self._scores.argmin())
+            if self._fresh[neuron]:
+                break
+            self._score(torch.tensor([neuron]))
+        self.taken.append(neuron)
+        self.taken_scores.append(float(self._scores[neuron]))
+        self._scores[neuron] = math.inf
+        self._fresh[:] = False
+        return neuron
+
+    def _score(self, neurons: torch.Tensor) -> None:
+        self._scores[neurons] = self.engine.scores(self._criterion, neurons)
+        self._fresh[neurons] = True
+        self.scored += len(neurons)

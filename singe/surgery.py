@@ -1,0 +1,133 @@
+"""Masks become smaller tensors: zeroing and cutting a model's parameters in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.optim import Optimizer
+
+from .graph.groups import Slice, module_of
+from .graph.trace import named_tensors
+
+Removed = Mapping[tuple[str, int], Tensor]
+"""(parameter or buffer name, axis) -> int64 indices along that axis that go."""
+
+
+@torch.no_grad()
+def mask(model: nn.Module, slices: Iterable[Slice], neurons: Tensor, optimizer: Optimizer | None = None) -> None:
+    """Zeroes all that ``neurons`` (int64) own, their readers' columns included, and the optimiser's state of it."""
+    tensors = named_tensors(model)
+    for s in slices:
+        tensor, index = tensors[s.tensor], s.indices(neurons)
+        index = index.to(tensor.device)
+        tensor.index_fill_(s.dim, index, 0)
+        for state in _matching_state(optimizer, tensor).values():
+            state.index_fill_(s.dim, index, 0)
+
+
+@contextmanager
+def held_at_zero(model: nn.Module, slices: Sequence[Slice], neurons: Tensor, optimizer: Optimizer) -> Iterator[None]:
+    """Masks ``neurons`` again after every step of ``optimizer``, so that no gradient, momentum or decay moves them."""
+    hook = optimizer.register_step_post_hook(lambda *_: mask(model, slices, neurons, optimizer))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@torch.no_grad()
+def compact(model: nn.Module, removed: Removed, optimizer: Optimizer | None = None) -> None:
+    """Cuts indices out of a model's tensors in place and lets its modules' attributes follow.
+
+    Keeps requires_grad, dtype, device, memory format, tied weights, hooks on modules, train mode, and, if an
+    ``optimizer`` is given, its parameter lists and per-element state (momentum and the like). Gradients are dropped.
+
+    Args:
+        model: changed in place.
+        removed: (tensor name, axis) -> int64 indices to remove.
+        optimizer: holds some of the model's parameters.
+
+    Raises:
+        ValueError: an unknown name, an axis or index out of range, or an axis that would become empty.
+    """
+    tensors = named_tensors(model)
+    kept = {key: _kept(tensors, *key, indices) for key, indices in removed.items()}
+    cut: dict[int, Tensor] = {}
+    for name, old in tensors.items():
+        axes = {dim: keep for (tensor, dim), keep in kept.items() if tensors[tensor] is old}
+        if not axes:
+            continue
+        if id(old) not in cut:
+            cut[id(old)] = _cut(old, axes)
+            _follow(optimizer, old, cut[id(old)], axes)
+        _replace(model.get_submodule(module_of(name)), name.rpartition(".")[2], cut[id(old)])
+    for module in model.modules():
+        _sync_attributes(module)
+
+
+def _kept(tensors: Mapping[str, Tensor], name: str, dim: int, indices: Tensor) -> Tensor:
+    if name not in tensors:
+        raise ValueError(f"expected the name of a parameter or buffer of the model, got {name!r}")
+    shape = tensors[name].shape
+    if not 0 <= dim < len(shape):
+        raise ValueError(f"expected an axis of {name} (shape {tuple(shape)}), got {dim}")
+    size = shape[dim]
+    if len(indices) and not (int(indices.min()) >= 0 and int(indices.max()) < size):
+        raise ValueError(f"expected indices of axis {dim} of {name} in [0, {size}), got {indices.tolist()}")
+    keep = torch.ones(size, dtype=torch.bool)
+    keep[indices.cpu()] = False
+    if not keep.any():
+        raise ValueError(f"expected at least one index of axis {dim} of {name} to stay, all {size} would go")
+    return keep.nonzero().flatten()
+
+
+def _cut(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
+    new = tensor.detach()
+    for dim, keep in axes.items():
+        new = new.index_select(dim, keep.to(tensor.device))
+    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        new = new.contiguous(memory_format=torch.channels_last)
+    return nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
+
+
+def _replace(module: nn.Module, name: str, tensor: Tensor) -> None:
+    if isinstance(tensor, nn.Parameter):
+        module._parameters[name] = tensor
+    else:
+        module._buffers[name] = tensor
+
+
+def _sync_attributes(module: nn.Module) -> None:
+    """Widths that a module keeps beside its tensors."""
+    if isinstance(module, _ConvNd) and not module.transposed:
+        module.out_channels = module.weight.shape[0]
+        module.in_channels = module.weight.shape[1] * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, _NormBase):
+        width = next((t for t in (module.weight, module.running_mean) if t is not None), None)
+        if width is not None:
+            module.num_features = len(width)
+
+
+def _matching_state(optimizer: Optimizer | None, parameter: Tensor) -> dict[str, Tensor]:
+    """The optimiser's per-element state of a parameter: the tensors of its shape."""
+    state = optimizer.state.get(parameter, {}) if optimizer is not None else {}
+    return {k: v for k, v in state.items() if isinstance(v, Tensor) and v.shape == parameter.shape}
+
+
+def _follow(optimizer: Optimizer | None, old: Tensor, new: Tensor, axes: Mapping[int, Tensor]) -> None:
+    """Puts ``new`` where the optimiser held ``old``, with its state cut alike."""
+    if optimizer is None:
+        return
+    for group in optimizer.param_groups:
+        group["params"] = [new if p is old else p for p in group["params"]]
+    matching = _matching_state(optimizer, old)
+    if old in optimizer.state:
+        state = optimizer.state.pop(old)
+        optimizer.state[new] = {**state, **{k: _cut(v, axes) for k, v in matching.items()}}

@@ -1,0 +1,100 @@
+"""Trust, but check: before anything is pruned, removal is tried on copies and compared with masking."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from .graph.groups import Group
+from .graph.trace import named_tensors
+from .numerics import close
+from .plan import Plan
+from .surgery import compact, mask
+
+log = logging.getLogger("singe")
+
+
+def unsafe_groups(model: nn.Module, groups: Sequence[Group], x: Tensor) -> dict[str, str]:
+    """The groups whose physical removal does not equal masking them, with the reason; an exported graph cannot know.
+
+    Removes one neuron, then a random third, of all groups at once; where that differs, bisects.
+
+    Args:
+        model: in eval mode; not modified.
+        groups: of that model, not frozen, of at least two neurons.
+        x: a few inputs.
+    """
+    generator = torch.Generator().manual_seed(0)
+    orders = {g.name: torch.randperm(g.size, generator=generator) for g in groups}
+    reasons: dict[str, str] = {}
+    for count in (lambda n: 1, lambda n: max(1, n // 3)):
+        chosen = [(g, orders[g.name][: count(g.size)]) for g in groups if g.name not in reasons]
+        reasons |= _bisect(model, chosen, x)
+    return reasons
+
+
+def _bisect(model: nn.Module, chosen: list[tuple[Group, Tensor]], x: Tensor) -> dict[str, str]:
+    problem = _difference(model, chosen, x) if chosen else None
+    if problem is None:
+        return {}
+    if len(chosen) == 1:
+        return {chosen[0][0].name: f"trial removal failed: {problem}"}
+    middle = len(chosen) // 2
+    found = _bisect(model, chosen[:middle], x) | _bisect(model, chosen[middle:], x)
+    # harmless apart, harmful together: one half stays whole
+    return found or {g.name: f"trial removal failed together with other groups: {problem}" for g, _ in chosen[middle:]}
+
+
+def _difference(model: nn.Module, chosen: list[tuple[Group, Tensor]], x: Tensor) -> str | None:
+    """Why the compacted network is not the masked one, or None."""
+    masked, compacted, plan = copy.deepcopy(model), copy.deepcopy(model), Plan()
+    for group, neurons in chosen:
+        mask(masked, group.slices, neurons)
+        plan.add(group, neurons.tolist())
+    try:
+        compact(compacted, plan.removed())
+        return difference(masked, compacted, x)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        return str(error).strip().splitlines()[0]
+
+
+@torch.no_grad()
+def difference(expected: nn.Module, actual: nn.Module, x: Tensor) -> str | None:
+    """What differs between two networks' outputs on ``x``, or None where they agree."""
+    a, b = pytree.tree_leaves(expected(x)), pytree.tree_leaves(actual(x))
+    for e, g in zip(a, b, strict=True):
+        if isinstance(e, Tensor) and not close(g, e):
+            gap = float((g.double() - e.double()).abs().max()) if g.shape == e.shape else float("nan")
+            return f"the outputs of the masked and the compacted network differ by {gap:.2e}"
+    return None
+
+
+def check_result(original: nn.Module, pruned: nn.Module, plan: Plan, x: Tensor) -> None:
+    """Raises RuntimeError unless the pruned network equals the unpruned one with its weights and zeros elsewhere."""
+    problem = difference(expanded(original, pruned, plan), pruned, x)
+    if problem is not None:
+        raise RuntimeError(f"the pruned network is not the masked one: {problem}; please report this model")
+
+
+@torch.no_grad()
+def expanded(original: nn.Module, pruned: nn.Module, plan: Plan) -> nn.Module:
+    """A copy of ``original`` in eval mode that holds the pruned network's values, and zero where the plan cut."""
+    full = copy.deepcopy(original).eval()
+    tensors, small, seen = named_tensors(full), named_tensors(pruned), set()
+    for name, tensor in tensors.items():
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        kept = [torch.ones(n, dtype=torch.bool) for n in tensor.shape]
+        for (owner, dim), gone in plan.removed().items():
+            if tensors[owner] is tensor:
+                kept[dim][gone] = False
+        index = [k.nonzero().view([-1 if i == dim else 1 for i in range(len(kept))]) for dim, k in enumerate(kept)]
+        tensor.zero_()
+        tensor[tuple(index)] = small[name]
+    return full

@@ -1,0 +1,142 @@
+import torch
+from networks import MLP, DigitNet, FlattenNet, PlainNet, PreActNet, images, randomised
+from torch import nn
+from wiring import Wired, free, frozen, groups_of, normal, once, owned
+
+
+def bn(name):
+    return (f"{name}.weight", f"{name}.bias", f"{name}.running_mean", f"{name}.running_var")
+
+
+def test_plain_network():
+    groups = groups_of(randomised(PlainNet()), images()[0])
+    assert free(groups) == {"features.0": 7, "features.4": 9, "features.7": 6, "classifier.0": 11}
+    assert frozen(groups) == {"classifier.3": "network output"}
+    assert [owned(g) for g in groups.values()] == [
+        once("features.0.weight", "features.0.bias", *bn("features.1"), "features.4.weight@1"),
+        once("features.4.weight", "features.5.running_mean", "features.5.running_var", "features.7.weight@1"),
+        once("features.7.weight", "features.7.bias", "classifier.0.weight@1"),
+        once("classifier.0.weight", "classifier.0.bias", "classifier.3.weight@1"),
+        once("classifier.3.weight", "classifier.3.bias"),
+    ]
+    assert groups["features.0"].writers == ("features.0.weight",)
+    assert groups["features.0"].members == ("features.0", "features.1")
+
+
+def test_flattening_gives_a_channel_one_column_per_position():
+    groups = groups_of(randomised(FlattenNet()), images()[0])
+    assert free(groups) == {"conv": 5, "hidden": 8} and frozen(groups) == {"head": "network output"}
+    conv = groups["conv"]
+    assert owned(conv) == once("conv.weight", "conv.bias") | {"hidden.weight@1": 4}
+    assert torch.equal(conv.slice("hidden.weight", 1).neuron, torch.arange(5).repeat_interleave(4))
+    assert owned(groups["hidden"]) == once("hidden.weight", "hidden.bias", *bn("norm"), "head.weight@1")
+
+
+def test_residual_streams_are_one_group_with_their_shortcuts_and_stem():
+    groups = groups_of(randomised(DigitNet(4)), images(channels=1)[0])
+    assert free(groups) == {
+        "stem": 4, "blocks.0.conv1": 4, "blocks.1.conv1": 8, "blocks.1.conv2": 8, "blocks.2.conv1": 16,
+        "blocks.2.conv2": 16,
+    }  # fmt: skip
+    assert frozen(groups) == {"head": "network output"}
+    assert groups["stem"].writers == ("stem.weight", "blocks.0.conv2.weight")
+    readers = ("blocks.0.conv1.weight@1", "blocks.1.conv1.weight@1", "blocks.1.shortcut.0.weight@1")
+    assert owned(groups["stem"]) == once(*groups["stem"].writers, *bn("bn"), *bn("blocks.0.bn2"), *readers)
+    second = groups["blocks.1.conv2"]
+    assert set(second.writers) == {"blocks.1.conv2.weight", "blocks.1.shortcut.0.weight"}
+    readers = ("blocks.2.conv1.weight@1", "blocks.2.shortcut.0.weight@1")
+    assert owned(second) == once(*second.writers, *bn("blocks.1.bn2"), *bn("blocks.1.shortcut.1"), *readers)
+    assert owned(groups["blocks.1.conv1"]) == once(
+        "blocks.1.conv1.weight", *bn("blocks.1.bn1"), "blocks.1.conv2.weight@1"
+    )
+
+
+def test_batch_norms_in_front_of_convolutions_belong_to_the_stream():
+    groups = groups_of(randomised(PreActNet()), images()[0])
+    assert free(groups) == {"stem": 6, "conv1": 5}
+    assert owned(groups["stem"]) == once(
+        "stem.weight", "stem.bias", "conv2.weight", "conv2.bias", *bn("bn1"), *bn("bn3"), "conv1.weight@1",
+        "head.weight@1",
+    )  # fmt: skip
+    assert owned(groups["conv1"]) == once("conv1.weight", *bn("bn2"), "conv2.weight@1")
+
+
+def test_linear_layers_on_sequences_own_the_last_axis():
+    groups = groups_of(randomised(MLP()), normal(3, 6, 10))
+    assert free(groups) == {"layers.0": 12, "layers.2": 9}
+    assert owned(groups["layers.0"]) == once("layers.0.weight", "layers.0.bias", "layers.2.weight@1")
+
+
+def concatenated(self, x):
+    return self.c(torch.cat([self.a(x).relu(), self.b(x)], 1)).mean((2, 3))
+
+
+def test_concatenated_layers_share_a_reader_and_stay_apart():
+    model = Wired(concatenated, a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(3, 5, 1), c=nn.Conv2d(9, 3, 1))
+    groups = groups_of(model, images()[0])
+    assert free(groups) == {"a": 4, "b": 5}
+    assert groups["a"].slice("c.weight", 1).neuron.tolist() == [0, 1, 2, 3, -1, -1, -1, -1, -1]
+    assert groups["b"].slice("c.weight", 1).neuron.tolist() == [-1, -1, -1, -1, 0, 1, 2, 3, 4]
+
+
+def halves(self, x):
+    y = self.a(x).relu()
+    return (self.b(y[:, :5]) + self.c(y[:, 5:])).mean((2, 3))
+
+
+def test_a_layer_read_in_parts_is_as_many_groups():
+    model = Wired(halves, a=nn.Conv2d(3, 12, 1), b=nn.Conv2d(5, 4, 1), c=nn.Conv2d(7, 4, 1))
+    groups = groups_of(model, images()[0])
+    assert free(groups) == {"a": 5, "a#2": 7}
+    assert owned(groups["a#2"]) == once("a.weight", "a.bias", "c.weight@1")
+    assert groups["a#2"].rows("a.weight").flatten().tolist() == list(range(5, 12))
+
+
+def partly_read(self, x):
+    return self.b(self.a(x).relu()[:, :4])
+
+
+def test_neurons_that_nothing_reads_are_frozen():
+    groups = groups_of(Wired(partly_read, a=nn.Linear(6, 7), b=nn.Linear(4, 3)), normal(3, 6))
+    assert free(groups) == {"a": 4}
+    assert frozen(groups) == {"a#2": "nothing reads it", "b": "network output"}
+
+
+def dead_end(self, x):
+    y = self.a(x).relu()
+    self.dead(y)
+    return self.b(y)
+
+
+def test_a_layer_whose_result_is_dropped_does_not_stop_the_analysis():
+    groups = groups_of(Wired(dead_end, a=nn.Linear(6, 5), dead=nn.Linear(5, 2), b=nn.Linear(5, 3)), normal(3, 6))
+    assert owned(groups["a"]).keys() >= {"a.weight@0", "b.weight@1"}
+    assert "dead" not in free(groups)
+
+
+def input_added(self, x):
+    y = self.a(x)
+    return self.head((x + y).mean((2, 3)))
+
+
+def test_a_stream_that_carries_the_input_is_frozen():
+    model = Wired(input_added, a=nn.Conv2d(3, 3, 1), head=nn.Linear(3, 2))
+    assert frozen(groups_of(model, images()[0])) == {"a": "network input", "head": "network output"}
+
+
+def several_outputs(self, x):
+    y = self.a(x).relu()
+    z = self.b(y)
+    return {"features": z, "logits": self.head(z.relu())}
+
+
+def test_every_output_is_frozen_and_nothing_else():
+    model = Wired(several_outputs, a=nn.Linear(6, 5), b=nn.Linear(5, 4), head=nn.Linear(4, 3))
+    groups = groups_of(model, normal(3, 6))
+    assert frozen(groups) == {"b": "network output", "head": "network output"} and free(groups) == {"a": 5}
+
+
+def test_a_batch_norm_at_the_end_is_an_output():
+    model = Wired(lambda self, x: self.n(self.b(self.a(x).relu())), a=nn.Linear(6, 5), b=nn.Linear(5, 3))
+    model.n = nn.BatchNorm1d(3).eval()
+    assert frozen(groups_of(model, normal(3, 6))) == {"b": "network output"}

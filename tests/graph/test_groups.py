@@ -1,0 +1,38 @@
+import pytest
+import torch
+
+from singe.graph.groups import Group, Slice, module_of, rows_by_neuron
+
+
+@pytest.fixture
+def group():
+    slices = (
+        Slice("a.weight", 0, torch.tensor([0, 1, -1, 2])),
+        Slice("a.bias", 0, torch.tensor([0, 1, -1, 2])),
+        Slice("b.c.weight", 0, torch.tensor([2, 0, 1])),
+        Slice("head.weight", 1, torch.tensor([-1, 0, 0, 2, 1, 2, 1])),
+    )
+    return Group("a", 3, ("a.weight", "b.c.weight"), slices, None)
+
+
+def test_a_slice_gives_the_indices_of_neurons_in_ascending_order(group):
+    head = group.slice("head.weight", 1)
+    assert head.multiplicity == 2
+    assert head.indices(torch.tensor([2, 0])).tolist() == [1, 2, 3, 5]
+    assert head.indices(torch.tensor([], dtype=torch.int64)).tolist() == []
+
+
+def test_rows_are_listed_neuron_by_neuron(group):
+    assert group.rows("a.weight").tolist() == [[0], [1], [3]]
+    assert group.rows("b.c.weight").tolist() == [[1], [2], [0]]
+    assert rows_by_neuron(group.slice("head.weight", 1).neuron, 3).tolist() == [[1, 2], [4, 6], [3, 5]]
+
+
+def test_an_axis_that_is_not_owned_is_named(group):
+    with pytest.raises(KeyError, match=r"axis 0 of head\.weight"):
+        group.slice("head.weight", 0)
+
+
+def test_members_are_the_modules_that_hold_rows(group):
+    assert group.members == ("a", "b.c")
+    assert module_of("weight") == ""

@@ -1,0 +1,129 @@
+import pytest
+import torch
+from networks import images
+from torch import nn
+from wiring import Wired, normal
+
+from singe.graph import batchnorm
+from singe.graph.analysis import find_groups
+from singe.graph.layer import find_layers
+from singe.graph.trace import trace
+
+
+def planes(self, x):
+    y = torch.relu(self.bn1(self.a(x)))  # [B, 4, 4, 8]
+    y = torch.relu(self.bn2(self.same(y)))  # [B, 6, 4, 8]
+    y = torch.relu(self.grouped(y))  # [B, 4, 4, 7]
+    y = self.seq(y.flatten(2)).relu()  # [B, 5, 13]
+    y = self.tokens(y.transpose(1, 2)).relu()  # [B, 13, 6]
+    return self.head(self.bn3(self.vector(y.mean(1))).sigmoid())
+
+
+def volume(self, x):
+    y = self.a(x.unflatten(2, (2, 4)))
+    return self.head(torch.relu(y).mean((2, 3, 4)))
+
+
+@pytest.fixture(scope="module")
+def flat():
+    model = Wired(
+        planes,
+        a=nn.Conv2d(3, 4, (3, 2), stride=(2, 1), dilation=(1, 2), padding=(1, 1)),
+        bn1=nn.BatchNorm2d(4),
+        same=nn.Conv2d(4, 6, (2, 4), padding="same", dilation=(1, 3), bias=False),
+        bn2=nn.BatchNorm2d(6, affine=False),
+        grouped=nn.Conv2d(6, 4, (1, 2), groups=2),
+        seq=nn.Conv1d(4, 5, 4, stride=2),
+        tokens=nn.Linear(5, 6),
+        vector=nn.Linear(6, 5),
+        bn3=nn.BatchNorm1d(5),
+        head=nn.Linear(5, 4),
+    )
+    return model.double(), images()[0].double()
+
+
+@pytest.fixture(scope="module")
+def solid():
+    model = Wired(volume, a=nn.Conv3d(3, 4, 2, stride=(1, 2, 1), padding=(1, 0, 0)), head=nn.Linear(4, 2))
+    return model.double(), images()[0].double()
+
+
+@pytest.fixture(scope="module", params=["flat", "solid"])
+def case(request):
+    """(model, x, trace, {module: layer}, values) with gradients recorded."""
+    model, x = request.getfixturevalue(request.param)
+    graph = trace(model, x)
+    layers = {g.name: layer for g in find_groups(graph) for layer in find_layers(graph, g)}
+    env = graph.live(model) | {graph.input: x}
+    for node, name in graph.state.items():
+        if name.endswith("weight"):
+            env[node] = env[node].clone().requires_grad_()
+    graph.run(graph.nodes, env, len(x), keep=[n for lay in layers.values() for n in (lay.x, lay.output)])
+    return graph, layers, env
+
+
+def test_every_layer_is_found_with_its_batch_norm(case):
+    _, layers, _ = case
+    with_norm = {name for name, layer in layers.items() if layer.output is not layer.call}
+    assert with_norm in ({"a", "same", "vector"}, set())
+    assert len(layers) in (7, 2)
+
+
+def test_weight_gradients_equal_autograd(case):
+    graph, layers, env = case
+    weight = normal(*env[graph.outputs[0]].shape, dtype=torch.float64)
+    loss = (env[graph.outputs[0]] * weight).sum() if graph.outputs[0] in env else None
+    assert loss is not None
+    for name, layer in layers.items():
+        delta, expected = torch.autograd.grad(loss, [env[layer.output], env[layer.weight_node]], retain_graph=True)
+        x = layer.channels_first(env[layer.x]).detach()
+        found = layer.weight_gradient(x, layer.channels_first(delta), env).detach()
+        if layer.output is not layer.call:  # the gradient of the folded weight
+            found = found * batchnorm.affine(layer.output, env).scale.detach()[:, None]
+        assert expected.abs().max() > 0, name
+        torch.testing.assert_close(found, expected.flatten(1), msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, float("inf")])
+def test_row_norms_are_those_of_the_folded_weight(case, p):
+    _, layers, env = case
+    for layer in layers.values():
+        rows = env[layer.weight_node].detach().flatten(1)
+        if layer.output is not layer.call:
+            rows = rows * batchnorm.affine(layer.output, env).scale[:, None]
+        torch.testing.assert_close(layer.row_norms(env, p).detach(), rows.detach().norm(p, dim=1))
+
+
+def test_channels_first_can_be_undone_for_another_batch(case):
+    _, layers, env = case
+    for layer in layers.values():
+        z = env[layer.output].detach()
+        first = layer.channels_first(z)
+        assert first.shape[:2] == (len(z), len(env[layer.weight_node]))
+        twice = torch.cat([first, -first])
+        assert torch.equal(layer.restored(twice, z), torch.cat([z, -z]))
+
+
+def test_uneven_padding_is_completed(flat):
+    model, x = flat
+    graph = trace(model, x)
+    (group,) = (g for g in find_groups(graph) if g.name == "same")
+    (layer,) = find_layers(graph, group)
+    padded = layer.padded(normal(1, 4, 4, 8))
+    assert padded.shape == (1, 4, 5, 9)
+    assert layer.geometry.padding == [0, 4] and not padded[:, :, -1].any() and not padded[..., -1].any()
+
+
+def test_rows_say_which_row_is_which_neuron():
+    model = Wired(lambda self, x: self.b(nn.functional.pixel_shuffle(self.a(x), 2)).mean((2, 3)), a=nn.Conv2d(3, 8, 1))
+    model.b = nn.Conv2d(2, 2, 1)
+    graph = trace(model, images()[0])
+    (layer,) = find_layers(graph, find_groups(graph)[0])
+    assert layer.rows.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_a_layer_used_twice_is_refused_by_name():
+    model = Wired(lambda self, x: self.b(self.a(self.a(x).relu())), a=nn.Linear(4, 4), b=nn.Linear(4, 2))
+    graph = trace(model, normal(3, 4))
+    with pytest.raises(ValueError, match="a to be used once in the model, it is used 2 times"):
+        find_layers(graph, find_groups(graph)[0])

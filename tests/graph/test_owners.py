@@ -1,0 +1,99 @@
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from singe.graph.owners import NOBODY, Owners
+
+
+def written_and_read(count):
+    """Owners of one weight's rows, all of them read by the columns of another."""
+    owners = Owners()
+    rows = owners.rows("a.weight", count)
+    owners.claim("b.weight", 1, rows)
+    return owners, rows
+
+
+def neurons(owners, count):
+    """index -> (group, neuron) of a.weight's rows."""
+    place = {}
+    for group in owners.groups():
+        for index, neuron in enumerate(group.slice("a.weight", 0).neuron.tolist()):
+            if neuron >= 0:
+                assert index not in place
+                place[index] = (group.name, neuron)
+    assert sorted(place) == list(range(count))
+    return place
+
+
+indices = st.integers(0, 23)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.tuples(indices, indices), min_size=1, max_size=8), max_size=6))
+def test_rows_are_one_neuron_exactly_if_a_chain_of_unions_connects_them(calls):
+    owners, rows = written_and_read(24)
+    component = list(range(24))
+    for pairs in calls:
+        a, b = torch.tensor(pairs).T
+        owners.unite(rows[a], rows[b])
+        for i, j in pairs:
+            component = [component[i] if c == component[j] else c for c in component]
+    place = neurons(owners, 24)
+    assert all((place[i] == place[j]) == (component[i] == component[j]) for i in range(24) for j in range(24))
+    for group in owners.groups():
+        firsts = [group.slice("a.weight", 0).neuron.tolist().index(n) for n in range(group.size)]
+        assert firsts == sorted(firsts), "neurons are ordered by their first row"
+        counts = group.slice("a.weight", 0).neuron.bincount() if -1 not in group.slice("a.weight", 0).neuron else None
+        assert counts is None or len(counts.unique()) == 1
+
+
+def test_nobody_unites_with_nobody():
+    owners, rows = written_and_read(4)
+    padded = torch.tensor([NOBODY, NOBODY, *rows[2:].tolist()])
+    united = owners.unite(padded, rows)
+    assert torch.equal(united, rows)
+    owners.unite(torch.tensor([NOBODY, NOBODY]), rows[[0, 3]])
+    assert len(set(neurons(owners, 4).values())) == 4
+
+
+def test_padding_never_stands_for_its_axis():
+    owners, rows = written_and_read(3)
+    picture = rows.view(3, 1, 1).expand(3, 2, 2).clone()
+    picture[:, 0, :] = NOBODY
+    assert torch.equal(owners.channels(picture, 0), rows)
+    owners.claim("c.weight", 1, torch.tensor([NOBODY, *rows.tolist()]))
+    (group,) = owners.groups()
+    assert group.slice("c.weight", 1).neuron.tolist() == [-1, 0, 1, 2]
+
+
+def test_what_differs_off_the_channel_axis_becomes_one_neuron():
+    owners, rows = written_and_read(4)
+    owners.channels(rows.view(2, 2), 1)  # [[0, 1], [2, 3]]: 0 with 2, 1 with 3
+    place = neurons(owners, 4)
+    assert place[0] == place[2] != place[1] == place[3]
+
+
+def test_the_first_reason_is_the_one_given():
+    owners, rows = written_and_read(3)
+    owners.freeze(rows[:1], "first")
+    owners.freeze(rows[:2], "second")
+    owners.freeze_tensor("b.weight", "third")
+    assert [(g.size, g.frozen) for g in owners.groups()] == [(1, "first"), (1, "second"), (1, "third")]
+
+
+def test_freezing_a_neuron_freezes_all_that_it_is_united_with():
+    owners, rows = written_and_read(4)
+    owners.freeze(rows[3:], "fixed")
+    owners.unite(rows[:1], rows[3:])
+    assert {(g.size, g.slice("a.weight", 0).multiplicity, g.frozen) for g in owners.groups()} == {
+        (1, 2, "fixed"),
+        (2, 1, None),
+    }
+
+
+def test_groups_of_one_writer_get_names_of_their_own():
+    owners = Owners()
+    rows = owners.rows("a.weight", 5)
+    owners.claim("b.weight", 1, rows[:2])
+    owners.claim("c.weight", 1, rows[2:])
+    assert [(g.name, g.size) for g in owners.groups()] == [("a", 2), ("a#2", 3)]

@@ -1,0 +1,105 @@
+"""Small networks that tests prune, with batch norm statistics that make every mistake visible."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from singe.demo import Block, DigitNet
+
+
+def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Gives weights, batch norm statistics and affine parameters random values away from their defaults; eval mode."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear, nn.Conv1d, nn.Conv3d)):
+                fan_in = module.weight[0].numel()
+                module.weight.copy_(torch.randn(module.weight.shape, generator=generator) * fan_in**-0.5)
+                if module.bias is not None:
+                    module.bias.copy_(torch.randn(module.bias.shape, generator=generator) * 0.3)
+            elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                module.running_mean.copy_(torch.randn(module.running_mean.shape, generator=generator) * 0.5)
+                module.running_var.copy_(torch.rand(module.running_var.shape, generator=generator) + 0.5)
+                if module.affine:
+                    module.weight.copy_(torch.rand(module.weight.shape, generator=generator) + 0.5)
+                    module.bias.copy_(torch.randn(module.bias.shape, generator=generator) * 0.5)
+    return model.eval()
+
+
+class PlainNet(nn.Module):
+    """VGG-like: convolutions with batch norm, max pooling, dropout, flatten into two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 7, 3, padding=1), nn.BatchNorm2d(7), nn.ReLU(inplace=True), nn.MaxPool2d(2),
+            nn.Conv2d(7, 9, 3, padding="same", bias=False), nn.BatchNorm2d(9, affine=False), nn.ReLU(inplace=True),
+            nn.Conv2d(9, 6, 3, stride=2, padding=1), nn.LeakyReLU(0.1), nn.AvgPool2d(2),
+        )  # fmt: skip
+        self.classifier = nn.Sequential(nn.Linear(6, 11), nn.ReLU(), nn.Dropout(), nn.Linear(11, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 3, 8, 8] -> [B, 4]."""
+        return self.classifier(torch.flatten(self.features(x), 1))
+
+
+class FlattenNet(nn.Module):
+    """A convolution whose channels each become four columns of a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, (3, 2), stride=(2, 1), dilation=(1, 2), padding=(1, 1))
+        self.pool = nn.AdaptiveAvgPool2d(2)
+        self.hidden = nn.Linear(20, 8)
+        self.norm = nn.BatchNorm1d(8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 3, 8, 8] -> [B, 4]."""
+        y = self.pool(F.gelu(self.conv(x)))
+        return self.head(torch.tanh(self.norm(self.hidden(y.reshape(len(x), -1)))))
+
+
+class PreActNet(nn.Module):
+    """A residual stream whose batch norms stand before the convolutions and belong to none of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.bn1, self.conv1 = nn.BatchNorm2d(6), nn.Conv2d(6, 5, 3, padding=1, bias=False)
+        self.bn2, self.conv2 = nn.BatchNorm2d(5), nn.Conv2d(5, 6, 1)
+        self.bn3, self.head = nn.BatchNorm2d(6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 3, 8, 8] -> [B, 4]."""
+        x = self.stem(x)
+        y = self.conv1(F.relu(self.bn1(x)))
+        x = x + self.conv2(F.relu(self.bn2(y)))
+        return self.head(F.relu(self.bn3(x)).mean((2, 3)))
+
+
+class MLP(nn.Module):
+    """Linear layers on vectors, or on the last axis of sequences."""
+
+    def __init__(self, activation: nn.Module | None = None) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(10, 12), activation or nn.ReLU(), nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 4)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 10] or [B, T, 10] -> [B, 4]."""
+        y = self.layers(x)
+        return y if y.dim() == 2 else y.mean(1)
+
+
+def images(count: int = 5, size: int = 8, channels: int = 3, classes: int = 4, seed: int = 1) -> tuple[Tensor, Tensor]:
+    """A random batch (x [count, channels, size, size], y [count])."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, channels, size, size, generator=generator)
+    return x, torch.randint(classes, (count,), generator=generator)
+
+
+__all__ = ["MLP", "Block", "DigitNet", "FlattenNet", "PlainNet", "PreActNet", "images", "randomised"]

@@ -1,0 +1,104 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from singe import checks
+
+CPU = torch.device("cpu")
+X, Y = torch.ones(3, 2), torch.zeros(3, dtype=torch.int64)
+
+
+def test_the_device_is_that_of_the_parameters():
+    assert checks.device_of(nn.Linear(2, 2)) == CPU
+    assert checks.device_of(nn.Linear(2, 2, device="meta")) == torch.device("meta")
+
+
+def test_a_model_must_be_a_module_with_parameters_on_one_device():
+    with pytest.raises(TypeError, match=r"Module.*function"):
+        checks.device_of(lambda x: x)
+    with pytest.raises(TypeError, match="Module"):
+        checks.device_of(nn.Linear)
+    with pytest.raises(ValueError, match="no parameters"):
+        checks.device_of(nn.ReLU())
+    with pytest.raises(ValueError, match="cpu, meta"):
+        checks.device_of(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta")))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("0.weight", math.nan), ("0.weight", math.inf), ("1.bias", -math.inf), ("1.running_var", math.nan)],
+)
+def test_weights_and_statistics_that_are_not_finite_are_named(name, value):
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    checks.finite_weights(model)
+    model.state_dict()[name].view(-1)[-1] = value
+    with pytest.raises(ValueError, match=name):
+        checks.finite_weights(model)
+
+
+def test_an_additive_mask_may_hold_minus_infinity():
+    model = nn.Linear(2, 2)
+    model.register_buffer("mask", torch.tensor([0.0, -math.inf]))
+    checks.finite_weights(model)
+
+
+@pytest.mark.parametrize("pair", [(X, Y), [X, Y]])
+def test_a_pair_of_tensors_is_a_batch(pair):
+    x, y = checks.batch_of(pair, CPU)
+    assert x is X and y is Y
+
+
+@pytest.mark.parametrize(
+    ("item", "got"),
+    [
+        (X, "Tensor"),
+        (None, "NoneType"),
+        ({"x": X, "y": Y}, "dict"),
+        ((X,), r"tuple of \(Tensor\)"),
+        ((X, Y, Y), r"tuple of \(Tensor, Tensor, Tensor\)"),
+        ([X, 3], r"list of \(Tensor, int\)"),
+        ((X.numpy(), Y), r"tuple of \(ndarray, Tensor\)"),
+    ],
+)
+def test_what_is_no_pair_of_tensors_is_described(item, got):
+    with pytest.raises(TypeError, match=rf"\(x, y\).*{got}"):
+        checks.batch_of(item, CPU)
+
+
+@pytest.mark.parametrize("pair", [(X, Y[:2]), (X[:0], Y[:0]), (torch.tensor(1.0), Y), (X, torch.tensor(1))])
+def test_lengths_that_do_not_fit_are_shown(pair):
+    with pytest.raises(ValueError, match=r"length.*\(.*\) and \(.*\)"):
+        checks.batch_of(pair, CPU)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_images_that_are_not_finite_are_refused(value):
+    x = X.clone()
+    x[1, 1] = value
+    with pytest.raises(ValueError, match="NaN"):
+        checks.batch_of((x, Y), CPU)
+
+
+def test_integer_inputs_are_fine():
+    assert checks.batch_of((Y, Y), CPU)[0] is Y
+
+
+@pytest.mark.parametrize(("value", "error"), [(0, ValueError), (-3, ValueError), (1.0, TypeError), (True, TypeError), (None, TypeError)])
+def test_a_count_must_be_an_int_of_at_least_one(value, error):
+    with pytest.raises(error, match=r"\bimages\b"):
+        checks.positive_int("images", value)
+    assert checks.positive_int("images", 1) == 1
+
+
+@pytest.mark.parametrize("x", [torch.ones(3, 5), torch.ones(3, 2, dtype=torch.float64), torch.ones(3, 2, dtype=torch.int64)])
+def test_batches_that_do_not_fit_the_model_are_shown_with_shape_dtype_and_torchs_own_words(x):
+    with pytest.raises(ValueError, match="Linear") as caught:
+        checks.runs(nn.Linear(2, 4), x)
+    message = str(caught.value)
+    assert str(tuple(x.shape)) in message and str(x.dtype) in message and str(caught.value.__cause__) in message
+
+
+def test_a_batch_that_fits_passes():
+    checks.runs(nn.Linear(2, 4), X)

@@ -1,0 +1,480 @@
+import copy
+import math
+import random
+import sys
+
+import numpy as np
+import pytest
+import torch
+from networks import MLP, DigitNet, FlattenNet, PlainNet, PreActNet, images, randomised
+from torch import nn
+from torch.nn import functional as F
+
+import singe
+from singe import reference
+
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
+
+
+class SameNet(nn.Module):
+    """Even kernels with padding='same', dilated; a grouped convolution; channels that flatten into columns."""
+
+    def __init__(self):
+        super().__init__()
+        self.even = nn.Conv2d(3, 5, (4, 2), padding="same", dilation=(1, 3))
+        self.next = nn.Conv2d(5, 4, (2, 4), padding="same", bias=False)
+        self.bn = nn.BatchNorm2d(4)
+        self.grouped = nn.Conv2d(4, 6, 3, padding="valid", groups=2)
+        self.head = nn.Conv2d(6, 4, 2, stride=4)
+
+    def forward(self, x):
+        y = F.relu(self.even(x))
+        return self.head(F.relu(self.grouped(F.relu(self.bn(self.next(y)))))).flatten(1)
+
+
+class ReversedSum(nn.Module):
+    """Channel i of one layer and channel 4 - i of the other are one neuron."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 5, 3), nn.Conv2d(3, 5, 3, bias=False)
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, x):
+        return self.head(F.relu(self.a(x) + self.b(x).flip(1)).mean((2, 3)))
+
+
+class ManyRows(nn.Module):
+    """Neurons with several rows each: four by a pixel shuffle, two by a gate."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Conv2d(3, 12, 3)
+        self.gated = nn.Conv2d(3, 10, 3, stride=2)
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, x):
+        y = F.relu(F.pixel_shuffle(self.up(x), 2))
+        a, b = self.gated(y).chunk(2, 1)
+        return self.head((a * b.sigmoid()).mean((2, 3)))
+
+
+class OtherRanks(nn.Module):
+    """Convolutions in one and three dimensions, with batch norm behind the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.bn = nn.Conv1d(3, 5, 4, stride=2, bias=False), nn.BatchNorm1d(5)
+        self.three = nn.Conv3d(1, 4, (2, 3, 2), padding=(1, 0, 1), dilation=(1, 2, 1))
+
+    def forward(self, x):
+        y = F.relu(self.bn(self.one(x.flatten(2))))  # [B, 5, 31]
+        return self.three(y[:, :, :30].reshape(len(x), 1, 5, 5, 6)).mean((2, 3, 4))
+
+
+class TwoOutputs(nn.Module):
+    """Logits, and on the way ``extra``: a second head on the middle layer, a scalar, a number, a plain activation."""
+
+    def __init__(self, extra):
+        super().__init__()
+        self.extra = extra
+        self.first, self.middle, self.head = nn.Linear(10, 6), nn.Linear(6, 5), nn.Linear(5, 4)
+        self.aux = nn.Linear(6, 4)
+
+    def forward(self, x):
+        y = self.first(x).relu()
+        logits = self.head(self.middle(y).relu())
+        if self.extra == "head":
+            return {"logits": logits, "extra": self.aux(y)}
+        if self.extra == "scalar":
+            return {"logits": logits, "extra": y.square().mean()}
+        if self.extra == "number":
+            return {"logits": logits, "extra": 2.0}
+        return logits, y
+
+
+class Centred(nn.Module):
+    """Samples see each other in the middle of the network, in one of several ways."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        self.first, self.middle, self.head = nn.Linear(10, 6), nn.Linear(6, 5), nn.Linear(5, 4)
+        self.norm = nn.BatchNorm1d(6, affine=False, track_running_stats=False)
+
+    def forward(self, x):
+        y = self.first(x).tanh()
+        if self.how == "mean":
+            y = y - y.mean(0)
+        elif self.how == "batch statistics":
+            y = self.norm(y)
+        elif self.how == "neighbour":
+            y = y + y.roll(1, 0)
+        else:
+            y = (y @ y.T).softmax(1) @ y
+        return self.head(self.middle(y).tanh())
+
+
+class FixedBatch(MLP):
+    def forward(self, x):
+        return self.layers(x).reshape(5, 4)
+
+
+class CountedBatch(MLP):
+    def forward(self, x):
+        return self.layers(x) * torch.ones(int(len(x)), 4)
+
+
+class SequenceFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(10, 6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.head(self.first(x.transpose(0, 1)).relu()).mean(0)
+
+
+class InPlaceOnInput(MLP):
+    def forward(self, x):
+        return self.layers(x.sub_(0.5))
+
+
+class NormOverTime(nn.Module):
+    """A batch norm whose channels are not those of the linear layer in front of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.head = nn.Linear(10, 6), nn.BatchNorm1d(7), nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.head(self.norm(self.first(x)).relu()).mean(1)
+
+
+def vectors(count=5, *time):
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(count, *time, 10, generator=generator), torch.randint(4, (count,), generator=generator)
+
+
+def criteria():
+    found = [singe.LossChange(), singe.IntegratedGradient(quadrature=singe.Geometric(0.7, steps=2))]
+    for p in (1, 2, math.inf):
+        found += [singe.Magnitude(p), singe.Gradient(p), singe.MagnitudeGradient(p)]
+        for path in ("neuron", "layer"):
+            for kind in (singe.SummedGradient, singe.IntegratedGradient):
+                found.append(kind(p, quadrature=singe.GaussLegendre(2), path=path))
+    return found
+
+
+def error(actual, expected):
+    assert actual.dtype == expected.dtype == torch.float64
+    assert actual.shape == expected.shape
+    assert expected.norm() > 0
+    return float((actual - expected).norm() / expected.norm())
+
+
+@pytest.fixture
+def one_export(monkeypatch):
+    """Exports a network once for all criteria; the graph is run with the live parameters of each copy."""
+    kept = {}
+
+    def trace(model, x, original=sys.modules["singe.graph.trace"].trace):
+        return kept.setdefault((tuple(x.shape), x.dtype), None) or kept.setdefault(
+            ("graph", tuple(x.shape), x.dtype), original(model, x)
+        )
+
+    for module in ("singe.score", "singe.reference"):
+        monkeypatch.setattr(sys.modules[module], "trace", trace)
+
+
+NETWORKS = [
+    (PlainNet, images, ["features.0", "features.4", "features.7", "classifier.0", "classifier.3"]),
+    (FlattenNet, images, ["conv", "hidden"]),
+    (SameNet, images, ["even", "next", "grouped", "head"]),
+    (lambda: DigitNet(3), lambda: images(channels=1), ["stem", "blocks.0.conv1", "blocks.2.conv2"]),
+    (PreActNet, images, ["stem", "conv1"]),
+    (MLP, vectors, ["layers.0", "layers.2", "layers.4"]),
+    (MLP, lambda: vectors(4, 3), ["layers.0", "layers.4"]),
+    (ReversedSum, images, ["a"]),
+    (ManyRows, images, ["up", "gated"]),
+    (OtherRanks, images, ["one", "three"]),
+]
+IDS = "plain flatten same residual preact vectors sequences reversed rows ranks".split()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(("make", "data", "layers"), NETWORKS, ids=IDS)
+def test_every_criterion_equals_the_reference(make, data, layers, dtype, one_export):
+    model = randomised(make()).to(dtype)
+    x, y = data()
+    batch = x.to(dtype), y
+    for layer in layers:
+        for criterion in criteria():
+            expected = reference.score(model, batch, layer, criterion=criterion)
+            actual = singe.score(model, batch, layer, criterion=criterion)
+            assert error(actual, expected) <= TOLERANCE[dtype], (layer, criterion)
+
+
+def test_integrated_gradient_is_equation_5_written_out():
+    model, (x, y) = randomised(MLP()).double(), vectors()
+    x, layer = x.double(), model.layers[2]
+    expected = torch.zeros(9, dtype=torch.float64)
+    for n in range(9):
+        for s in range(4):
+            faded = copy.deepcopy(model)
+            with torch.no_grad():
+                faded.layers[2].weight[n] *= 0.6**s
+                faded.layers[2].bias[n] *= 0.6**s
+            F.cross_entropy(faded(x), y).backward()
+            grad = faded.layers[2].weight.grad[n]
+            expected[n] += 0.6**s * layer.weight[n].detach().norm() * grad.norm()
+    criterion = singe.IntegratedGradient(quadrature=singe.Geometric(0.6, steps=3))
+    assert error(singe.score(model, (x, y), "layers.2", criterion=criterion), expected) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("make", "data", "by_norm", "layer"),
+    [
+        (PlainNet, images, "features.5", "features.4"),
+        (lambda: DigitNet(3), lambda: images(channels=1), "blocks.1.shortcut.1", "blocks.1.conv2"),
+        (PreActNet, images, "bn3", "stem"),
+    ],
+)
+def test_a_batch_norm_stands_for_the_neurons_that_pass_through_it(make, data, by_norm, layer):
+    model = randomised(make())
+    assert torch.equal(singe.score(model, data(), by_norm), singe.score(model, data(), layer))
+
+
+def test_coupled_neurons_are_ordered_by_the_rows_of_the_layer_asked_for():
+    model, batch = randomised(ReversedSum()), images()
+    for criterion in ("magnitude", "integrated_gradient"):
+        a, b = (singe.score(model, batch, layer, criterion=criterion) for layer in "ab")
+        assert torch.equal(a, b.flip(0))
+    rows_a, rows_b = (layer.weight.detach().double().flatten(1).norm(dim=1) for layer in (model.a, model.b))
+    assert torch.allclose(singe.score(model, batch, "a", criterion="magnitude"), rows_a + rows_b.flip(0))
+
+
+def test_magnitude_is_that_of_the_weights_with_their_batch_norm_folded_in():
+    model = randomised(PlainNet())
+    conv, norm = model.features[0], model.features[1]
+    folded = conv.weight * (norm.weight / (norm.running_var + norm.eps).sqrt())[:, None, None, None]
+    for p in (1, 2, math.inf):
+        expected = torch.linalg.vector_norm(folded.detach().double().flatten(1), p, dim=1)
+        actual = singe.score(model, images(), "features.0", criterion=singe.Magnitude(p))
+        assert error(actual, expected) < 1e-6
+
+
+def test_loss_change_is_that_of_a_real_removal():
+    model, (x, y) = randomised(PlainNet()).double(), images()
+    x, keep = x.double(), torch.tensor([0, 1, 3, 4, 5])
+    smaller = copy.deepcopy(model)
+    smaller.features[7].weight.data = smaller.features[7].weight[keep]
+    smaller.features[7].bias.data = smaller.features[7].bias[keep]
+    smaller.classifier[0].weight.data = smaller.classifier[0].weight[:, keep]
+    expected = F.cross_entropy(smaller(x), y) - F.cross_entropy(model(x), y)
+    actual = singe.score(model, (x, y), "features.7", criterion="loss_change")
+    assert float(actual[2]) == pytest.approx(float(expected), abs=1e-12)
+
+
+# -- losses and outputs ------------------------------------------------------------------------------------------
+
+
+def total(outputs, batch):
+    logits, extra = outputs.values() if isinstance(outputs, dict) else outputs
+    scale, penalty = (extra, 0) if isinstance(extra, float) else (1, extra.square().mean())
+    return F.cross_entropy(logits / scale, batch[1]) + penalty
+
+
+@pytest.mark.parametrize("layer", ["first", "middle"])
+@pytest.mark.parametrize("extra", ["head", "scalar", "number", "activation"])
+def test_a_loss_of_several_outputs_equals_the_reference(extra, layer):
+    model, batch = randomised(TwoOutputs(extra)).double(), vectors()
+    batch = batch[0].double(), batch[1]
+    for criterion in ("integrated_gradient", "loss_change"):
+        expected = reference.score(model, batch, layer, criterion=criterion, loss=total)
+        assert error(singe.score(model, batch, layer, criterion=criterion, loss=total), expected) < 1e-9
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda o, b: F.cross_entropy(o, b[1], reduction="sum"),
+        lambda o, b: F.mse_loss(o, b[0][:, :4]).reshape(1),
+        lambda o, b: F.cross_entropy(o, torch.softmax(b[0][:, 4:8], 1), label_smoothing=0.1),
+    ],
+    ids=["a sum over the batch", "of x, with one element", "soft labels"],
+)
+def test_any_scalar_loss_equals_the_reference(loss):
+    model, batch = randomised(MLP()), vectors()
+    assert error(singe.score(model, batch, "layers.0", loss=loss), reference.score(model, batch, "layers.0", loss=loss)) < 1e-5
+
+
+def test_the_default_loss_is_the_mean_cross_entropy():
+    model, batch = randomised(MLP()), vectors()
+    explicit = singe.score(model, batch, "layers.2", loss=lambda o, b: F.cross_entropy(o, b[1]))
+    assert torch.equal(singe.score(model, batch, "layers.2"), explicit)
+    with pytest.raises(TypeError, match="dict.*loss="):
+        singe.score(randomised(TwoOutputs("head")), batch, "first")
+
+
+@pytest.mark.parametrize(
+    ("loss", "kind", "match"),
+    [
+        (lambda o, b: 1.0, TypeError, "float"),
+        (lambda o, b: F.cross_entropy(o, b[1], reduction="none"), ValueError, r"scalar.*\(5,\)"),
+        (lambda o, b: o.sum() * math.nan, ValueError, "finite loss"),
+        (lambda o, b: (o.argmax(1) == b[1]).float().mean(), ValueError, "differentiable|gradient"),
+    ],
+    ids=["no tensor", "no scalar", "not finite", "not differentiable"],
+)
+def test_a_loss_that_gives_no_usable_scalar_is_refused(loss, kind, match):
+    with pytest.raises(kind, match=match):
+        singe.score(randomised(MLP()), vectors(), "layers.0", loss=loss)
+
+
+# -- batches -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["mean", "batch statistics", "neighbour", "attention"])
+@pytest.mark.parametrize("layer", ["first", "head"])
+def test_samples_that_see_each_other_are_not_stacked(how, layer):
+    torch.manual_seed(0)
+    model, batch = Centred(how).double().eval(), vectors()
+    batch = batch[0].double(), batch[1]
+    for criterion in (singe.IntegratedGradient(), singe.IntegratedGradient(path="layer"), singe.LossChange()):
+        expected = reference.score(model, batch, layer, criterion=criterion)
+        assert error(singe.score(model, batch, layer, criterion=criterion), expected) < 1e-9
+
+
+@pytest.mark.parametrize("make", [FixedBatch, CountedBatch])
+def test_a_model_that_fixes_its_batch_size_equals_the_reference(make):
+    model, batch = randomised(make()), vectors()
+    for criterion in (singe.IntegratedGradient(), singe.IntegratedGradient(path="layer")):
+        expected = reference.score(model, batch, "layers.0", criterion=criterion)
+        assert error(singe.score(model, batch, "layers.0", criterion=criterion), expected) < 1e-5
+
+
+@pytest.mark.parametrize("time", [7, 5])
+def test_a_batch_on_the_second_axis_equals_the_reference(time):
+    model, batch = randomised(SequenceFirst()), vectors(5, time)
+    assert error(singe.score(model, batch, "first"), reference.score(model, batch, "first")) < 1e-5
+
+
+def test_a_batch_norm_over_another_axis_is_not_taken_for_the_layers_own():
+    model, batch = randomised(NormOverTime()), vectors(5, 7)
+    assert error(singe.score(model, batch, "first"), reference.score(model, batch, "first")) < 1e-5
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_small_batches_equal_the_reference(count):
+    model, batch = randomised(PlainNet()), images(count)
+    assert error(singe.score(model, batch, "features.4"), reference.score(model, batch, "features.4")) < 1e-5
+
+
+def test_memory_changes_nothing_but_rounding():
+    model, batch = randomised(DigitNet(3)), images(channels=1)
+    for criterion in (singe.IntegratedGradient(), singe.IntegratedGradient(path="layer"), singe.LossChange()):
+        tiny, some, huge = (
+            singe.score(model, batch, "stem", criterion=criterion, memory=m) for m in (1, 300_000, 1 << 40)
+        )
+        assert error(tiny, huge) < 1e-5
+        assert error(some, huge) < 1e-5
+
+
+def test_channels_last_changes_nothing_but_rounding():
+    model, (x, y) = randomised(DigitNet(3)), images(channels=1)
+    expected = singe.score(model, (x, y), "blocks.1.conv1")
+    model = model.to(memory_format=torch.channels_last)
+    x = x.to(memory_format=torch.channels_last)
+    assert error(singe.score(model, (x, y), "blocks.1.conv1"), expected) < 1e-5
+
+
+# -- promises ----------------------------------------------------------------------------------------------------
+
+
+def snapshot(model):
+    return (
+        copy.deepcopy(model.state_dict()),
+        [m.training for m in model.modules()],
+        [p.requires_grad for p in model.parameters()],
+        [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+    )
+
+
+def same(a, b):
+    def equal(u, v):
+        return torch.equal(u, v) if isinstance(u, torch.Tensor) else u == v
+
+    return (
+        a[0].keys() == b[0].keys()
+        and all(torch.equal(v, b[0][k]) for k, v in a[0].items())
+        and a[1:3] == b[1:3]
+        and all(equal(u, v) for u, v in zip(a[3], b[3], strict=True))
+    )
+
+
+def test_model_batch_and_random_state_are_left_alone_whatever_mode_the_model_is_in():
+    model, (x, y) = randomised(PlainNet()), images()
+    expected = singe.score(model, (x, y), "features.0")
+    F.cross_entropy(model(x), y).backward()
+    model.train()
+    model.features[1].eval()
+    model.classifier[0].requires_grad_(False)
+    before, kept = snapshot(model), (x.clone(), y.clone())
+    state = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    with torch.no_grad():
+        actual = singe.score(model, (x.requires_grad_(), y), "features.0")
+        assert not torch.is_grad_enabled()
+    assert torch.equal(actual, expected)  # eval mode, whatever the model is in; no gradients needed outside
+    assert same(snapshot(model), before)
+    assert torch.equal(x, kept[0]) and torch.equal(y, kept[1]) and x.grad is None
+    assert torch.equal(torch.get_rng_state(), state[0])
+    assert np.array_equal(np.random.get_state()[1], state[1]) and random.getstate() == state[2]
+
+
+def test_a_model_that_works_in_place_on_its_input_sees_the_same_batch_every_time():
+    model, (x, y) = randomised(InPlaceOnInput()), vectors()
+    plain = MLP().eval()
+    plain.load_state_dict(model.state_dict())
+    expected, before = singe.score(plain, (x - 0.5, y), "layers.0"), x.clone()
+    assert error(singe.score(model, (x, y), "layers.0"), expected) < 1e-5
+    assert torch.equal(x, before)
+
+
+def test_the_result_is_one_float64_per_neuron_on_the_cpu_without_history():
+    scores = singe.score(randomised(MLP()), vectors(), "layers.0")
+    assert scores.shape == (12,) and scores.dtype == torch.float64 and scores.device.type == "cpu"
+    assert not scores.requires_grad and (scores > 0).all()
+
+
+@pytest.mark.parametrize("layer", ["features.99", "conv", "", None, 3])
+def test_an_unknown_layer_is_named(layer):
+    match = "neurons" if layer == "" else rf"PlainNet, got {layer!r}"
+    with pytest.raises((ValueError, TypeError), match=match):
+        singe.score(randomised(PlainNet()), images(), layer)
+
+
+@pytest.mark.parametrize("layer", ["features.2", "features", "features.3"])
+def test_a_layer_without_neurons_is_named(layer):
+    with pytest.raises(ValueError, match=f"neurons.*'{layer}'"):
+        singe.score(randomised(PlainNet()), images(), layer)
+
+
+def test_bad_input_is_refused_with_what_came():
+    model, (x, y) = randomised(PlainNet()), images()
+    for kind, match, arguments in [
+        (TypeError, "Module", ("model", (x, y))),
+        (TypeError, r"\(x, y\)", (model, x)),
+        (ValueError, "NaN", (model, (x * math.nan, y))),
+        (ValueError, r"PlainNet.*\(5, 8, 8\)", (model, (x[:, 0], y))),
+        (ValueError, "length", (model, (x, y[:2]))),
+        (ValueError, "label|class|Target", (model, (x, y + 4))),
+    ]:
+        with pytest.raises(kind, match=match):
+            singe.score(*arguments, "features.0")
+    with pytest.raises(ValueError, match="taylor"):
+        singe.score(model, (x, y), "features.0", criterion="taylor")
+    with pytest.raises(ValueError, match="memory"):
+        singe.score(model, (x, y), "features.0", memory=0)
+    model.features[4].weight.data[0, 0] = math.nan
+    with pytest.raises(ValueError, match="features.4.weight"):
+        singe.score(model, (x, y), "features.0")
