@@ -49,7 +49,8 @@ def main() -> None:
                 }
             )
     text = [
-        [r["layer"], r["quadrature"], f"{r['spearman']:.4f}", str(r["same_least"]), f"{r['speedup']:.1f}x"] for r in rows
+        [r["layer"], r["quadrature"], f"{r['spearman']:.4f}", str(r["same_least"]), f"{r['speedup']:.1f}x"]
+        for r in rows
     ]
     print(table(["layer", "against Geometric(.95)", "Spearman", "same least", "speed"], text))
     if options.json:

@@ -54,7 +54,7 @@ Allocation = Callable[[ParameterCount, Sequence[int], float], list[int]]
 
 
 def uniform(count: ParameterCount, sizes: Sequence[int], rho: float) -> list[int]:
-    """The same share of neurons in every group: the largest that stays below rho, then single neurons.
+    """The same share of neurons in every group, then single neurons more or less to meet rho.
 
     Args:
         count: of the groups.
@@ -71,7 +71,7 @@ def uniform(count: ParameterCount, sizes: Sequence[int], rho: float) -> list[int
     reach = count.gone([n - 1 for n in sizes])
     if target > reach:
         raise ValueError(
-            f"expected rho <= {reach / count.total:.4f}, which leaves one neuron in every group that may be pruned, "
+            f"expected rho <= {math.floor(reach / count.total * 1e4) / 1e4:.4f}, which leaves one neuron in every group that may be pruned, "
             f"got {rho}"
         )
 
@@ -82,21 +82,20 @@ def uniform(count: ParameterCount, sizes: Sequence[int], rho: float) -> list[int
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if count.gone(at(middle)) <= target else (low, middle)
-    return _fill(count, sizes, at(low), high, target)
+    return _adjust(count, sizes, at(low), target)
 
 
-def _fill(count: ParameterCount, sizes: Sequence[int], removed: list[int], rate: float, target: float) -> list[int]:
-    """Adds single neurons, the group furthest behind its rate first, until none fits or the next is nearer beyond."""
-    while True:
-        missing = target - count.gone(removed)
-        units = {i: count.unit(removed, i) for i in range(len(sizes)) if removed[i] < sizes[i] - 1}
-        fitting = [i for i, unit in units.items() if unit <= missing]
-        if not fitting:
-            smallest = min(units, key=units.__getitem__, default=None)
-            if smallest is not None and units[smallest] - missing < missing:
-                removed[smallest] += 1
-            return removed
-        removed[max(fitting, key=lambda i: rate * sizes[i] - removed[i])] += 1
+def _adjust(count: ParameterCount, sizes: Sequence[int], removed: list[int], target: float) -> list[int]:
+    """Takes or spares single neurons, in turn from the group with the dearest to that with the cheapest, while it helps."""
+    missing, changed = target - count.gone(removed), True
+    while changed:
+        changed = False
+        for i in sorted(range(len(sizes)), key=lambda i: -count.unit(removed, i)):
+            trial = list(removed)
+            trial[i] += 1 if missing > 0 else -1
+            if 0 <= trial[i] < sizes[i] and abs(target - count.gone(trial)) < abs(missing):
+                removed, missing, changed = trial, target - count.gone(trial), True
+    return removed
 
 
 ALLOCATIONS: dict[str, Allocation] = {"uniform": uniform}

@@ -30,7 +30,7 @@ def save(model: nn.Module, plan: Plan, directory: str | os.PathLike[str]) -> Non
     """
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().contiguous() for name, tensor in _unique(model).items()}
+    weights = {name: _alone(tensor.detach()) for name, tensor in _unique(model).items()}
     _replace(path / WEIGHTS_FILE, lambda part: save_file(weights, part, metadata={"format": "pt"}))
     text = json.dumps(plan.to_json(), separators=(",", ":"))
     _replace(path / PLAN_FILE, lambda part: part.write_text(text, encoding="utf-8"))
@@ -73,7 +73,7 @@ def load_plan(directory: str | os.PathLike[str]) -> Plan:
     path = Path(directory) / PLAN_FILE
     try:
         return Plan.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"damaged plan in {path}: {error}") from error
 
 
@@ -87,6 +87,12 @@ def _unique(model: nn.Module) -> dict[str, Tensor]:
             seen.add(id(tensor))
             unique[name] = tensor
     return unique
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """The tensor as safetensors takes it: contiguous, in storage of its own."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def _check_names(found: set[str], expected: set[str], path: Path) -> None:

@@ -61,6 +61,10 @@ class NormCriterion(Criterion):
 class Magnitude(NormCriterion):
     """|W|_p: needs no data."""
 
+    @property
+    def scores_together(self) -> bool:
+        return False
+
 
 class PathCriterion(NormCriterion, ABC):
     """A criterion made of gradients at points of the fading path."""
@@ -72,11 +76,6 @@ class PathCriterion(NormCriterion, ABC):
     @property
     def scores_together(self) -> bool:
         return self.rule().path == "layer"
-
-
-def _require_path(path: str) -> None:
-    if path not in ("neuron", "layer"):
-        raise ValueError(f"expected path 'neuron' or 'layer', got {path!r}")
 
 
 _UNFADED: Nodes = (torch.ones(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
@@ -99,13 +98,13 @@ class MagnitudeGradient(PathCriterion):
 
 
 @dataclass(frozen=True)
-class SummedGradient(PathCriterion):
-    """Sum over the path of |dL/d(tW)|_p; with Gauss-Legendre, its integral dt / t.
+class FadingCriterion(PathCriterion):
+    """A criterion that sums over the whole path.
 
     Args:
-        p: order of the norm.
+        p: order of the norms.
         quadrature: nodes on the path.
-        path: fade one neuron at a time, or the whole layer at once.
+        path: "neuron" fades one neuron at a time (equation 4 as written), "layer" the whole layer at once.
     """
 
     quadrature: Quadrature = field(default_factory=GaussLegendre)
@@ -113,28 +112,21 @@ class SummedGradient(PathCriterion):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_path(self.path)
+        if self.path not in ("neuron", "layer"):
+            raise ValueError(f"expected path 'neuron' or 'layer', got {self.path!r}")
+
+
+@dataclass(frozen=True)
+class SummedGradient(FadingCriterion):
+    """Sum over the path of |dL/d(tW)|_p; with Gauss-Legendre, its integral dt / t."""
 
     def rule(self) -> PathRule:
         return PathRule(self.path, self.quadrature.log_dt(), with_norm=False)
 
 
 @dataclass(frozen=True)
-class IntegratedGradient(PathCriterion):
-    """SInGE's own: sum over the path of |tW|_p * |dL/d(tW)|_p; with Gauss-Legendre, |W|_p times the integral dt.
-
-    Args:
-        p: order of the norms.
-        quadrature: nodes on the path.
-        path: fade one neuron at a time (equation 4 as written), or the whole layer at once.
-    """
-
-    quadrature: Quadrature = field(default_factory=GaussLegendre)
-    path: Path = "neuron"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require_path(self.path)
+class IntegratedGradient(FadingCriterion):
+    """SInGE's own: sum over the path of |tW|_p * |dL/d(tW)|_p; with Gauss-Legendre, |W|_p times its integral dt."""
 
     def rule(self) -> PathRule:
         return PathRule(self.path, self.quadrature.dt(), with_norm=True)

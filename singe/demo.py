@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from .checkpoint import load
-from .finetune import FineTune
 from .prune import prune
 from .report import table
 from .result import count_macs, count_parameters
@@ -121,7 +120,7 @@ def run(say: Say, rhos: tuple[float, ...] = (0.5, 0.8), epochs: int = 12) -> Non
     pruned = []
     for rho in rhos:
         start = time.perf_counter()
-        result = prune(model, loader, rho, finetune=FineTune(steps=300))
+        result = prune(model, loader, rho)
         say(f"Removed {result.params_removed:.1%} of its parameters in {time.perf_counter() - start:.0f} s.")
         pruned.append(result)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -75,7 +75,7 @@ class _Pass:
 
     faded: dict[fx.Node, Tensor]
     inputs: dict[fx.Node, Tensor]
-    outputs: list[Any]
+    outputs: list[Tensor]
     losses: Tensor
 
 
@@ -137,12 +137,12 @@ class Engine:
         if isinstance(criterion, LossChange):
             return self._loss_changes(neurons)
         if isinstance(criterion, Magnitude):
-            norms = {layer: layer.row_norms(self._live, criterion.p) for layer in self._layers}
+            norms = {layer: layer.row_norms(self._live, criterion.p, neurons) for layer in self._layers}
             return self._per_neuron(norms)[neurons]
         assert isinstance(criterion, PathCriterion)
         rule = criterion.rule()
         if rule.path == "layer":
-            return self._layer_path(rule, criterion.p)[neurons]
+            return self._layer_path(rule, criterion.p, neurons)[neurons]
         return self._neuron_path(rule, criterion.p, neurons)[neurons]
 
     def signed_integral(self, quadrature: Quadrature, neurons: Tensor | None = None) -> Tensor:
@@ -170,7 +170,7 @@ class Engine:
     # -- the three kinds of pass -----------------------------------------------------------------------------
 
     def _neuron_path(self, rule: PathRule, p: float, neurons: Tensor) -> Tensor:
-        norms = {layer: self._norms(layer, rule, p) for layer in self._layers}
+        norms = {layer: self._norms(layer, rule, p, neurons) for layer in self._layers}
         totals = {layer: torch.zeros_like(norm) for layer, norm in norms.items()}
         for jobs in self._neuron_jobs(neurons, rule.nodes):
             done, deltas = self._differentiate(jobs)
@@ -185,8 +185,8 @@ class Engine:
                     )  # fmt: skip
         return self._per_neuron(totals)
 
-    def _layer_path(self, rule: PathRule, p: float) -> Tensor:
-        norms = {layer: self._norms(layer, rule, p) for layer in self._layers}
+    def _layer_path(self, rule: PathRule, p: float, neurons: Tensor) -> Tensor:
+        norms = {layer: self._norms(layer, rule, p, neurons) for layer in self._layers}
         totals = {layer: torch.zeros_like(norm) for layer, norm in norms.items()}
         t, weight = rule.nodes
         for chunk in torch.arange(len(t)).split(self._chunk):
@@ -208,8 +208,8 @@ class Engine:
             losses = [self._forward(jobs).losses for jobs in self._neuron_jobs(neurons, gone)]
         return torch.cat([*losses, torch.empty(0, device=self._batch[0].device)]).double() - self.base_loss
 
-    def _norms(self, layer: Layer, rule: PathRule, p: float) -> Tensor:
-        norms = layer.row_norms(self._live, p)
+    def _norms(self, layer: Layer, rule: PathRule, p: float, neurons: Tensor) -> Tensor:
+        norms = layer.row_norms(self._live, p, neurons)
         return norms if rule.with_norm else torch.ones_like(norms)
 
     def _per_neuron(self, by_row: dict[Layer, Tensor]) -> Tensor:
@@ -250,15 +250,14 @@ class Engine:
                 value = faded[node] = value + self._fading(self._riders[node], value, jobs)
             return value
 
-        outputs = [n for n in self._trace.outputs if n is not None]
         inputs = [layer.x for layer in self._layers]
         batch = len(jobs) * len(self._batch[0])
-        self._trace.run(self._suffix.nodes, env, batch, keep=[*outputs, *inputs], call=call)
+        self._trace.run(self._suffix.nodes, env, batch, keep=[*self._trace.outputs, *inputs], call=call)
         seen = {
             layer.output: self._cache[layer.x] if layer.output in self._suffix.roots else env[layer.x].detach()
             for layer in self._layers
         }
-        values = [n if n is None else env[n] for n in self._trace.outputs]
+        values = [env[n] for n in self._trace.outputs]
         return _Pass(faded, seen, values, self._losses(values, len(jobs)))
 
     def _stack(self, node: fx.Node, count: int) -> Tensor:
@@ -269,6 +268,11 @@ class Engine:
         if len(axes) > 1:
             raise ValueError(f"{node} depends on the batch along several axes")
         return torch.cat([value] * count, dim=axes[0])
+
+    def _unstack(self, node: fx.Node, value: Tensor, count: int) -> Sequence[Tensor]:
+        """Undoes ``_stack``."""
+        axes = self._trace.batch_axes(node)
+        return value.chunk(count, dim=axes[0]) if axes else [value] * count
 
     def _fade_root(self, layer: Layer, jobs: Jobs) -> Tensor:
         z = self._cache[layer.output]
@@ -298,10 +302,10 @@ class Engine:
         product = layer.channels_first(delta * value).unflatten(0, (len(jobs), -1))
         return layer.rows, product.transpose(1, 2).flatten(2).sum(2) / t[:, None]
 
-    def _losses(self, outputs: list[Any], count: int) -> Tensor:
-        parts = [v.chunk(count) if isinstance(v, Tensor) else [v] * count for v in outputs]
-        jobs = zip(*parts, strict=True)
-        return torch.stack([scalar(self._loss, self._trace.unflatten(job), self._batch) for job in jobs])
+    def _losses(self, outputs: list[Tensor], count: int) -> Tensor:
+        parts = [self._unstack(*pair, count) for pair in zip(self._trace.outputs, outputs, strict=True)]
+        jobs = [self._trace.unflatten(part, len(self._batch[0])) for part in zip(*parts, strict=True)]
+        return torch.stack([scalar(self._loss, outputs, self._batch) for outputs in jobs])
 
     # -- set-up ----------------------------------------------------------------------------------------------
 
@@ -341,8 +345,8 @@ class Engine:
         except (RuntimeError, ValueError) as error:
             log.debug("%s: stacking two jobs failed: %s", self._group.name, error)
             return False
-        pairs = [(a, b) for a, b in zip(alone.outputs, two.outputs, strict=True) if isinstance(a, Tensor)]
-        return all(close(part, a) for a, b in pairs for part in b.chunk(2))
+        triples = zip(self._trace.outputs, alone.outputs, two.outputs, strict=True)
+        return all(close(part, a) for node, a, b in triples for part in self._unstack(node, b, 2))
 
 
 def _unfaded(count: int) -> Jobs:

@@ -9,9 +9,27 @@ import torch
 from torch import Tensor, nn
 
 from .graph.groups import Group, Slice
+from .graph.trace import named_tensors
 from .surgery import compact
 
 VERSION = 1
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What goes of one axis of a parameter or buffer.
+
+    Attributes:
+        tensor: its qualified name.
+        axis: the axis.
+        size: how long the axis is in the unpruned model.
+        indices: int64, those that go, ascending.
+    """
+
+    tensor: str
+    axis: int
+    size: int
+    indices: Tensor
 
 
 @dataclass(frozen=True)
@@ -22,13 +40,13 @@ class Removal:
         group: the group's name.
         size: how many neurons it had.
         neurons: those removed, in the order of removal.
-        indices: (tensor name, axis) -> indices that go with them, ascending.
+        cuts: what goes with them.
     """
 
     group: str
     size: int
     neurons: tuple[int, ...]
-    indices: dict[tuple[str, int], Tensor]
+    cuts: tuple[Cut, ...]
 
 
 @dataclass
@@ -43,8 +61,8 @@ class Plan:
     def add(self, group: Group, neurons: list[int]) -> Removal:
         """Records the removal of ``neurons`` of ``group``, whose slices count in the unpruned model."""
         gone = torch.tensor(neurons, dtype=torch.int64)
-        indices = {(s.tensor, s.dim): s.indices(gone) for s in group.slices}
-        removal = Removal(group.name, group.size, tuple(neurons), indices)
+        cuts = tuple(Cut(s.tensor, s.dim, len(s.neuron), s.indices(gone)) for s in group.slices)
+        removal = Removal(group.name, group.size, tuple(neurons), cuts)
         self.removals.append(removal)
         return removal
 
@@ -52,8 +70,8 @@ class Plan:
         """(tensor name, axis) -> all indices that go, ascending."""
         gathered: dict[tuple[str, int], list[Tensor]] = {}
         for removal in self.removals:
-            for axis, indices in removal.indices.items():
-                gathered.setdefault(axis, []).append(indices)
+            for cut in removal.cuts:
+                gathered.setdefault((cut.tensor, cut.axis), []).append(cut.indices)
         return {axis: torch.cat(parts).sort().values for axis, parts in gathered.items()}
 
     def rebase(self, group: Group) -> Group:
@@ -73,6 +91,15 @@ class Plan:
         Raises:
             ValueError: the plan does not fit the model.
         """
+        tensors = named_tensors(model)
+        for removal in self.removals:
+            for cut in removal.cuts:
+                shape = tuple(tensors[cut.tensor].shape) if cut.tensor in tensors else None
+                if shape is None or cut.axis >= len(shape) or shape[cut.axis] != cut.size:
+                    raise ValueError(
+                        f"expected the model that was pruned, whose {cut.tensor} is {cut.size} long on axis {cut.axis}, "
+                        f"got {'no such tensor' if shape is None else f'shape {shape}'}"
+                    )
         compact(model, self.removed())
         return model
 
@@ -86,9 +113,9 @@ class Plan:
                     "group": r.group,
                     "size": r.size,
                     "neurons": list(r.neurons),
-                    "slices": [
-                        {"tensor": tensor, "axis": axis, "indices": indices.tolist()}
-                        for (tensor, axis), indices in r.indices.items()
+                    "cuts": [
+                        {"tensor": c.tensor, "axis": c.axis, "size": c.size, "indices": c.indices.tolist()}
+                        for c in r.cuts
                     ],
                 }
                 for r in self.removals
@@ -113,14 +140,16 @@ class Plan:
 
 
 def _removal(data: dict[str, Any]) -> Removal:
-    indices = {(str(s["tensor"]), _integer(s["axis"])): _integers(s["indices"]) for s in data["slices"]}
+    cuts = tuple(
+        Cut(str(c["tensor"]), _integer(c["axis"]), _integer(c["size"]), _integers(c["indices"])) for c in data["cuts"]
+    )
     neurons = tuple(_integers(data["neurons"]).tolist())
-    return Removal(str(data["group"]), _integer(data["size"]), neurons, indices)
+    return Removal(str(data["group"]), _integer(data["size"]), neurons, cuts)
 
 
 def _integer(value: Any) -> int:
-    if type(value) is not int:
-        raise TypeError(f"expected an integer, got {value!r}")
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise TypeError(f"expected an index or a size, got {value!r}")
     return value
 
 

@@ -146,7 +146,8 @@ class _Run:
 
     def plan_widths(self, rho: float, allocation: str, ignore: Sequence[str]) -> None:
         """Finds the groups that may be pruned and fixes how many neurons each will lose."""
-        groups = find_groups(trace(self._work, self._probe[0]))
+        self._trace = trace(self._work, self._probe[0])
+        groups = find_groups(self._trace)
         ignored = ignored_groups(self._original, groups, ignore)
         self._frozen = {g.name: g.frozen for g in groups if g.frozen is not None}
         self._frozen |= {g.name: "has only one neuron" for g in groups if g.size == 1 and g.frozen is None}
@@ -190,12 +191,13 @@ class _Run:
         self._stream.restart(self._seed + index)
         batch = self._stream.take(self._images)
         current = self._plan.rebase(group)
-        graph = trace(self._work, batch[0])
+        if not self._trace.holds_for(self._work, batch[0]):
+            self._trace = trace(self._work, batch[0])
         optimizer = tuner.optimizer if tuner is not None else None
         scoring, tuning = _Stopwatch(), _Stopwatch()
 
         def engine() -> Engine:
-            return Engine(self._work, graph, current, batch, self._loss, self._memory)
+            return Engine(self._work, self._trace, current, batch, self._loss, self._memory)
 
         with scoring:
             selection = Selection(engine(), self._criterion, self._refresh)

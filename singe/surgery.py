@@ -90,8 +90,9 @@ def _cut(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
     new = tensor.detach()
     for dim, keep in axes.items():
         new = new.index_select(dim, keep.to(tensor.device))
-    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
-        new = new.contiguous(memory_format=torch.channels_last)
+    for rank, memory_format in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if tensor.dim() == rank and tensor.is_contiguous(memory_format=memory_format):
+            new = new.contiguous(memory_format=memory_format)
     return nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
 
 

@@ -85,14 +85,18 @@ def test_integer_inputs_are_fine():
     assert checks.batch_of((Y, Y), CPU)[0] is Y
 
 
-@pytest.mark.parametrize(("value", "error"), [(0, ValueError), (-3, ValueError), (1.0, TypeError), (True, TypeError), (None, TypeError)])
+@pytest.mark.parametrize(
+    ("value", "error"), [(0, ValueError), (-3, ValueError), (1.0, TypeError), (True, TypeError), (None, TypeError)]
+)
 def test_a_count_must_be_an_int_of_at_least_one(value, error):
     with pytest.raises(error, match=r"\bimages\b"):
         checks.positive_int("images", value)
     assert checks.positive_int("images", 1) == 1
 
 
-@pytest.mark.parametrize("x", [torch.ones(3, 5), torch.ones(3, 2, dtype=torch.float64), torch.ones(3, 2, dtype=torch.int64)])
+@pytest.mark.parametrize(
+    "x", [torch.ones(3, 5), torch.ones(3, 2, dtype=torch.float64), torch.ones(3, 2, dtype=torch.int64)]
+)
 def test_batches_that_do_not_fit_the_model_are_shown_with_shape_dtype_and_torchs_own_words(x):
     with pytest.raises(ValueError, match="Linear") as caught:
         checks.runs(nn.Linear(2, 4), x)

@@ -69,7 +69,7 @@ def test_an_unknown_path_or_a_quadrature_that_is_none_is_refused(kind):
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="integrated_gradient.*'taylor'"):
+    with pytest.raises(ValueError, match=r"integrated_gradient.*'taylor'"):
         resolve("taylor")
 
 

@@ -70,3 +70,12 @@ def test_seeds_beyond_what_numpy_takes_are_seeds_too(seed):
         first = draw()
         seed_everything(seed)
         assert draw() == first
+
+
+@pytest.mark.skipif(torch.cuda.is_initialized(), reason="needs a process that has not used CUDA yet")
+def test_a_cuda_context_that_starts_later_keeps_the_users_seed(monkeypatch):
+    queued = []  # torch keeps the last seed for when CUDA starts
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", queued.append)
+    with preserved_random_state():
+        seed_everything(7)
+    assert queued == []

@@ -56,10 +56,9 @@ def free(groups: dict[str, Group]) -> dict[str, int]:
 
 
 def run(graph: Trace, model: nn.Module, x: Tensor) -> Any:
-    outputs = [n for n in graph.outputs if n is not None]
     env = graph.live(model) | {graph.input: x}
-    graph.run(graph.nodes, env, len(x), keep=outputs)
-    return graph.unflatten([n if n is None else env[n] for n in graph.outputs])
+    graph.run(graph.nodes, env, len(x), keep=graph.outputs)
+    return graph.unflatten([env[n] for n in graph.outputs], len(x))
 
 
 class Assembled(nn.Module):
@@ -105,7 +104,7 @@ class Assembled(nn.Module):
             elif kind == "concat":
                 x = torch.cat([x, torch.tanh(m[0](x))], 1)
             elif kind == "gate":
-                x = x * torch.sigmoid(m[1](F.relu(m[0](x.mean((2, 3))))))[:, :, None, None]
+                x = x * torch.sigmoid(m[1](F.silu(m[0](x.mean((2, 3))))))[:, :, None, None]
             else:
                 x = F.gelu(m[0](torch.cat([x, F.relu(-x)], 1)))
         x = F.max_pool2d(x, 2) if self.tail == "flatten" else x.mean((2, 3))

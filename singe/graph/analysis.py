@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from .groups import Group
 from .owners import Owners, Weight
@@ -22,9 +21,10 @@ def find_groups(trace: Trace) -> list[Group]:
     env: Env = {node: Weight(name, tuple(node.meta["val"].shape)) for node, name in trace.state.items()}
     env |= {node: torch.zeros(value.shape, dtype=torch.int64) for node, value in trace.constants.items()}
     env[trace.input] = pixels.expand(shape).contiguous()
-    outputs = [n for n in trace.outputs if n is not None]
-    trace.run(trace.nodes, env, trace.example_batch, keep=outputs, call=rules.apply)
-    for node in outputs:
-        if isinstance(env[node], Tensor):
+    trace.run(trace.nodes, env, trace.example_batch, keep=trace.outputs, call=rules.apply)
+    for node in trace.outputs:
+        if isinstance(env[node], Weight):
+            owners.freeze_tensor(env[node].name, "network output")
+        else:
             owners.freeze(env[node], "network output")
     return owners.groups()

@@ -78,9 +78,12 @@ class Layer:
         odd = [d * (k - 1) % 2 for d, k in zip(g.dilation, g.kernel_size, strict=True)]
         return [side for o in reversed(odd) for side in (0, o)]
 
-    def row_norms(self, live: Env, p: float) -> Tensor:
-        """float64 [N]: the p-norm of every weight row, batch norm folded in."""
-        norms = torch.linalg.vector_norm(live[self.weight_node].double().flatten(1), p, dim=1)
+    def row_norms(self, live: Env, p: float, neurons: Tensor) -> Tensor:
+        """float64 [N]: the p-norm of the weight rows of ``neurons``, batch norm folded in; zero for other rows."""
+        weight = live[self.weight_node]
+        rows = self.rows[neurons].flatten().to(weight.device)
+        norms = torch.zeros(len(weight), dtype=torch.float64, device=weight.device)
+        norms[rows] = torch.linalg.vector_norm(weight[rows].double().flatten(1), p, dim=1)
         if self.output is not self.call:
             norms = norms * batchnorm.affine(self.output, live).scale.double().abs()
         return norms

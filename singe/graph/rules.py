@@ -18,8 +18,7 @@ aten = torch.ops.aten
 _MOVES = {
     aten.view, aten._unsafe_view, aten.reshape, aten.permute, aten.transpose, aten.t, aten.movedim, aten.squeeze,
     aten.unsqueeze, aten.flatten, aten.unflatten, aten.slice, aten.select, aten.narrow, aten.index_select, aten.cat,
-    aten.stack, aten.expand, aten.repeat, aten.split, aten.split_with_sizes, aten.chunk, aten.unbind, aten.flip,
-    aten.roll, aten.constant_pad_nd, aten.pixel_shuffle, aten.pixel_unshuffle, aten.channel_shuffle,
+    aten.stack, aten.expand, aten.repeat, aten.unbind, aten.flip, aten.roll, aten.pixel_shuffle, aten.pixel_unshuffle, aten.channel_shuffle,
 }  # fmt: skip
 # leave every element where it is
 _IDENTITIES = {
@@ -33,6 +32,8 @@ _POOLS = {
     aten._adaptive_avg_pool2d: 2, aten._adaptive_avg_pool3d: 3, aten.max_pool2d_with_indices: 2,
     aten.max_pool3d_with_indices: 3, aten.adaptive_max_pool2d: 2,
 }  # fmt: skip
+_SPLITS = {aten.split, aten.split_with_sizes, aten.chunk}
+_PADS = {aten.pad, aten.constant_pad_nd}
 _REDUCTIONS = {aten.mean, aten.sum, aten.amax, aten.amin}
 _CONVOLUTIONS = {aten.conv1d, aten.conv2d, aten.conv3d}
 
@@ -46,7 +47,10 @@ class Rules:
 
     def apply(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The owners of the node's output, given its arguments with activations as owners (int64)."""
-        return self._rule(node)(node, *args, **kwargs)
+        rule = self._rule(node)
+        if rule not in (self._convolution, self._linear, self._batch_norm) and _weights(args, kwargs):
+            rule = self._unknown
+        return rule(node, *args, **kwargs)
 
     def _rule(self, node: fx.Node) -> Callable[..., Any]:
         packet = _packet(node)
@@ -54,6 +58,10 @@ class Rules:
             return lambda node, *args, **kwargs: evaluate(node, args, kwargs)  # getitem and the like
         if packet in _MOVES:
             return self._move
+        if packet in _SPLITS:
+            return self._split
+        if packet in _PADS:
+            return self._pad
         if packet in _IDENTITIES:
             return self._identity
         if packet in _POOLS:
@@ -75,24 +83,29 @@ class Rules:
     # -- operators that only move or combine what is there ---------------------------------------------------
 
     def _move(self, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
-        if any(isinstance(a, Weight) for a in pytree.tree_leaves((args, kwargs))):
-            return self._unknown(node, *args, **kwargs)
-        packet = _packet(node)
-        if packet in (aten.view, aten._unsafe_view):
+        if _packet(node) in (aten.view, aten._unsafe_view):
             return aten.reshape(*args)
-        if packet is aten.constant_pad_nd:
-            args = args[:2]  # what is padded in belongs to nobody
         return evaluate(node, args, kwargs)
 
-    def _identity(self, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
-        return x if isinstance(x, Tensor) else self._unknown(node, x)
+    def _split(self, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
+        """Parts of one size are halves, thirds ...: a channel goes from all of them or the split moves."""
+        parts = evaluate(node, args, kwargs)
+        for part in parts[1:]:
+            if all(p.shape == part.shape for p in parts):
+                self._owners.unite(parts[0], part)
+        return parts
+
+    def _pad(self, node: fx.Node, x: Tensor, pad: list[int], *args: Any) -> Tensor:
+        if args and args[0] not in ("constant", 0, None) and isinstance(args[0], str):
+            return self._unknown(node, x)
+        return aten.constant_pad_nd(x, pad)  # what is padded in belongs to nobody
+
+    def _identity(self, node: fx.Node, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return x
 
     def _pointwise(self, node: fx.Node, *args: Any, **kwargs: Any) -> Tensor:
         shape = self._shape(node)
-        leaves = pytree.tree_leaves((args, kwargs))
-        if any(isinstance(a, Weight) for a in leaves):
-            return self._unknown(node, *args, **kwargs)
-        operands = [a for a in leaves if isinstance(a, Tensor)]
+        operands = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
         result = torch.full(shape, NOBODY)
         for operand in sorted(operands, key=lambda a: a.numel(), reverse=True):
             result = self._combine(node, result, operand)
@@ -138,8 +151,8 @@ class Rules:
 
     def _affine(self, node: fx.Node, x: Tensor, weight: Any, bias: Any, axis: int, reason: str | None = None) -> Tensor:
         """Reads owners along ``axis`` as the weight's columns and writes its rows there."""
-        if not isinstance(weight, Weight) or not isinstance(bias, Weight | None):
-            return self._unknown(node, x, weight, bias)
+        if not isinstance(weight, Weight) or not isinstance(bias, Weight | None) or not isinstance(x, Tensor):
+            return self._unknown(node, x, weight, bias, reason=f"the weight of {_name(node)} is computed")
         columns = self._owners.channels(x, axis)
         rows = self._owners.rows(weight.name, weight.shape[0])
         if bias is not None:
@@ -159,9 +172,9 @@ class Rules:
                 self._owners.claim(vector.name, 0, channels)
         return _along(channels, 1, x.dim()).expand_as(x).contiguous()
 
-    def _unknown(self, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
+    def _unknown(self, node: fx.Node, *args: Any, reason: str | None = None, **kwargs: Any) -> Any:
         """Freezes every neuron an operator without a rule reads, and issues frozen ids for what it writes."""
-        reason = f"no rule for {_name(node)}"
+        reason = reason or f"no rule for {_name(node)}"
         for value in pytree.tree_leaves((args, kwargs)):
             if isinstance(value, Weight):
                 self._owners.freeze_tensor(value.name, reason)
@@ -180,6 +193,11 @@ class Rules:
 
     def _concrete(self, shape: torch.Size) -> tuple[int, ...]:
         return tuple(self._trace.size(s, self._trace.example_batch) for s in shape)
+
+
+def _weights(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a parameter or buffer is among the arguments."""
+    return any(isinstance(a, Weight) for a in pytree.tree_leaves((args, kwargs)))
 
 
 def _packet(node: fx.Node) -> Any:

@@ -18,7 +18,7 @@ class Suffix:
         roots: the cut nodes that depend on no other cut node.
         prefix: operators to run once, up to and including the roots.
         nodes: operators that depend on a root and that the output needs, in execution order.
-        boundary: values from the prefix, other than the roots, that ``nodes`` read.
+        boundary: values from the prefix, other than the roots, that ``nodes`` read or the model returns.
     """
 
     roots: tuple[fx.Node, ...]
@@ -37,9 +37,10 @@ def cut(trace: Trace, at: Iterable[fx.Node]) -> Suffix:
             below.add(node)
         elif node in at:
             roots.append(node)
-    needed = _ancestors([n for n in trace.outputs if n is not None])
+    needed = _ancestors(trace.outputs)
     nodes = tuple(n for n in trace.nodes if n in below and n in needed)
-    read = dict.fromkeys(i for n in nodes for i in n.all_input_nodes if i not in below and i not in roots)
+    inputs = (i for n in nodes for i in n.all_input_nodes)
+    read = dict.fromkeys(i for i in (*inputs, *trace.outputs) if i not in below and i not in roots)
     boundary = tuple(i for i in read if i not in trace.state and i not in trace.constants and not trace.is_size(i))
     before = _ancestors([*boundary, *roots])
     prefix = tuple(n for n in trace.nodes if n in before)

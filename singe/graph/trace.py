@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, export
+from torch.export.graph_signature import OutputKind
 from torch.utils import _pytree as pytree
+
+from ..numerics import close
 
 aten = torch.ops.aten
 
@@ -37,37 +41,39 @@ class Trace:
     Attributes:
         nodes: the operators in execution order.
         input: the node of ``x``.
-        outputs: the nodes of the model's flattened outputs.
+        outputs: the nodes of the model's outputs that are tensors.
         state: for every node that stands for a parameter or buffer, its qualified name in the model.
         constants: tensors that export lifted out of the code, by node.
         batch_symbol: the symbolic batch size, or None where export had to fix it to that of the example.
     """
 
-    def __init__(self, program: ExportedProgram) -> None:
+    def __init__(self, program: ExportedProgram, names: Mapping[str, str]) -> None:
         signature = program.graph_signature
         _restore_batch_norm(program.graph)
         placeholders = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
         self.nodes: list[fx.Node] = [n for n in program.graph.nodes if n.op == "call_function"]
         self.input: fx.Node = placeholders[signature.user_inputs[0]]
         named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-        self.state: dict[fx.Node, str] = {placeholders[k]: name for k, name in named.items()}
+        self.state: dict[fx.Node, str] = {placeholders[k]: names[name] for k, name in named.items()}
         self.constants: Env = {
             placeholders[k]: program.constants[name] for k, name in signature.inputs_to_lifted_tensor_constants.items()
         }
-        by_name = {n.name: n for n in program.graph.nodes}
-        self.outputs: list[fx.Node | None] = [by_name.get(str(name)) for name in signature.user_outputs]
+        returned = zip(program.graph.output_node().args[0], signature.output_specs, strict=True)
+        self._outputs = [value for value, spec in returned if spec.kind is OutputKind.USER_OUTPUT]
+        self.outputs: list[fx.Node] = [v for v in self._outputs if isinstance(v, fx.Node) and not self.is_size(v)]
         self._out_spec = program.call_spec.out_spec
         size = self.input.meta["val"].shape[0]
-        self.batch_symbol = size.node.expr if isinstance(size, torch.SymInt) else None
+        self.batch_symbol = size.node.expr if _is_symbolic(size) else None
         self.example_batch: int = 2 if self.batch_symbol is not None else int(size)
 
     # -- shapes ---------------------------------------------------------------------------------------------
 
     def size(self, value: int | torch.SymInt, batch: int) -> int:
         """A possibly symbolic integer at a batch of ``batch`` samples."""
-        if not isinstance(value, torch.SymInt):
-            return value
-        return int(value.node.expr.subs({self.batch_symbol: batch}))
+        if isinstance(value, torch.SymInt):
+            expression = value.node.expr
+            return int(expression.subs({self.batch_symbol: batch}) if expression.free_symbols else expression)
+        return value
 
     def shape(self, node: fx.Node, batch: int) -> tuple[int, ...]:
         """Shape of a tensor-valued node at a batch of ``batch`` samples."""
@@ -75,7 +81,7 @@ class Trace:
 
     def batch_axes(self, node: fx.Node) -> list[int]:
         """The axes of a node's value whose size depends on the batch."""
-        return [i for i, s in enumerate(node.meta["val"].shape) if isinstance(s, torch.SymInt)]
+        return [i for i, s in enumerate(node.meta["val"].shape) if _is_symbolic(s)]
 
     @staticmethod
     def is_size(node: fx.Node) -> bool:
@@ -146,9 +152,27 @@ class Trace:
                 if last_use[used] is node and used in produced and used not in kept:
                     env.pop(used, None)
 
-    def unflatten(self, flat: Sequence[Any]) -> Any:
-        """The model's output as the user sees it, from the values of ``outputs``."""
-        return pytree.tree_unflatten(flat, self._out_spec)
+    def holds_for(self, model: nn.Module, x: Tensor) -> bool:
+        """Whether running the graph still gives ``model(x)``; cutting a model can break a width the graph holds."""
+        env: Env = {**self.live(model), self.input: x}
+        with torch.no_grad():
+            expected = [v for v in pytree.tree_leaves(model(x)) if isinstance(v, Tensor)]
+            try:
+                self.run(self.nodes, env, len(x), keep=self.outputs)
+            except (RuntimeError, IndexError):
+                return False
+        return all(close(env[node], value) for node, value in zip(self.outputs, expected, strict=True))
+
+    def unflatten(self, values: Sequence[Tensor], batch: int) -> Any:
+        """The model's output as the user sees it, from the values of ``outputs`` for ``batch`` samples."""
+        tensors = dict(zip(self.outputs, values, strict=True))
+
+        def value(of: Any) -> Any:
+            if not isinstance(of, fx.Node):
+                return of
+            return self.size(of.meta["val"], batch) if self.is_size(of) else tensors[of]
+
+        return pytree.tree_unflatten([value(of) for of in self._outputs], self._out_spec)
 
 
 def trace(model: nn.Module, x: Tensor) -> Trace:
@@ -161,10 +185,11 @@ def trace(model: nn.Module, x: Tensor) -> Trace:
     Raises:
         ValueError: the model cannot be exported; names the model and export's reason.
     """
-    example = x[:2] if len(x) > 1 else torch.cat([x, x])
-    first = _export(model, example)
-    if first.batch_symbol is not None or len(x) == 2:
-        return first
+    pair = x[:2] if len(x) > 1 else torch.cat([x, x])
+    with contextlib.suppress(ValueError):
+        first = _export(model, pair)
+        if first.batch_symbol is not None or len(x) == 2:
+            return first
     return _export(model, x)
 
 
@@ -179,7 +204,21 @@ def _export(model: nn.Module, x: Tensor) -> Trace:
             f"expected a model that torch.export can trace, but exporting {type(model).__name__} on an input of "
             f"shape {tuple(x.shape)} failed: {error}"
         ) from error
-    return Trace(program)
+    return Trace(program, _first_names(model))
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """Every name of every parameter and buffer -> the first it goes by, which is the one the model's modules list."""
+    tensors = named_tensors(model)
+    first: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        first.setdefault(id(tensor), name)
+    return {name: first[id(tensor)] for name, tensor in tensors.items()}
+
+
+def _is_symbolic(size: int | torch.SymInt) -> bool:
+    """Whether a size depends on the batch; export keeps some constants as symbolic integers too."""
+    return isinstance(size, torch.SymInt) and bool(size.node.expr.free_symbols)
 
 
 def _restore_batch_norm(graph: fx.Graph) -> None:

@@ -140,3 +140,13 @@ def test_a_batch_norm_at_the_end_is_an_output():
     model = Wired(lambda self, x: self.n(self.b(self.a(x).relu())), a=nn.Linear(6, 5), b=nn.Linear(5, 3))
     model.n = nn.BatchNorm1d(3).eval()
     assert frozen(groups_of(model, normal(3, 6))) == {"b": "network output"}
+
+
+def test_a_shared_module_goes_by_the_name_that_named_modules_gives():
+    def wiring(self, x):
+        return self.c(self.again(self.b(self.n(self.a(x)).relu())).relu())
+
+    model = Wired(wiring, a=nn.Linear(4, 5), n=nn.BatchNorm1d(5), b=nn.Linear(5, 5), c=nn.Linear(5, 3))
+    model.again = model.n
+    names = {name for name, _ in model.named_modules()}
+    assert {m for g in groups_of(model, normal(3, 4)).values() for m in g.members} == names - {""}

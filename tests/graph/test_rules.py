@@ -107,14 +107,14 @@ REFUSED = {
     "computed weight": (
         lambda self, y: self.inner(y),
         parametrizations.weight_norm(nn.Linear(6, 6)),
-        "no rule for aten.linear.default in inner",
+        "the weight of aten.linear.default in inner is computed",
     ),
     "transposed weight": (lambda self, y: y @ self.inner.weight.T, nn.Linear(6, 6, bias=False), "no rule for aten."),
     "elementwise parameter": (lambda self, y: y * self.inner.weight, nn.Embedding(1, 6), "no rule for aten.mul.Tensor"),
     "averaged parameter": (
         lambda self, y: F.linear(y, self.inner.weight - self.inner.weight.mean(1, keepdim=True)),
         nn.Linear(6, 6, bias=False),
-        "no rule for aten.linear.default",
+        "the weight of aten.linear.default is computed",
     ),
     "used twice": (
         lambda self, y: self.inner(self.inner(y).relu()),

@@ -2,9 +2,11 @@ import pytest
 import torch
 from networks import MLP, DigitNet, FlattenNet, PlainNet, PreActNet, images, randomised
 from torch import nn
+from torch.utils import _pytree as pytree
 from wiring import Wired, normal, run
 
 from singe.graph.trace import aten, named_tensors, trace
+from singe.surgery import compact
 
 aten_relu = aten.relu.default
 
@@ -107,17 +109,20 @@ def test_a_model_that_cannot_be_exported_is_named():
         lambda self, x: (self.a(x), [x.relu(), self.b(x)]),
         lambda self, x: {"second": self.b(x), "first": self.a(x)},
         lambda self, x: (self.a(x), None),
+        lambda self, x: (self.a(x), 3, "a", x.shape[0]),
         lambda self, x: (x, self.a(x)),
         lambda self, x: self.norm(self.a(x)),
         lambda self, x: (self.norm(self.a(x)), self.b(x)),
     ],
-    ids=["nested", "dict", "none", "input", "batch norm last", "batch norm among others"],
+    ids=["nested", "dict", "none", "no tensors", "input", "batch norm last", "batch norm among others"],
 )
 def test_outputs_come_back_as_the_model_returns_them(wiring):
     model, x = Wired(wiring, a=nn.Linear(6, 5), b=nn.Linear(6, 3), norm=nn.BatchNorm1d(5)), normal(4, 6)
-    ours, theirs = run(trace(model, x), model, x), model(x)
-    torch.testing.assert_close(ours, theirs)
-    assert list(ours) == list(theirs) if isinstance(theirs, dict) else type(ours) is type(theirs)
+    graph, x = trace(model, x), normal(7, 6, seed=4)
+    ours, theirs = run(graph, model, x), model(x)
+    assert pytree.tree_structure(ours) == pytree.tree_structure(theirs)
+    for a, b in zip(pytree.tree_leaves(ours), pytree.tree_leaves(theirs), strict=True):
+        assert torch.allclose(a, b, atol=1e-6) if isinstance(b, torch.Tensor) else a == b
 
 
 def test_only_what_is_kept_outlives_its_last_use(plain):
@@ -173,3 +178,17 @@ def test_named_tensors_lists_tied_tensors_under_every_name():
     tensors = named_tensors(model)
     assert tensors["again.weight"] is tensors["stem.weight"]
     assert tensors["bn.running_var"] is model.bn.running_var
+
+
+def test_a_trace_holds_until_a_cut_breaks_a_width_it_holds():
+    def wiring(self, x):
+        y = self.b(self.a(x).relu()).relu()
+        return self.c(y.view(y.shape[0], y.shape[1], 1).flatten(1))
+
+    model, x = Wired(wiring, a=nn.Linear(4, 6), b=nn.Linear(6, 5), c=nn.Linear(5, 2)), normal(3, 4)
+    graph, index = trace(model, x), torch.tensor([1])
+    assert graph.holds_for(model, x)
+    compact(model, {("a.weight", 0): index, ("a.bias", 0): index, ("b.weight", 1): index})
+    assert graph.holds_for(model, x), "no size of a is written in the graph"
+    compact(model, {("b.weight", 0): index, ("b.bias", 0): index, ("c.weight", 1): index})
+    assert not graph.holds_for(model, x)

@@ -1,0 +1,236 @@
+import copy
+import logging
+
+import pytest
+import torch
+from networks import MLP, DigitNet, PlainNet, PreActNet, images, randomised
+from torch import nn
+from torch.nn import functional as F
+
+import singe
+from singe import reference
+from singe.engine import Engine
+from singe.graph.analysis import find_groups
+from singe.graph.trace import trace
+from singe.surgery import mask
+
+CRITERIA = [
+    singe.Magnitude(),
+    singe.IntegratedGradient(quadrature=singe.GaussLegendre(2)),
+    singe.SummedGradient(quadrature=singe.GaussLegendre(2), path="layer"),
+    singe.LossChange(),
+]
+
+
+class Setting:
+    """A network in float64, its graph, one of its groups by name, and a batch."""
+
+    def __init__(self, model, batch, group):
+        self.model, self.batch = model, (batch[0].to(next(model.parameters()).dtype), batch[1])
+        self.graph = trace(model, self.batch[0])
+        self.group = next(g for g in find_groups(self.graph) if g.name == group)
+
+    def engine(self, **options):
+        return Engine(self.model, self.graph, self.group, self.batch, **options)
+
+    def loss(self):
+        with torch.no_grad():
+            return float(F.cross_entropy(self.model(self.batch[0]), self.batch[1]))
+
+
+SETTINGS = {
+    "plain conv": (PlainNet, images, "features.0"),
+    "no bias, no affine": (PlainNet, images, "features.4"),
+    "linear": (PlainNet, images, "classifier.0"),
+    "coupled": (lambda: DigitNet(3), lambda: images(channels=1), "stem"),
+    "coupled by a shortcut": (lambda: DigitNet(3), lambda: images(channels=1), "blocks.1.conv2"),
+    "shifts in the suffix": (PreActNet, images, "stem"),
+    "shift behind one layer": (PreActNet, images, "conv1"),
+    "sequences": (MLP, lambda: (images(3, 10, 1)[0][:, 0], images(3)[1]), "layers.0"),
+}
+
+
+@pytest.fixture(params=SETTINGS, scope="module")
+def setting(request):
+    make, data, group = SETTINGS[request.param]
+    return Setting(randomised(make()).double(), data(), group)
+
+
+def close(actual, expected, tolerance=1e-9):
+    assert actual.shape == expected.shape
+    assert expected.norm() > 0
+    return float((actual - expected).norm() / expected.norm()) <= tolerance
+
+
+def spearman(a, b):
+    ranks = torch.stack([v.argsort().argsort().double() for v in (a, b)])
+    return float(torch.corrcoef(ranks)[0, 1])
+
+
+# -- removals ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def after_removals(setting):
+    """An engine that has seen neurons 2 and 0 go, one that comes to the masked model anew, and those left."""
+    kept = copy.deepcopy(setting.model.state_dict())
+    engine = setting.engine()
+    for neuron in (2, 0):
+        mask(setting.model, setting.group.slices, torch.tensor([neuron]))
+        engine.forget(neuron)
+    yield engine, setting.engine(), torch.tensor([n for n in range(setting.group.size) if n not in (0, 2)])
+    setting.model.load_state_dict(kept)
+
+
+def test_after_masking_and_forgetting_scores_are_those_of_a_fresh_engine(setting, after_removals):
+    engine, fresh, _ = after_removals
+    for criterion in CRITERIA[:-1]:
+        scores = engine.scores(criterion)
+        assert close(scores, fresh.scores(criterion)), criterion
+        assert (scores[[0, 2]].abs() < 1e-12).all(), criterion  # what is gone has no relevance
+    quadrature = singe.GaussLegendre(2)
+    assert close(engine.signed_integral(quadrature), fresh.signed_integral(quadrature))
+
+
+def test_after_masking_and_forgetting_loss_change_is_that_of_one_more_removal(setting, after_removals):
+    engine, fresh, _ = after_removals
+    assert close(engine.scores(singe.LossChange()), fresh.scores(singe.LossChange()))
+
+
+def test_a_masked_model_scores_as_in_the_reference(setting, after_removals):
+    _, fresh, left = after_removals
+    for criterion in CRITERIA[1:]:
+        expected = reference.score(setting.model, setting.batch, setting.group.name, criterion=criterion)
+        assert close(fresh.scores(criterion)[left], expected[left]), criterion
+
+
+def test_loss_change_is_the_change_when_the_neuron_is_masked(setting):
+    model, base = setting.model, setting.loss()
+    changes = setting.engine().scores(singe.LossChange())
+    for neuron in (0, setting.group.size - 1):
+        kept = copy.deepcopy(model.state_dict())
+        mask(model, setting.group.slices, torch.tensor([neuron]))
+        assert float(changes[neuron]) == pytest.approx(setting.loss() - base, abs=1e-12)
+        model.load_state_dict(kept)
+
+
+def test_base_loss_is_the_models_loss(setting):
+    assert setting.engine().base_loss == pytest.approx(setting.loss(), rel=1e-12)
+
+
+# -- which neurons, how much memory ------------------------------------------------------------------------------
+
+
+def test_some_neurons_in_any_order_score_as_among_all(setting):
+    engine, some = setting.engine(), torch.tensor([2, 0])
+    for criterion in CRITERIA:
+        assert close(engine.scores(criterion, some), engine.scores(criterion)[some]), criterion
+    signed = engine.signed_integral(singe.GaussLegendre(2))
+    assert close(engine.signed_integral(singe.GaussLegendre(2), some), signed[some])
+
+
+def test_memory_sets_how_many_jobs_run_at_once_and_not_what_comes_out(setting):
+    evaluated, results = [], []
+
+    def loss(outputs, batch):
+        evaluated.append(len(outputs))
+        return F.cross_entropy(outputs, batch[1])
+
+    for memory in (1, 1 << 18, 1 << 40):
+        engine, passes = setting.engine(loss=loss, memory=memory), []
+        forward = engine._forward
+        engine._forward = lambda jobs, forward=forward, passes=passes: passes.append(len(jobs)) or forward(jobs)
+        evaluated.clear()
+        results.append([*(engine.scores(c) for c in CRITERIA), engine.signed_integral(singe.GaussLegendre(3))])
+        jobs = setting.group.size * (2 + 1 + 3) + 2  # nodes a neuron, and two of the layer path
+        assert jobs <= sum(passes) == len(evaluated) <= jobs + 1
+        assert set(evaluated) == {len(setting.batch[0])}
+        assert max(passes) == {1: 1, 1 << 40: 3 * setting.group.size}.get(memory, max(passes))
+    for result in results[:2]:
+        assert all(close(a, b) for a, b in zip(result, results[2], strict=True))
+
+
+# -- completeness ------------------------------------------------------------------------------------------------
+
+
+def test_the_signed_integral_of_a_smooth_network_is_the_loss_change_to_many_digits():
+    layers = nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6), nn.GELU(), nn.Flatten(), nn.Linear(54, 4), nn.Tanh()
+    setting = Setting(randomised(nn.Sequential(*layers, nn.Linear(4, 4))).double(), images(), "0")
+    engine = setting.engine()
+    assert close(-engine.signed_integral(singe.GaussLegendre(24)), engine.scores(singe.LossChange()), 1e-6)
+
+
+def test_the_signed_integral_is_the_loss_change_with_relu_biases_and_shifts(setting):
+    engine = setting.engine()
+    change = engine.scores(singe.LossChange())
+    integral = engine.signed_integral(singe.GaussLegendre(64))
+    assert (integral + change).abs().max() <= 0.02 * change.abs().max()
+
+
+@pytest.fixture(scope="module")
+def in_trained(trained, digit_batch):
+    """(group, images) -> an engine on some digits, one export for all."""
+    setting = Setting(trained, digit_batch, "stem")
+    groups = {g.name: g for g in find_groups(setting.graph)}
+    return lambda group, images=32: Engine(
+        setting.model, setting.graph, groups[group], tuple(v[:images] for v in setting.batch)
+    )
+
+
+@pytest.mark.parametrize("group", ["stem", "blocks.1.conv1", "blocks.2.conv2"])
+def test_the_signed_integral_predicts_real_removals_in_the_trained_network(in_trained, group):
+    engine, some = in_trained(group, 64), torch.arange(12)
+    change = engine.scores(singe.LossChange())
+    integral = engine.signed_integral(singe.GaussLegendre(16), some)
+    assert (integral + change[some]).abs().max() <= 0.01 * change.abs().max()
+    assert change[some].abs().max() > 0.1 * change.abs().max()  # the bound is one
+
+
+@pytest.mark.parametrize("group", ["blocks.0.conv1", "blocks.1.conv1", "blocks.2.conv1"])
+def test_four_gauss_legendre_nodes_rank_like_the_papers_91_steps(in_trained, group):
+    engine, some = in_trained(group), torch.arange(16)
+    few = engine.scores(singe.IntegratedGradient(quadrature=singe.GaussLegendre(4)), some)
+    many = engine.scores(singe.IntegratedGradient(quadrature=singe.Geometric(0.95)), some)
+    assert spearman(few, many) >= 0.98
+    assert ((1 - 0.95) * many / few - 1).abs().median() < 0.05  # one integral, in two scales
+
+
+def test_the_neuron_path_predicts_removals_and_is_not_the_layer_path(in_trained):
+    engine = in_trained("blocks.1.conv1")
+    change = engine.scores(singe.LossChange())
+    neuron, layer = (engine.scores(singe.IntegratedGradient(path=path)) for path in ("neuron", "layer"))
+    assert spearman(neuron, change) > 0.5
+    assert spearman(neuron, layer) < 0.98
+
+
+# -- what cannot be stacked --------------------------------------------------------------------------------------
+
+
+class Mixing(MLP):
+    """Every sample sees its neighbour's hidden values."""
+
+    def forward(self, x):
+        y = self.layers[:2](x)
+        return self.layers[2:](y + y.roll(1, 0))
+
+
+def test_samples_that_see_each_other_run_job_by_job_and_the_log_says_so(caplog):
+    x, y = images(3, 10, 1)[0][:, 0, 0], images(3)[1]
+    with caplog.at_level(logging.WARNING, "singe"):
+        Setting(randomised(MLP()), (x, y), "layers.0").engine()
+        assert not caplog.records
+        Setting(randomised(Mixing()), (x, y), "layers.2").engine()  # they meet in front of this layer
+        assert not caplog.records
+        engine = Setting(randomised(Mixing()), (x, y), "layers.0").engine()
+    assert "layers.0" in caplog.text
+    assert engine._chunk == 1
+
+
+def test_a_loss_that_is_not_finite_is_refused():
+    x, y = images(3, 10, 1)[0][:, 0, 0], images(3)[1]
+    setting = Setting(randomised(MLP()), (x, y), "layers.0")
+    with pytest.raises(ValueError, match=r"finite loss.*inf"):
+        setting.engine(loss=lambda o, b: o.sum() * torch.inf)
+    engine = setting.engine(loss=lambda o, b: (o - o.detach()).sum().sqrt())  # 0, with an infinite slope
+    with pytest.raises(ValueError, match=r"layers\.0.*not finite"):
+        engine.scores(singe.Gradient())

@@ -1,0 +1,548 @@
+import copy
+import logging
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from networks import MLP, DigitNet, PlainNet, images, randomised
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.data import DataLoader, TensorDataset
+
+import singe
+from singe import FineTune, reference
+from singe.data import Stream
+from singe.graph.analysis import find_groups
+from singe.graph.trace import trace
+from singe.plan import Plan
+from singe.prune import ignored_groups
+from singe.surgery import compact, mask
+from singe.trial import expanded
+
+CRITERIA = ["magnitude", "gradient", "magnitude_gradient", "summed_gradient", "integrated_gradient", "loss_change"]
+
+
+def vectors(count=40, **options):
+    """A shuffling loader over vectors in four clusters."""
+    generator = torch.Generator().manual_seed(7)
+    y = torch.arange(count) % 4
+    x = torch.randn(4, 10, generator=generator)[y] * 2 + torch.randn(count, 10, generator=generator)
+    return DataLoader(TensorDataset(x, y), batch_size=16, shuffle=True, **options)
+
+
+def prune(model, loader=None, rho=0.3, **options):
+    """``singe.prune``, small and quiet."""
+    options = {"finetune": None, "images": 20, "progress": False, **options}
+    return singe.prune(model, vectors() if loader is None else loader, rho, **options)
+
+
+def mlp(seed=0):
+    return randomised(MLP(), seed)
+
+
+def learned(model, steps=60):
+    optimizer = torch.optim.Adam(model.parameters(), 0.02)
+    x, y = vectors().dataset.tensors
+    for _ in range(steps):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return model
+
+
+def parameters(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def random_states(generator):
+    numpy_state = np.random.get_state()
+    return (
+        torch.get_rng_state().tolist(), numpy_state[1].tolist(), numpy_state[2], random.getstate(),
+        generator.get_state().tolist(),
+    )  # fmt: skip
+
+
+def snapshot(model):
+    return (
+        {k: v.clone() for k, v in model.state_dict().items()},
+        [m.training for m in model.modules()],
+        [p.requires_grad for p in model.parameters()],
+        [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+    )
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(v, b[k]) for k, v in a.items())
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(u, v) for u, v in zip(a, b, strict=True))
+    return a == b
+
+
+def same_plan(a, b):
+    return [(r.group, r.neurons) for r in a.plan.removals] == [(r.group, r.neurons) for r in b.plan.removals]
+
+
+# -- one run of a residual network, looked at from all sides -----------------------------------------------------
+
+
+class Run:
+    """A DigitNet in a mixed state, pruned by 40 % with fine-tuning."""
+
+    def __init__(self):
+        self.model = randomised(DigitNet(4))
+        self.x, self.y = images(40, channels=1)
+        F.cross_entropy(self.model(self.x), self.y).backward()
+        self.model.train()
+        self.model.blocks[0].bn1.eval()
+        self.model.blocks[1].conv1.requires_grad_(False)
+        generator = torch.Generator().manual_seed(11)
+        loader = DataLoader(TensorDataset(self.x, self.y), batch_size=16, shuffle=True, generator=generator)
+        self.before = snapshot(self.model), random_states(generator)
+        self.result = prune(self.model, loader, 0.4, finetune=FineTune(steps=8), images=24, seed=3)
+        self.after = snapshot(self.model), random_states(generator)
+
+
+@pytest.fixture(scope="module")
+def run():
+    return Run()
+
+
+def test_the_users_model_and_every_random_generator_are_as_before(run):
+    assert same(run.after, run.before)
+
+
+def test_the_result_is_of_the_same_class_and_in_the_same_state(run):
+    model = run.result.model
+    assert type(model) is DigitNet
+    assert [m.training for m in model.modules()] == run.before[0][1]
+    assert [p.requires_grad for p in model.parameters()] == run.before[0][2]
+    assert [name for name, _ in model.named_parameters()] == [name for name, _ in run.model.named_parameters()]
+
+
+def test_the_result_trains_and_brings_no_gradients_along(run):
+    model = copy.deepcopy(run.result.model)
+    assert all(p.grad is None for p in model.parameters())
+    loss = F.cross_entropy(model(run.x), run.y)
+    loss.backward()
+    torch.optim.SGD(model.parameters(), 0.01).step()
+    assert F.cross_entropy(model(run.x), run.y) < loss
+
+
+def test_rho_is_met_within_the_smallest_neuron_that_is_left(run):
+    result, model = run.result, run.result.model
+    assert result.params_before == parameters(run.model)
+    assert result.params_after == parameters(model)
+    assert result.params_removed == pytest.approx(1 - parameters(model) / parameters(run.model))
+    units = []
+    for group in find_groups(trace(copy.deepcopy(model).eval(), run.x)):
+        if group.size > 1 and group.frozen is None:
+            smaller, plan = copy.deepcopy(model), Plan()
+            plan.add(group, [0])
+            compact(smaller, plan.removed())
+            units.append(parameters(model) - parameters(smaller))
+    assert abs(result.params_removed - 0.4) <= min(units) / parameters(run.model)
+
+
+def test_the_pruned_network_is_the_masked_one(run):
+    result = run.result
+    masked = expanded(run.model, result.model, result.plan)
+    assert parameters(masked) == parameters(run.model)
+    with torch.no_grad():
+        actual, expected = copy.deepcopy(result.model).eval()(run.x), masked(run.x)
+    assert float((actual - expected).norm() / expected.norm()) < 1e-4
+
+
+def test_losses_and_multiply_adds_are_those_of_the_two_networks(run):
+    result = run.result
+    assert result.macs_after < result.macs_before
+    assert result.macs_removed == 1 - result.macs_after / result.macs_before
+    dense = sum(m.weight.numel() * s for m, s in macs_of(copy.deepcopy(result.model).eval(), run.x[:1]))
+    assert result.macs_after == dense
+    assert result.loss_before > 0 and math.isfinite(result.loss_after)
+    assert result.loss_before != result.loss_after
+
+
+def macs_of(model, x):
+    """(module, positions its weights are applied at) for every convolution and linear layer."""
+    seen, hooks = [], []
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            hooks.append(module.register_forward_hook(lambda m, _, y: seen.append((m, y[0, 0].numel()))))
+    with torch.no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def test_the_history_tells_of_every_group_in_the_plan_in_order(run):
+    result = run.result
+    assert [(r.group, r.removed, r.size) for r in result.history] == [
+        (r.group, r.neurons, r.size) for r in result.plan.removals
+    ]
+    order = [g.name for g in find_groups(trace(randomised(DigitNet(4)), run.x))]
+    groups = [r.group for r in result.history]
+    assert groups == [name for name in order if name in groups]
+    assert len(groups) > 3 and not set(groups) & result.frozen.keys()
+    for record in result.history:
+        assert 0 < len(record.removed) < record.size
+        assert len(record.scores) == len(record.removed) == len(set(record.removed))
+        assert record.size + len(record.removed) - 1 <= record.neurons_scored
+        assert record.neurons_scored <= sum(record.size - i for i in range(len(record.removed)))
+        assert all(math.isfinite(s) and s >= 0 for s in record.scores)
+        assert all(math.isfinite(v) for v in (record.loss_start, record.loss_removed, record.loss_end))
+        assert record.loss_removed != record.loss_end  # it was tuned
+        assert record.seconds_scoring > 0 and record.seconds_tuning > 0
+        assert expected_width(run, record) == record.size - len(record.removed)
+
+
+def expected_width(run, record):
+    return run.result.model.get_submodule(record.group).weight.shape[0]
+
+
+def test_a_saved_result_loads_into_a_fresh_network(run, tmp_path):
+    run.result.save(tmp_path / "pruned")
+    loaded = singe.load(DigitNet(4).eval(), tmp_path / "pruned")
+    assert same(loaded.state_dict(), run.result.model.state_dict())
+    assert torch.equal(loaded(run.x), copy.deepcopy(run.result.model).eval()(run.x))
+    assert not loaded.training
+
+
+def test_the_summary_names_what_was_left_whole(run):
+    assert run.result.frozen == {"head": "network output"}
+    text = str(run.result)
+    for part in (f"{run.result.params_before:,}", f"{run.result.params_after:,}", "head", "network output"):
+        assert part in text
+
+
+# -- the algorithm -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("criterion", [singe.IntegratedGradient(quadrature=singe.GaussLegendre(2)), singe.LossChange()])
+def test_full_without_tuning_is_algorithm_1_written_out_on_the_reference(criterion):
+    model, loader = mlp().double(), vectors()
+    loader.dataset.tensors = loader.dataset.tensors[0].double(), loader.dataset.tensors[1]
+    result = prune(model, loader, 0.3, criterion=criterion, refresh="full", seed=5)
+    work, stream = copy.deepcopy(model), Stream(loader, torch.device("cpu"))
+    state = torch.get_rng_state()
+    for index, (removal, record) in enumerate(zip(result.plan.removals, result.history, strict=True)):
+        stream.restart(5 + index)
+        batch = stream.take(20)
+        group = next(g for g in find_groups(trace(work, batch[0])) if g.name == removal.group)
+        gone = []
+        for score in record.scores:
+            scores = reference.score(work, batch, removal.group, criterion=criterion)
+            scores[gone] = math.inf
+            gone.append(int(scores.argmin()))
+            assert score == pytest.approx(float(scores.min()), rel=1e-6, abs=1e-12)
+            mask(work, group.slices, torch.tensor(gone[-1:]))
+        assert list(removal.neurons) == gone
+    torch.set_rng_state(state)
+    assert len(result.plan.removals) == 2
+
+
+def test_lazy_scores_fewer_neurons_than_full_for_nearly_the_same_plan():
+    full, lazy = (prune(learned(mlp()), rho=0.4, refresh=refresh) for refresh in ("full", "lazy"))
+    scored = [sum(r.neurons_scored for r in result.history) for result in (full, lazy)]
+    assert scored[1] < scored[0]
+    assert scored[0] == sum(sum(r.size - i for i in range(len(r.removed))) for r in full.history)
+    for a, b in zip(full.plan.removals, lazy.plan.removals, strict=True):
+        assert len(set(a.neurons) & set(b.neurons)) >= len(a.neurons) - 1
+
+
+def test_every_criterion_by_name_or_object_prunes_other_neurons_to_the_same_widths():
+    model, shapes, plans = learned(mlp()), set(), set()
+    for criterion in [*CRITERIA, singe.IntegratedGradient(p=1, path="layer"), singe.Magnitude(math.inf)]:
+        result = prune(model, criterion=criterion)
+        shapes.add(tuple(p.shape for p in result.model.parameters()))
+        plans.add(tuple(tuple(sorted(r.neurons)) for r in result.plan.removals))
+    assert len(shapes) == 1
+    assert len(plans) > 2
+
+
+@pytest.mark.parametrize("when", ["layer", "neuron", "after"])
+@pytest.mark.parametrize("refresh", ["lazy", "full"])
+def test_all_steps_are_taken_whenever_the_tuning_is(when, refresh):
+    steps, tuned = [], FineTune(steps=7, when=when)
+    hook = register_optimizer_step_post_hook(lambda *_: steps.append(1))
+    try:
+        result = prune(mlp(), rho=0.4, finetune=tuned, refresh=refresh, criterion="loss_change")
+    finally:
+        hook.remove()
+    assert len(steps) == 7
+    changed = [r.loss_end != r.loss_removed for r in result.history]
+    assert len(changed) == 2
+    assert all(changed) if when == "layer" else not any(changed)
+
+
+def test_tuning_after_every_neuron_keeps_what_is_masked_out():
+    result = prune(mlp(), finetune=FineTune(steps=20, when="neuron", lr=0.1))
+    masked = expanded(mlp(), result.model, result.plan)
+    x = vectors().dataset.tensors[0]
+    assert torch.allclose(masked(x), result.model(x), atol=1e-4)
+    assert sum(len(r.neurons) for r in result.plan.removals) > 4
+
+
+def test_parameters_that_require_no_gradient_are_cut_but_not_trained():
+    model = mlp()
+    model.layers[2].requires_grad_(False)
+    result = prune(model, finetune=FineTune(steps=10, lr=0.1))
+    masked = expanded(model, result.model, result.plan)
+    kept = masked.layers[2].weight != 0
+    assert 0 < kept.sum() < kept.numel()
+    assert torch.equal(masked.layers[2].weight[kept], model.layers[2].weight[kept])
+    assert not torch.equal(masked.layers[4].weight, model.layers[4].weight)
+
+
+def test_tuning_helps():
+    model, loader = learned(mlp()), vectors()
+    plain, tuned = (prune(model, loader, 0.6, finetune=f) for f in (None, FineTune(steps=60, lr=0.05)))
+    assert tuned.loss_after < plain.loss_after
+
+
+def test_a_loss_of_several_outputs_is_passed_through():
+    class Pair(MLP):
+        def forward(self, x):
+            return {"logits": self.layers(x), "norm": x.square().mean(1)}
+
+    seen = []
+
+    def loss(outputs, batch):
+        seen.append(outputs["norm"].shape)
+        return F.cross_entropy(outputs["logits"], batch[1]) + outputs["norm"].mean()
+
+    result = prune(randomised(Pair()), loss=loss, finetune=FineTune(steps=8))
+    assert type(result.model) is Pair
+    assert result.params_removed > 0.2
+    assert torch.Size([20]) in seen and torch.Size([16]) in seen  # scored and tuned with it
+
+
+def test_a_model_that_fixes_its_batch_size_is_pruned():
+    class Fixed(MLP):
+        def forward(self, x):
+            return self.layers(x).reshape(20, 4)
+
+    loader = DataLoader(vectors().dataset, batch_size=20)
+    result = prune(randomised(Fixed()), loader, 0.3, finetune=FineTune(steps=2))
+    assert result.params_removed == pytest.approx(0.3, abs=0.05)
+
+
+def test_pruning_works_inside_no_grad():
+    with torch.no_grad():
+        inside = prune(mlp(), finetune=FineTune(steps=2))
+        assert not torch.is_grad_enabled()
+    outside = prune(mlp(), finetune=FineTune(steps=2))
+    assert same_plan(inside, outside)
+
+
+def test_a_rho_below_the_smallest_neuron_removes_at_most_one():
+    result = prune(mlp(), rho=1e-6)
+    assert result.plan.removals == [] and result.history == []
+    assert same(result.model.state_dict(), mlp().state_dict())
+
+
+# -- seeds and state ---------------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_plan_and_weights_whatever_the_global_state():
+    results = []
+    for outer, seed in ((0, 4), (1, 4), (2, 5)):
+        torch.manual_seed(outer)
+        np.random.seed(outer)
+        results.append(prune(mlp(), finetune=FineTune(steps=6), seed=seed, images=12))
+    assert same_plan(results[0], results[1])
+    assert same(results[0].model.state_dict(), results[1].model.state_dict())
+    assert results[0].history[0].scores == results[1].history[0].scores
+    assert results[2].history[0].scores != results[0].history[0].scores  # other images
+
+
+def test_model_and_random_state_are_as_before_also_after_an_error():
+    model, generator = mlp().train(), torch.Generator().manual_seed(2)
+    loader, calls = vectors(generator=generator), []
+
+    def loss(outputs, batch):
+        calls.append(1)
+        return F.cross_entropy(outputs, batch[1]) * (math.nan if outputs.requires_grad and len(calls) > 60 else 1)
+
+    before = snapshot(model), random_states(generator)
+    with pytest.raises(ValueError, match="finite"):
+        prune(model, loader, loss=loss, finetune=FineTune(steps=100))
+    assert len(calls) > 60  # in the middle of the run
+    assert same((snapshot(model), random_states(generator)), before)
+
+
+# -- what is left alone ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def digit_groups():
+    model = randomised(DigitNet(3))
+    return model, find_groups(trace(model, images(4, channels=1)[0]))
+
+
+STREAM_1 = {"stem"}
+BLOCK_1 = {"blocks.1.conv1", "blocks.1.conv2"}
+
+
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [
+        ((), set()),
+        (["blocks.1.conv1"], {"blocks.1.conv1"}),
+        (["blocks.0.conv2"], STREAM_1),  # writes into the stem's stream
+        (["blocks.1.bn1"], {"blocks.1.conv1"}),
+        (["blocks.1"], BLOCK_1),
+        (["*.conv1"], {"blocks.0.conv1", "blocks.1.conv1", "blocks.2.conv1"}),
+        (["blocks.[12].conv1", "stem"], {"blocks.1.conv1", "blocks.2.conv1", "stem"}),
+        (["blocks.[1]"], BLOCK_1),  # a pattern that names a parent
+        (["*"], {"stem", "blocks.0.conv1", *BLOCK_1, "blocks.2.conv1", "blocks.2.conv2", "head"}),
+    ],
+)
+def test_ignore_takes_names_parents_and_patterns(digit_groups, patterns, expected):
+    assert ignored_groups(*digit_groups, patterns) == expected
+
+
+@pytest.mark.parametrize("pattern", ["conv1", "block", "blocks.9", "blocks.1.conv", "*.norm"])
+def test_an_ignore_that_names_nothing_is_refused(digit_groups, pattern):
+    with pytest.raises(ValueError, match="ignore") as caught:
+        ignored_groups(*digit_groups, ["stem", pattern])
+    assert repr(pattern) in str(caught.value)
+
+
+def test_an_ignored_layer_stays_whole_and_is_reported():
+    result = prune(mlp(), rho=0.2, ignore=["layers.0"])
+    assert result.model.layers[0].out_features == 12
+    assert result.frozen["layers.0"] == "ignored"
+    assert [r.group for r in result.plan.removals] == ["layers.2"]
+    with pytest.raises(TypeError, match=r"ignore.*'layers\.0'"):
+        prune(mlp(), ignore="layers.0")
+    with pytest.raises(ValueError, match="nothing"):
+        prune(mlp(), ignore=["nothing"])
+
+
+class Left(nn.Module):
+    """What cannot be pruned: the output, a grouped convolution and what it reads, a layer of one neuron."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.grouped = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 3, groups=2)
+        self.free, self.single, self.head = nn.Conv2d(6, 5, 1), nn.Conv2d(5, 1, 1), nn.Linear(16, 4)
+
+    def forward(self, x):
+        y = F.relu(self.single(F.relu(self.free(F.relu(self.grouped(F.relu(self.first(x))))))))
+        return self.head(y.flatten(1))
+
+
+def test_what_cannot_be_pruned_is_reported_and_logged_with_the_reason(caplog):
+    loader = DataLoader(TensorDataset(*images(20)), batch_size=10)
+    with caplog.at_level(logging.INFO, "singe"):
+        result = prune(randomised(Left()), loader, 0.02)
+    assert set(result.frozen) == {"first", "grouped", "single", "head"}
+    for name, reason in (("first", "grouped"), ("grouped", "grouped"), ("single", "one neuron"), ("head", "output")):
+        assert reason in result.frozen[name]
+        messages = [r.getMessage() for r in caplog.records if r.name == "singe"]
+        assert any(m.startswith(f"{name} ") and result.frozen[name] in m for m in messages)
+    assert [r.group for r in result.plan.removals] == ["free"]
+
+
+def test_a_collapsed_network_is_called_one_and_a_sound_one_is_not(caplog):
+    model = learned(mlp())
+    with caplog.at_level(logging.WARNING, "singe"):
+        prune(model, rho=0.1)
+        assert not caplog.records
+        prune(model, rho=0.92, criterion=singe.Magnitude())
+    assert "collapsed" in caplog.text
+
+
+def test_an_untrained_network_that_loses_nothing_is_not_called_collapsed(caplog):
+    with caplog.at_level(logging.WARNING, "singe"):
+        result = prune(mlp(), rho=1e-6)
+    assert result.loss_after == result.loss_before
+    assert not caplog.records
+
+
+def test_nothing_is_printed_without_progress_and_a_bar_goes_to_stderr(capfd):
+    prune(mlp(), finetune=FineTune(steps=2), progress=False)
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "")
+    prune(mlp(), progress=True)
+    out, err = capfd.readouterr()
+    assert out == "" and "neuron" in err
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "match"),
+    [
+        ({"rho": 0}, ValueError, r"rho in \(0, 1\), got 0"),
+        ({"rho": 1.0}, ValueError, r"rho in \(0, 1\), got 1"),
+        ({"rho": -0.1}, ValueError, "rho"),
+        ({"rho": math.nan}, ValueError, "rho"),
+        ({"rho": "0.5"}, TypeError, r"rho.*str"),
+        ({"rho": True}, TypeError, r"rho.*bool"),
+        ({"criterion": "taylor"}, ValueError, "taylor"),
+        ({"criterion": None}, TypeError, "criterion"),
+        ({"allocation": "global"}, ValueError, r"uniform.*'global'"),
+        ({"refresh": "eager"}, ValueError, r"lazy.*'eager'"),
+        ({"finetune": 100}, TypeError, r"FineTune.*int"),
+        ({"images": 0}, ValueError, "images"),
+        ({"images": 6.0}, TypeError, "images"),
+        ({"memory": -1}, ValueError, "memory"),
+        ({"seed": "zero"}, TypeError, "seed"),
+        ({"model": "mlp"}, TypeError, "Module"),
+        ({"model": nn.ReLU()}, ValueError, "parameters"),
+        ({"model": nn.Linear(10, 4)}, ValueError, r"neurons to prune.*output"),
+        ({"loader": None}, TypeError, "iterable"),
+        ({"loader": []}, ValueError, "empty"),
+        ({"loader": (b for b in vectors())}, TypeError, "one-shot"),
+        ({"loader": [torch.ones(20, 10)]}, TypeError, r"\(x, y\)"),
+        ({"loader": [{"x": 1, "y": 2}]}, TypeError, r"\(x, y\).*dict"),
+        ({"loader": [(torch.ones(20, 10) * math.nan, torch.zeros(20, dtype=torch.int64))]}, ValueError, "NaN"),
+        ({"loader": [(torch.ones(20, 9), torch.zeros(20, dtype=torch.int64))]}, ValueError, r"MLP.*\(20, 9\)"),
+        ({"loader": [(torch.ones(20, 10), torch.full((20,), 4))]}, ValueError, r"label|class|Target"),
+        ({"loss": lambda o, b: o.sum() * math.nan}, ValueError, r"finite loss.*nan"),
+        ({"loss": lambda o, b: 1.0}, TypeError, r"loss.*float"),
+        ({"loss": lambda o, b: o}, ValueError, r"scalar.*\(20, 4\)"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_with_what_was_expected_and_what_came(options, kind, match):
+    options = {"model": mlp(), "loader": vectors(), "rho": 0.3, "images": 20, "finetune": None, **options}
+    with pytest.raises(kind, match=match):
+        singe.prune(options.pop("model"), options.pop("loader"), options.pop("rho"), progress=False, **options)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_named(value):
+    model = mlp()
+    model.layers[2].bias.data[1] = value
+    with pytest.raises(ValueError, match=r"layers\.2\.bias"):
+        prune(model)
+
+
+def test_a_rho_out_of_reach_says_how_far_it_goes():
+    reach = 1 - (10 + 1 + 1 + 1 + 4 + 4) / parameters(mlp())  # one neuron in each hidden layer
+    with pytest.raises(ValueError, match=rf"rho <= {reach:.4f}.*got 0\.97"):
+        prune(mlp(), rho=0.97)
+    assert prune(mlp(), rho=math.floor(reach * 1e4) / 1e4).params_removed == pytest.approx(reach, abs=1e-3)
+
+
+def test_images_that_turn_bad_later_are_refused_too():
+    class Loader:
+        def __init__(self):
+            self.epochs = 0
+
+        def __iter__(self):
+            self.epochs += 1
+            x = torch.ones(20, 10) * (math.nan if self.epochs > 1 else 1)
+            return iter([(x, torch.arange(20) % 4)])
+
+    with pytest.raises(ValueError, match="NaN"):
+        prune(mlp(), Loader())

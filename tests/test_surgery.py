@@ -1,0 +1,328 @@
+import copy
+import random
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import strategies as st
+from networks import PlainNet, images, randomised
+from torch import nn
+from wiring import Assembled, normal
+
+from singe.allocation import ParameterCount
+from singe.graph.analysis import find_groups
+from singe.graph.groups import Slice
+from singe.graph.trace import named_tensors, trace
+from singe.numerics import close
+from singe.plan import Plan
+from singe.result import count_parameters
+from singe.surgery import compact, held_at_zero, mask
+
+
+def pair(**options):
+    """A convolution with batch norm read by another convolution."""
+    return randomised(
+        nn.Sequential(nn.Conv2d(3, 5, 3, **options), nn.BatchNorm2d(5), nn.SiLU(), nn.Conv2d(5, 4, 1, bias=False))
+    )
+
+
+def gone(*indices):
+    """What goes with some channels of ``pair``."""
+    index = torch.tensor(indices, dtype=torch.int64)
+    norms = [("1.weight", 0), ("1.bias", 0), ("1.running_mean", 0), ("1.running_var", 0)]
+    return dict.fromkeys([("0.weight", 0), ("0.bias", 0), *norms, ("3.weight", 1)], index)
+
+
+def trained(model, optimizer, steps=2, shape=(4, 3, 8, 8)):
+    """Steps in train mode, so that gradients and optimiser state are there."""
+    model.train()
+    for step in range(steps):
+        optimizer.zero_grad()
+        model(normal(*shape, seed=step, dtype=next(model.parameters()).dtype)).square().mean().backward()
+        optimizer.step()
+
+
+# compact
+
+
+widths = st.integers(2, 6)
+stages = st.lists(st.tuples(st.sampled_from(Assembled.KINDS), widths), min_size=1, max_size=3)
+QUICK = settings(  # an export each: no shrinking
+    max_examples=8, deadline=None, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow],
+)  # fmt: skip
+
+
+@QUICK
+@given(stages, st.sampled_from(["flatten", "mean"]), st.integers(0, 999))
+@example([(kind, 3) for kind in Assembled.KINDS], "flatten", 0)
+def test_removed_neurons_are_as_if_masked_and_the_rest_trains_on(stages, tail, seed):
+    chance = random.Random(seed)
+    model = Assembled(stages, tail).double()
+    x = normal(4, 3, 6, 6, dtype=torch.float64)
+    groups = [g for g in find_groups(trace(model, x)) if g.frozen is None and g.size > 1]
+    assert {"stem", "hidden"} <= {module for g in groups for module in g.members}
+    masked, compacted, plan = copy.deepcopy(model), copy.deepcopy(model), Plan()
+    optimizer = torch.optim.SGD(compacted.parameters(), lr=0.01, momentum=0.9)
+    trained(compacted, optimizer, steps=1, shape=(4, 3, 6, 6))
+    compacted.load_state_dict(model.state_dict())
+    removed = []
+    for group in groups:
+        neurons = chance.sample(range(group.size), chance.randint(1, group.size - 1))
+        removed.append(len(neurons))
+        mask(masked, group.slices, torch.tensor(neurons))
+        plan.add(group, neurons)
+    compact(compacted, plan.removed(), optimizer)
+    with torch.no_grad():
+        expected = masked.eval()(x)
+        assert close(compacted.eval()(x), expected)
+        assert not close(model(x), expected)
+    count = ParameterCount(model, groups)
+    assert count_parameters(model) - count_parameters(compacted) == count.gone(removed) > 0
+    before = {n: p.clone() for n, p in compacted.named_parameters()}
+    trained(compacted, optimizer, steps=1, shape=(4, 3, 6, 6))
+    assert all(p.isfinite().all() for p in compacted.parameters())
+    assert all(not torch.equal(p, before[n]) for n, p in compacted.named_parameters() if n.endswith("weight"))
+
+
+def test_values_that_stay_are_the_old_ones():
+    model = pair()
+    old = {n: t.clone() for n, t in model.state_dict().items()}
+    compact(model, gone(1, 3))
+    assert torch.equal(model[0].weight, old["0.weight"][[0, 2, 4]])
+    assert torch.equal(model[1].running_var, old["1.running_var"][[0, 2, 4]])
+    assert torch.equal(model[3].weight, old["3.weight"][:, [0, 2, 4]])
+
+
+def test_two_axes_of_one_tensor_are_cut_at_once():
+    model = nn.Sequential(nn.Linear(4, 5))
+    old = model[0].weight.detach().clone()
+    compact(
+        model,
+        {("0.weight", 0): torch.tensor([0]), ("0.weight", 1): torch.tensor([3, 1]), ("0.bias", 0): torch.tensor([0])},
+    )
+    assert torch.equal(model[0].weight, old[1:][:, [0, 2]])
+    assert (model[0].in_features, model[0].out_features) == (2, 4)
+
+
+def test_attributes_follow_the_tensors():
+    model = nn.Sequential(
+        nn.Conv1d(4, 6, 3), nn.BatchNorm1d(6, affine=False), nn.Conv1d(6, 4, 1, groups=2), nn.Linear(5, 3)
+    )
+    indices = torch.tensor([0, 5])
+    compact(
+        model,
+        {
+            ("0.weight", 0): indices,
+            ("0.bias", 0): indices,
+            ("1.running_mean", 0): indices,
+            ("1.running_var", 0): indices,
+        },
+    )
+    assert (model[0].in_channels, model[0].out_channels) == (4, 4)
+    assert model[1].num_features == 4
+    assert (model[2].in_channels, model[2].out_channels, model[2].groups) == (6, 4, 2)
+    assert (model[3].in_features, model[3].out_features) == (5, 3)
+    assert "Conv1d(4, 4" in repr(model)
+
+
+def test_requires_grad_train_mode_and_kind_stay():
+    model = pair()
+    model[0].weight.requires_grad_(False)
+    model[3].train()
+    compact(model, gone(0))
+    assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["0.weight"]
+    assert [m.training for m in model] == [False, False, False, True]
+    assert isinstance(model[0].weight, nn.Parameter) and model[0].weight.is_leaf
+    assert set(dict(model.named_buffers())) == {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
+    assert set(model.state_dict()) == set(pair().state_dict())
+
+
+def test_buffers_that_are_not_saved_stay_so():
+    model = pair()
+    model[1].register_buffer("side", normal(5), persistent=False)
+    compact(model, {**gone(2), ("1.side", 0): torch.tensor([2])})
+    assert model[1].side.shape == (4,) and "1.side" not in model.state_dict()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_dtypes_stay(dtype):
+    model = pair().to(dtype)
+    compact(model, gone(1))
+    assert {t.dtype for t in named_tensors(model).values()} == {dtype, torch.int64}
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout"), [(nn.Conv2d, torch.channels_last), (nn.Conv3d, torch.channels_last_3d)], ids=["2d", "3d"]
+)
+def test_memory_format_stays(kind, layout):
+    model = nn.Sequential(kind(3, 6, 3)).to(memory_format=layout)
+    old = model[0].weight.detach().clone()
+    compact(
+        model,
+        {("0.weight", 0): torch.tensor([4]), ("0.bias", 0): torch.tensor([4]), ("0.weight", 1): torch.tensor([0])},
+    )
+    assert torch.equal(model[0].weight, old[[0, 1, 2, 3, 5]][:, 1:])
+    assert model[0].weight.is_contiguous(memory_format=layout) and not model[0].weight.is_contiguous()
+
+
+def test_hooks_still_run():
+    model, seen = pair(), []
+    model[0].register_forward_hook(lambda module, args, out: seen.append(out.shape[1]))
+    compact(model, gone(0, 4))
+    model(images()[0])
+    assert seen == [3]
+
+
+def test_tied_weights_stay_one_parameter():
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.Linear(6, 2))
+    model[4].weight = model[2].weight
+    model[4].bias = model[2].bias
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    trained(model, optimizer, shape=(3, 4))
+    old = model[2].weight.detach().clone()
+    # a tied tensor may be named by either of its names
+    index = torch.tensor([1, 5])
+    axes = [("2.weight", 0), ("4.weight", 1), ("4.bias", 0), ("0.weight", 0), ("0.bias", 0), ("5.weight", 1)]
+    compact(model, dict.fromkeys(axes, index), optimizer)
+    keep = [0, 2, 3, 4]
+    assert model[4].weight is model[2].weight and model[4].bias is model[2].bias
+    assert torch.equal(model[2].weight, old[keep][:, keep])
+    assert (model[4].in_features, model[4].out_features) == (4, 4)
+    held = optimizer.param_groups[0]["params"]
+    assert len(held) == len(list(model.parameters())) and all(
+        a is b for a, b in zip(held, model.parameters(), strict=True)
+    )
+    trained(model, optimizer, shape=(3, 4))
+
+
+def test_gradients_of_what_was_cut_are_dropped():
+    model = pair()
+    model(images()[0]).sum().backward()
+    compact(model, gone(1))
+    assert model[0].weight.grad is None and model[3].weight.grad is None
+
+
+MAKE = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-3),
+    "adam": lambda p: torch.optim.AdamW(p, lr=0.01, amsgrad=True),
+    "plain": lambda p: torch.optim.SGD(p, lr=0.01),
+}
+
+
+@pytest.mark.parametrize("make", MAKE.values(), ids=MAKE.keys())
+def test_optimizer_state_goes_with_its_rows_and_columns(make):
+    model = pair()
+    decayed, others = [p for p in model.parameters() if p.dim() > 1], [p for p in model.parameters() if p.dim() == 1]
+    optimizer = make([{"params": decayed, "lr": 0.5e-2}, {"params": others, "weight_decay": 0.0}])
+    trained(model, optimizer)
+    names = {p: n for n, p in model.named_parameters()}
+    settings_ = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    old = {names[p]: {k: copy.deepcopy(v) for k, v in s.items()} for p, s in optimizer.state.items()}
+    removed = gone(0, 3)
+    compact(model, removed, optimizer)
+    assert [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups] == settings_
+    parameters = dict(model.named_parameters())
+    assert {id(p) for g in optimizer.param_groups for p in g["params"]} == {id(p) for p in parameters.values()}
+    assert all(any(p is q for q in parameters.values()) for p in optimizer.state)
+    keep = torch.tensor([1, 2, 4])
+    for name, state in old.items():
+        for key, value in state.items():
+            found = optimizer.state[parameters[name]][key]
+            if not isinstance(value, torch.Tensor) or value.dim() == 0:
+                assert found == value
+                continue
+            for dim in (0, 1):
+                value = value.index_select(dim, keep) if (name, dim) in removed else value
+            assert torch.equal(found, value) and value.any()
+    trained(model, optimizer)
+
+
+WRONG = {
+    "unknown name": ({("4.weight", 0): [0]}, "4.weight"),
+    "module instead of tensor": ({("0", 0): [0]}, "'0'"),
+    "axis": ({("0.weight", 4): [0]}, "axis of 0.weight"),
+    "negative axis": ({("0.weight", -1): [0]}, "axis of 0.weight"),
+    "index": ({("3.weight", 1): [5]}, r"axis 1 of 3.weight in \[0, 5\)"),
+    "negative index": ({("3.weight", 1): [-1]}, r"axis 1 of 3.weight in \[0, 5\)"),
+    "emptied axis": ({("1.running_var", 0): [0, 1, 2, 3, 4]}, "at least one index of axis 0 of 1.running_var"),
+}
+
+
+@pytest.mark.parametrize(("wrong", "message"), WRONG.values(), ids=WRONG.keys())
+def test_what_is_refused_changes_nothing(wrong, message):
+    model = pair()
+    optimizer = MAKE["sgd"](model.parameters())
+    trained(model, optimizer)
+    before, values = named_tensors(model), {n: t.clone() for n, t in model.state_dict().items()}
+    state = {p: s["momentum_buffer"].clone() for p, s in optimizer.state.items()}
+    with pytest.raises(ValueError, match=message):
+        compact(model, {**gone(1), **{k: torch.tensor(v) for k, v in wrong.items()}}, optimizer)
+    after = named_tensors(model)
+    assert all(after[n] is before[n] and torch.equal(after[n], values[n]) for n in before)
+    assert model[0].out_channels == 5 and all(p.grad is not None for p in model.parameters())
+    assert all(torch.equal(optimizer.state[p]["momentum_buffer"], m) for p, m in state.items())
+
+
+def test_removing_nothing_changes_no_value():
+    model = randomised(PlainNet())
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    compact(model, {("features.0.weight", 0): torch.tensor([], dtype=torch.int64)})
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+
+
+# mask and held_at_zero
+
+CHANNELS = torch.arange(5)
+SLICES = [Slice(name, dim, CHANNELS) for name, dim in gone()]
+
+
+def entries(model, neurons):
+    return torch.cat(
+        [t.index_select(s.dim, neurons).flatten() for s in SLICES for t in [named_tensors(model)[s.tensor]]]
+    )
+
+
+def test_masking_zeroes_the_neurons_and_their_momentum_and_nothing_else():
+    model = pair()
+    optimizer = MAKE["adam"](model.parameters())
+    trained(model, optimizer)
+    before = copy.deepcopy(model)
+    neurons, others = torch.tensor([4, 1]), torch.tensor([0, 2, 3])
+    mask(model, SLICES, neurons, optimizer)
+    assert not entries(model, neurons).any()
+    assert torch.equal(entries(model, others), entries(before, others))
+    for state in optimizer.state.values():
+        assert state["step"] == 2
+    for key in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
+        moments = optimizer.state[model[3].weight][key]
+        assert not moments[:, neurons].any() and moments[:, others].all()
+
+
+@pytest.mark.parametrize("make", [MAKE["sgd"], MAKE["adam"]], ids=["sgd", "adam"])
+def test_masked_neurons_stay_zero_through_training_and_the_others_learn(make):
+    torch.manual_seed(0)
+    model = randomised(
+        nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Sigmoid(), nn.Conv2d(5, 4, 1, bias=False))
+    )
+    optimizer = make(model.parameters())
+    trained(model, optimizer)  # momentum that would carry the masked neurons away
+    neurons, others = torch.tensor([0, 2]), torch.tensor([1, 3, 4])
+    mask(model, SLICES, neurons, optimizer)
+    before = entries(model, others).clone()
+    with held_at_zero(model, SLICES, neurons, optimizer):
+        for _ in range(3):
+            trained(model, optimizer, steps=1)
+            assert not entries(model, neurons).any()
+    assert (entries(model, others) != before).all()
+    trained(model, optimizer, steps=1)
+    assert entries(model, neurons).any(), "sigmoid(0) is not zero: readers' columns learn again once released"
+
+
+def test_neurons_are_released_after_an_exception():
+    model = pair()
+    optimizer = MAKE["sgd"](model.parameters())
+    with pytest.raises(KeyboardInterrupt), held_at_zero(model, SLICES, torch.tensor([0]), optimizer):
+        raise KeyboardInterrupt
+    trained(model, optimizer, steps=1)
+    assert entries(model, torch.tensor([0])).all()
