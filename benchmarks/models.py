@@ -4,26 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, 1x1 where the shape changes (He et al. 2016, option B)."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.down: nn.Module = nn.Identity()
-        if stride != 1 or inputs != outputs:
-            self.down = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, inputs, H, W] -> [B, outputs, H / stride, W / stride]."""
-        y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(y)) + self.down(x))
+from singe.demo import Block
 
 
 class CifarResNet(nn.Module):
@@ -34,7 +16,7 @@ class CifarResNet(nn.Module):
         self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
         widths = [(16, 16, 1), (16, 32, 2), (32, 64, 2)]
         self.blocks = nn.Sequential(
-            *(BasicBlock(i if n == 0 else o, o, s if n == 0 else 1) for i, o, s in widths for n in range(depth))
+            *(Block(i if n == 0 else o, o, s if n == 0 else 1) for i, o, s in widths for n in range(depth))
         )
         self.fc = nn.Linear(64, 10)
 

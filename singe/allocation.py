@@ -70,10 +70,8 @@ def uniform(count: ParameterCount, sizes: Sequence[int], rho: float) -> list[int
     target = rho * count.total
     reach = count.gone([n - 1 for n in sizes])
     if target > reach:
-        raise ValueError(
-            f"expected rho <= {math.floor(reach / count.total * 1e4) / 1e4:.4f}, which leaves one neuron in every group that may be pruned, "
-            f"got {rho}"
-        )
+        limit = math.floor(reach / count.total * 1e4) / 1e4
+        raise ValueError(f"expected rho <= {limit:.4f}, which leaves one neuron in every prunable group, got {rho}")
 
     def at(rate: float) -> list[int]:
         return [min(int(rate * n), n - 1) for n in sizes]
@@ -86,7 +84,7 @@ def uniform(count: ParameterCount, sizes: Sequence[int], rho: float) -> list[int
 
 
 def _adjust(count: ParameterCount, sizes: Sequence[int], removed: list[int], target: float) -> list[int]:
-    """Takes or spares single neurons, in turn from the group with the dearest to that with the cheapest, while it helps."""
+    """Takes or spares one neuron per group, from the dearest to the cheapest, again and again while it helps."""
     missing, changed = target - count.gone(removed), True
     while changed:
         changed = False

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .graph.trace import forward
 from .losses import Batch
 
 
@@ -27,10 +28,13 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def finite_weights(model: nn.Module) -> None:
-    """Raises ValueError, naming the tensor, if a parameter or buffer holds NaN or infinity."""
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+    """Raises ValueError, naming the tensor, if a parameter holds NaN or infinity, or a buffer NaN."""
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
             raise ValueError(f"expected finite weights, got NaN or infinity in {name}")
+    for name, tensor in model.named_buffers():
+        if tensor.isnan().any():  # infinity is what masks are made of
+            raise ValueError(f"expected buffers without NaN, got NaN in {name}")
 
 
 def batch_of(item: Any, device: torch.device) -> Batch:
@@ -54,12 +58,12 @@ def batch_of(item: Any, device: torch.device) -> Batch:
     return x.to(device, non_blocking=True), y.to(device, non_blocking=True)
 
 
-def positive_int(name: str, value: Any) -> int:
-    """Raises TypeError or ValueError unless ``value`` is an int of at least 1."""
+def integer(name: str, value: Any, least: int) -> int:
+    """Raises TypeError or ValueError unless ``value`` is an int of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"expected an int for {name}, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"expected {name} >= 1, got {value}")
+    if value < least:
+        raise ValueError(f"expected {name} >= {least}, got {value}")
     return value
 
 
@@ -67,7 +71,7 @@ def runs(model: nn.Module, x: Tensor) -> None:
     """Raises ValueError if ``model(x)`` fails."""
     try:
         with torch.no_grad():
-            model(x)
+            forward(model, x)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise ValueError(
             f"expected batches that fit {type(model).__name__}, but model(x) failed for x of shape "

@@ -112,6 +112,10 @@ class FadingCriterion(PathCriterion):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not (hasattr(self.quadrature, "dt") and hasattr(self.quadrature, "log_dt")):
+            raise TypeError(
+                f"expected a quadrature such as GaussLegendre or Geometric, got {type(self.quadrature).__name__}"
+            )
         if self.path not in ("neuron", "layer"):
             raise ValueError(f"expected path 'neuron' or 'layer', got {self.path!r}")
 

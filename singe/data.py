@@ -6,10 +6,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import checks
 from .losses import Batch
 from .seeding import seed_everything
+
+_END = object()
 
 
 class Stream:
@@ -45,19 +48,30 @@ class Stream:
         """
         if self._batches is None:
             self._batches = iter(self._loader)
-        item = next(self._batches, None)
-        if item is None:
+        item = next(self._batches, _END)
+        if item is _END:
             self._batches = iter(self._loader)
-            item = next(self._batches, None)
-            if item is None:
+            item = next(self._batches, _END)
+            if item is _END:
                 raise ValueError("expected a loader with at least one batch, got an empty one")
         return checks.batch_of(item, self._device)
 
     def take(self, images: int) -> Batch:
-        """One batch of exactly ``images`` samples, joined from as many batches as that needs."""
-        xs, ys, count = [], [], 0
+        """One batch of exactly ``images`` samples, joined from as many batches as that needs.
+
+        Raises:
+            ValueError: batches differ in more than their length.
+        """
+        xs: list[Tensor] = []
+        ys: list[Tensor] = []
+        count = 0
         while count < images:
             x, y = self.next()
+            if xs and (x.shape[1:] != xs[0].shape[1:] or y.shape[1:] != ys[0].shape[1:]):
+                raise ValueError(
+                    f"expected batches of one shape, got x {tuple(xs[0].shape)} and {tuple(x.shape)}, "
+                    f"y {tuple(ys[0].shape)} and {tuple(y.shape)}"
+                )
             xs.append(x)
             ys.append(y)
             count += len(x)

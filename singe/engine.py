@@ -90,9 +90,6 @@ class Engine:
         loss: (outputs, batch) -> scalar; mean cross-entropy by default.
         memory: bytes that the activations of one pass may take; at least one job runs at a time.
 
-    Attributes:
-        base_loss: the loss on the batch before any fading.
-
     Raises:
         TypeError, ValueError: the loss does not return a finite scalar for this batch.
     """
@@ -117,7 +114,15 @@ class Engine:
         needed = [*self._suffix.nodes, *self._suffix.boundary, *self._suffix.roots]
         # every value is kept for the backward pass, and its gradient stands beside it
         self._chunk = max(1, memory // (2 * trace.nbytes(needed, len(batch[0]))))
-        self.base_loss = self._check_stacking()
+        self._check_stacking()
+        self._current_loss: float | None = self._evaluate()
+
+    @property
+    def loss(self) -> float:
+        """The loss on the batch with all removals so far."""
+        if self._current_loss is None:
+            self._current_loss = self._evaluate()
+        return self._current_loss
 
     # -- scores ----------------------------------------------------------------------------------------------
 
@@ -166,6 +171,7 @@ class Engine:
             layer = self._by_output[root]
             z = self._cache[root]
             z.index_fill_(layer.axis, layer.rows[neuron].to(z.device), 0)
+        self._current_loss = None
 
     # -- the three kinds of pass -----------------------------------------------------------------------------
 
@@ -206,7 +212,7 @@ class Engine:
         gone = (torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
         with torch.no_grad():
             losses = [self._forward(jobs).losses for jobs in self._neuron_jobs(neurons, gone)]
-        return torch.cat([*losses, torch.empty(0, device=self._batch[0].device)]).double() - self.base_loss
+        return torch.cat([*losses, torch.empty(0, device=self._batch[0].device)]).double() - self.loss
 
     def _norms(self, layer: Layer, rule: PathRule, p: float, neurons: Tensor) -> Tensor:
         norms = layer.row_norms(self._live, p, neurons)
@@ -229,6 +235,8 @@ class Engine:
         """A forward pass and the gradient of the summed losses at every faded value."""
         with torch.enable_grad():
             done = self._forward(jobs)
+            if not done.losses.requires_grad:
+                raise ValueError("expected a loss that depends smoothly on the outputs, got one without a gradient")
             values = list(done.faded.values())
             grads = torch.autograd.grad(done.losses.sum(), values, materialize_grads=True)
         return done, dict(zip(done.faded, grads, strict=True))
@@ -307,6 +315,13 @@ class Engine:
         jobs = [self._trace.unflatten(part, len(self._batch[0])) for part in zip(*parts, strict=True)]
         return torch.stack([scalar(self._loss, outputs, self._batch) for outputs in jobs])
 
+    def _evaluate(self) -> float:
+        with torch.no_grad():
+            loss = float(self._forward(_whole_group(1.0)).losses[0])
+        if not math.isfinite(loss):
+            raise ValueError(f"expected a finite loss on the batch, got {loss}")
+        return loss
+
     # -- set-up ----------------------------------------------------------------------------------------------
 
     def _find_riders(self) -> Iterator[_Rider]:
@@ -325,33 +340,37 @@ class Engine:
             self._trace.run(self._suffix.prefix, env, len(self._batch[0]), keep=keep)
         return {node: env[node] for node in keep}
 
-    def _check_stacking(self) -> float:
-        """The loss as it is; sets the chunk to one job where two stacked ones do not give it twice."""
-        with torch.no_grad():
-            alone = self._forward(_unfaded(1))
-            base = float(alone.losses[0])
-            if not math.isfinite(base):
-                raise ValueError(f"expected a finite loss on the batch, got {base}")
-            if self._chunk > 1 and not self._stacks(alone):
-                log.warning("%s: samples of a batch see each other, jobs run one by one", self._group.name)
-                self._chunk = 1
-        return base
-
-    def _stacks(self, alone: _Pass) -> bool:
+    def _check_stacking(self) -> None:
+        """Lets jobs run one by one where two that differ do not give the same stacked as alone."""
+        if self._chunk == 1:
+            return
         if self._trace.batch_symbol is None:
-            return False
-        try:
-            two = self._forward(_unfaded(2))
-        except (RuntimeError, ValueError) as error:
-            log.debug("%s: stacking two jobs failed: %s", self._group.name, error)
-            return False
-        triples = zip(self._trace.outputs, alone.outputs, two.outputs, strict=True)
-        return all(close(part, a) for node, a, b in triples for part in self._unstack(node, b, 2))
+            log.warning("%s: the model's batch size is fixed, jobs run one by one", self._group.name)
+            self._chunk = 1
+        elif not self._stacks():
+            log.warning("%s: samples of a batch see each other, jobs run one by one", self._group.name)
+            self._chunk = 1
+
+    def _stacks(self) -> bool:
+        with torch.no_grad():
+            alone = [self._forward(_whole_group(t)).outputs for t in (1.0, 0.5)]
+            try:
+                stacked = self._forward(_whole_group(1.0, 0.5)).outputs
+            except (RuntimeError, ValueError) as error:
+                log.debug("%s: stacking two jobs failed: %s", self._group.name, error)
+                return False
+        values = zip(self._trace.outputs, stacked, *alone, strict=True)
+        return all(
+            close(part, expected)
+            for node, both, *each in values
+            for part, expected in zip(self._unstack(node, both, 2), each, strict=True)
+        )
 
 
-def _unfaded(count: int) -> Jobs:
-    one = torch.ones(count, dtype=torch.float64)
-    return Jobs(None, one, one)
+def _whole_group(*t: float) -> Jobs:
+    """One job for each t, which fades the whole group."""
+    points = torch.tensor(t, dtype=torch.float64)
+    return Jobs(None, points, torch.ones_like(points))
 
 
 def _times(value: Tensor, scale: Tensor, axis: int) -> Tensor:

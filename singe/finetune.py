@@ -11,6 +11,7 @@ from torch import nn
 
 from . import checks
 from .data import Stream
+from .graph.trace import forward
 from .losses import Loss, scalar
 
 When = Literal["layer", "neuron", "after"]
@@ -37,7 +38,7 @@ class FineTune:
     decay: float = 0.3
 
     def __post_init__(self) -> None:
-        checks.positive_int("steps", self.steps)
+        checks.integer("steps", self.steps, 1)
         if self.when not in ("layer", "neuron", "after"):
             raise ValueError(f"expected when='layer', 'neuron' or 'after', got {self.when!r}")
         if not 0 < self.lr < math.inf:
@@ -102,7 +103,7 @@ class Tuner:
             group["lr"] = self._learning_rate()
         batch = self._stream.next()
         with torch.enable_grad():
-            loss = scalar(self._loss, self._model(batch[0]), batch)
+            loss = scalar(self._loss, forward(self._model, batch[0]), batch)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
         if not math.isfinite(loss.item()):

@@ -20,7 +20,15 @@ def cross_entropy(outputs: Any, batch: Batch) -> Tensor:
             f"expected the model to return a tensor of logits for the default loss, got {type(outputs).__name__}; "
             "pass loss=(outputs, batch) -> scalar"
         )
-    return F.cross_entropy(outputs, batch[1])
+    try:
+        return F.cross_entropy(outputs, batch[1])
+    except (IndexError, ValueError, RuntimeError) as error:
+        y = batch[1]
+        labels = f"{y.dtype} in [{y.min()}, {y.max()}]" if y.numel() else str(y.dtype)
+        raise ValueError(
+            f"expected class indices or probabilities y that fit logits of shape {tuple(outputs.shape)}, got y of "
+            f"shape {tuple(y.shape)}, {labels}: {error}"
+        ) from error
 
 
 def scalar(loss: Loss, outputs: Any, batch: Batch) -> Tensor:

@@ -92,14 +92,13 @@ class Plan:
             ValueError: the plan does not fit the model.
         """
         tensors = named_tensors(model)
-        for removal in self.removals:
-            for cut in removal.cuts:
-                shape = tuple(tensors[cut.tensor].shape) if cut.tensor in tensors else None
-                if shape is None or cut.axis >= len(shape) or shape[cut.axis] != cut.size:
-                    raise ValueError(
-                        f"expected the model that was pruned, whose {cut.tensor} is {cut.size} long on axis {cut.axis}, "
-                        f"got {'no such tensor' if shape is None else f'shape {shape}'}"
-                    )
+        for cut in (cut for removal in self.removals for cut in removal.cuts):
+            shape = tuple(tensors[cut.tensor].shape) if cut.tensor in tensors else ()
+            if not (cut.axis < len(shape) and shape[cut.axis] == cut.size):
+                raise ValueError(
+                    f"expected a model whose {cut.tensor} is {cut.size} long on axis {cut.axis}, as the one that was "
+                    f"pruned, got {f'shape {shape}' if shape else 'no such tensor'}"
+                )
         compact(model, self.removed())
         return model
 

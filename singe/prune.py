@@ -22,7 +22,7 @@ from .engine import DEFAULT_MEMORY, Engine
 from .finetune import FineTune, Tuner
 from .graph.analysis import find_groups
 from .graph.groups import Group
-from .graph.trace import trace
+from .graph.trace import forward, trace
 from .losses import Batch, Loss, cross_entropy, scalar
 from .plan import Plan
 from .result import GroupRecord, PruneResult, count_macs, count_parameters
@@ -84,8 +84,9 @@ def prune(
         raise ValueError(f"expected refresh 'lazy' or 'full', got {refresh!r}")
     if finetune is not None and not isinstance(finetune, FineTune):
         raise TypeError(f"expected finetune to be a singe.FineTune or None, got {type(finetune).__name__}")
-    checks.positive_int("images", images)
-    checks.positive_int("memory", memory)
+    checks.integer("images", images, 1)
+    checks.integer("memory", memory, 1)
+    checks.integer("seed", seed, 0)
     chosen = resolve(criterion)
     device = checks.device_of(model)
     checks.finite_weights(model)
@@ -136,24 +137,26 @@ class _Run:
         stream.restart(seed)
         self._probe = stream.take(images)
         checks.runs(self._work, self._probe[0])
+        self._trace = trace(self._work, self._probe[0])
+        # a few samples where the model takes any number
+        self._sample = self._probe[0][: 4 if self._trace.batch_symbol is not None else self._images]
         self._loss_before = self._evaluate(self._probe)
         if not math.isfinite(self._loss_before):
             raise ValueError(f"expected a finite loss before pruning, got {self._loss_before}")
-        self._uninformed_loss = self._constant_answer_loss()
-        self._macs_before = count_macs(self._work, self._probe[0][:1])
+        self._constant_loss = self._constant_answer_loss()
+        self._macs_before = count_macs(self._work, self._sample)
 
     # -- before the first removal ----------------------------------------------------------------------------
 
     def plan_widths(self, rho: float, allocation: str, ignore: Sequence[str]) -> None:
         """Finds the groups that may be pruned and fixes how many neurons each will lose."""
-        self._trace = trace(self._work, self._probe[0])
         groups = find_groups(self._trace)
         ignored = ignored_groups(self._original, groups, ignore)
         self._frozen = {g.name: g.frozen for g in groups if g.frozen is not None}
         self._frozen |= {g.name: "has only one neuron" for g in groups if g.size == 1 and g.frozen is None}
         self._frozen |= {name: "ignored" for name in ignored}
         able = [g for g in groups if g.name not in self._frozen]
-        self._frozen |= unsafe_groups(self._work, able, self._probe[0][:4])
+        self._frozen |= unsafe_groups(self._work, able, self._sample)
         able = [g for g in able if g.name not in self._frozen]
         for name, reason in self._frozen.items():
             log.info("%s is not pruned: %s", name, reason)
@@ -201,7 +204,7 @@ class _Run:
 
         with scoring:
             selection = Selection(engine(), self._criterion, self._refresh)
-        loss_start = selection.engine.base_loss
+        loss_start = selection.engine.loss
         for _ in range(count):
             with scoring:
                 neuron = selection.take_least()
@@ -232,11 +235,10 @@ class _Run:
         )  # fmt: skip
 
     def _result(self, history: list[GroupRecord]) -> PruneResult:
-        x = self._probe[0][:4]
-        check_result(self._original, self._work, self._plan, x)
+        check_result(self._original, self._work, self._plan, self._sample)
         loss_after = self._evaluate(self._probe)
         self._warn_if_collapsed(loss_after)
-        macs_after = count_macs(self._work, x[:1])
+        macs_after = count_macs(self._work, self._sample)
         for name, module in self._original.named_modules():
             self._work.get_submodule(name).training = module.training
         return PruneResult(
@@ -248,26 +250,27 @@ class _Run:
 
     def _evaluate(self, batch: Batch) -> float:
         with torch.no_grad():
-            return scalar(self._loss, self._work(batch[0]), batch).item()
+            return scalar(self._loss, forward(self._work, batch[0]), batch).item()
 
     def _warn_if_collapsed(self, loss_after: float) -> None:
-        """Half of what the network knew beyond a constant answer is gone, or the loss is no number."""
-        lost = self._loss_before + (self._uninformed_loss - self._loss_before) / 2
-        if loss_after < lost or (math.isnan(lost) and math.isfinite(loss_after)):
+        """Warns where more than half of what the network knew beyond a constant answer is gone."""
+        knew = self._constant_loss - self._loss_before
+        if math.isfinite(loss_after) and not (knew > 0 and loss_after > self._loss_before + knew / 2):
             return
         log.warning(
             "the pruned network may have collapsed: its loss on %d samples is %.3f, it was %.3f before pruning, and "
             "a constant answer has %.3f; prune less, fine-tune longer, or ignore= what matters",
-            len(self._probe[0]), loss_after, self._loss_before, self._uninformed_loss,
+            len(self._probe[0]), loss_after, self._loss_before, self._constant_loss,
         )  # fmt: skip
 
     def _constant_answer_loss(self) -> float:
-        """The loss of answering every sample with the mean output; NaN where outputs have no mean."""
+        """The loss of giving every sample one answer, the mean output or less of it; NaN where outputs have no mean."""
         with torch.no_grad():
-            outputs = self._work(self._probe[0])
+            outputs = forward(self._work, self._probe[0])
             if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
                 return math.nan
-            return scalar(self._loss, outputs.mean(0, keepdim=True).expand_as(outputs), self._probe).item()
+            mean = outputs.mean(0, keepdim=True).expand_as(outputs)
+            return min(scalar(self._loss, mean * part, self._probe).item() for part in (0, 0.25, 0.5, 1))
 
 
 def ignored_groups(model: nn.Module, groups: Iterable[Group], patterns: Sequence[str]) -> set[str]:
@@ -276,7 +279,7 @@ def ignored_groups(model: nn.Module, groups: Iterable[Group], patterns: Sequence
     Args:
         model: whose modules the patterns name.
         groups: of that model.
-        patterns: a module's name stands for it and all inside it; otherwise a glob over module names.
+        patterns: names of modules, or globs over them; a module stands for all inside it too.
 
     Raises:
         TypeError: ``patterns`` is a single string.
@@ -287,10 +290,10 @@ def ignored_groups(model: nn.Module, groups: Iterable[Group], patterns: Sequence
     modules = [name for name, _ in model.named_modules() if name]
     named: set[str] = set()
     for pattern in patterns:
-        found = {m for m in modules if fnmatchcase(m, pattern) or m.startswith(f"{pattern}.")}
+        found = {m for m in modules if fnmatchcase(m, pattern)}
         if not found:
             raise ValueError(f"expected module names or patterns that match one in ignore, got {pattern!r}")
-        named |= found
+        named |= {m for m in modules if any(m == f or m.startswith(f"{f}.") for f in found)}
     return {g.name for g in groups if named.intersection(g.members)}
 
 

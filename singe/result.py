@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from . import checkpoint
+from .graph.trace import forward
 from .plan import Plan
 from .report import table
 
@@ -103,8 +104,8 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def count_macs(model: nn.Module, x: Tensor) -> int:
-    """Multiply-adds of ``model(x)``: torch's flop count over two. The model should be in eval mode."""
+    """Multiply-adds of ``model(x)`` for one sample of x: torch's flop count over two. Leave the model in eval mode."""
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        model(x)
-    return counter.get_total_flops() // 2
+        forward(model, x)
+    return counter.get_total_flops() // 2 // len(x)

@@ -47,7 +47,7 @@ def score(
         TypeError, ValueError: bad input; see the message.
     """
     chosen = resolve(criterion)
-    checks.positive_int("memory", memory)
+    checks.integer("memory", memory, 1)
     device = checks.device_of(model)
     checks.finite_weights(model)
     pair = checks.batch_of(batch, device)

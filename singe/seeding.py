@@ -32,7 +32,9 @@ def preserved_random_state(loader: Any = None) -> Iterator[None]:
 
 def seed_everything(seed: int, loader: Any = None) -> None:
     """Seeds the generators that :func:`preserved_random_state` gives back."""
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # else a seed would wait there for CUDA to start
+        torch.cuda.manual_seed_all(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
     for generator in _generators(loader):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .graph.groups import Group
-from .graph.trace import named_tensors
+from .graph.trace import forward, named_tensors
 from .numerics import close
 from .plan import Plan
 from .surgery import compact, mask
@@ -79,13 +79,13 @@ def _problem(model: nn.Module, chosen: list[tuple[Group, Tensor]], x: Tensor) ->
 
 @torch.no_grad()
 def _train_mode_problem(masked: nn.Module, compacted: nn.Module, x: Tensor) -> str | None:
-    """Why the compacted network does not train where the masked one does: what runs in train mode only is not traced."""
+    """Why the compacted network does not train where the masked one does: train mode is not traced."""
     try:
-        masked.train()(x)
+        forward(masked.train(), x)
     except _FAILURES:
         return None  # it never did
     try:
-        compacted.train()(x)
+        forward(compacted.train(), x)
     except _FAILURES as error:
         return f"in train mode, {str(error).strip().splitlines()[0]}"
     return None
@@ -94,7 +94,7 @@ def _train_mode_problem(masked: nn.Module, compacted: nn.Module, x: Tensor) -> s
 @torch.no_grad()
 def difference(expected: nn.Module, actual: nn.Module, x: Tensor) -> str | None:
     """What differs between two networks' outputs on ``x``, or None where they agree."""
-    a, b = pytree.tree_leaves(expected(x)), pytree.tree_leaves(actual(x))
+    a, b = pytree.tree_leaves(forward(expected, x)), pytree.tree_leaves(forward(actual, x))
     if len(a) != len(b):
         return f"the masked network has {len(a)} outputs, the compacted one {len(b)}"
     for e, g in zip(a, b, strict=True):

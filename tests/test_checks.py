@@ -90,8 +90,8 @@ def test_integer_inputs_are_fine():
 )
 def test_a_count_must_be_an_int_of_at_least_one(value, error):
     with pytest.raises(error, match=r"\bimages\b"):
-        checks.positive_int("images", value)
-    assert checks.positive_int("images", 1) == 1
+        checks.integer("images", value, 1)
+    assert checks.integer("images", 1, 1) == 1 and checks.integer("seed", 0, 0) == 0
 
 
 @pytest.mark.parametrize(

@@ -114,8 +114,8 @@ def test_loss_change_is_the_change_when_the_neuron_is_masked(setting):
         model.load_state_dict(kept)
 
 
-def test_base_loss_is_the_models_loss(setting):
-    assert setting.engine().base_loss == pytest.approx(setting.loss(), rel=1e-12)
+def test_loss_is_the_models_loss(setting):
+    assert setting.engine().loss == pytest.approx(setting.loss(), rel=1e-12)
 
 
 # -- which neurons, how much memory ------------------------------------------------------------------------------

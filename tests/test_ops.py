@@ -211,6 +211,12 @@ def test_neuron_grad_norm_strides(device, dtype, shared):
 
 
 @device_param
+def test_neuron_grad_norm_of_one_pixel_that_no_window_covers(device):
+    case, window = norm_case(device=device, spatial=(1,), kernel=(1,), stride=(3,), padding=(1,), channels=3)
+    check(case, window)
+
+
+@device_param
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_neuron_grad_norm_random_geometry(device, data):

@@ -51,7 +51,7 @@ def test_multiply_adds_are_counted_by_hand():
     x = images()[0]
     convolutions = 7 * 27 * 64 + 9 * 63 * 16 + 6 * 81 * 4
     assert count_macs(model, x[:1]) == convolutions + 6 * 11 + 11 * 4
-    assert count_macs(model, x) == len(x) * count_macs(model, x[:1])
+    assert count_macs(model, x) == count_macs(model, x[:1])
 
 
 def test_a_table_keeps_its_columns():

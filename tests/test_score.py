@@ -242,7 +242,7 @@ def test_integrated_gradient_is_equation_5_written_out():
     ("make", "data", "by_norm", "layer"),
     [
         (PlainNet, images, "features.5", "features.4"),
-        (lambda: DigitNet(3), lambda: images(channels=1), "blocks.1.shortcut.1", "blocks.1.conv2"),
+        (lambda: DigitNet(3), lambda: images(channels=1), "blocks.1.down.1", "blocks.1.conv2"),
         (PreActNet, images, "bn3", "stem"),
     ],
 )

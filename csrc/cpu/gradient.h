@@ -19,7 +19,7 @@ class Gradient {
 
   explicit Gradient(const Geometry& g)
       : g_(g),
-        linear_(g.taps() == 1 && g.inputs() == 1 && g.image() == 1),
+        linear_(g.taps() == 1 && g.inputs() == 1 && g.image() == 1 && !padded(g)),
         block_(linear_ ? 256 : 2048),
         tiles_(simd::tiles<T>()) {}
 
@@ -63,6 +63,11 @@ class Gradient {
   }
 
  private:
+  // With padding, the one position of a one-pixel image may read only zeros.
+  static bool padded(const Geometry& g) {
+    return g.axis[0].padding + g.axis[1].padding + g.axis[2].padding > 0;
+  }
+
   // A pointer per (channel, tap), the last one repeated to fill a tile.
   void point_at(const T* x, int64_t channels) {
     column_.clear();

@@ -27,6 +27,8 @@ def is_batch_norm(node: fx.Node) -> bool:
 def following(call: fx.Node) -> fx.Node | None:
     """The batch norm that alone reads a layer's output, or None: together they are one affine layer."""
     users = list(call.users)
+    if call.target is aten.linear.default and len(call.meta["val"].shape) != 2:
+        return None  # batch norm's channels are axis 1, the layer's are the last
     if len(users) == 1 and is_batch_norm(users[0]) and users[0].args[0] is call:
         return users[0]
     return None

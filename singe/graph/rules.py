@@ -18,7 +18,8 @@ aten = torch.ops.aten
 _MOVES = {
     aten.view, aten._unsafe_view, aten.reshape, aten.permute, aten.transpose, aten.t, aten.movedim, aten.squeeze,
     aten.unsqueeze, aten.flatten, aten.unflatten, aten.slice, aten.select, aten.narrow, aten.index_select, aten.cat,
-    aten.stack, aten.expand, aten.repeat, aten.unbind, aten.flip, aten.roll, aten.pixel_shuffle, aten.pixel_unshuffle, aten.channel_shuffle,
+    aten.stack, aten.expand, aten.repeat, aten.unbind, aten.flip, aten.roll, aten.pixel_shuffle, aten.pixel_unshuffle,
+    aten.channel_shuffle,
 }  # fmt: skip
 # leave every element where it is
 _IDENTITIES = {

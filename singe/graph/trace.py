@@ -29,6 +29,11 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def forward(model: nn.Module, x: Tensor) -> Any:
+    """``model(x)`` on a copy of x, since some models work in place on their input."""
+    return model(x.clone())
+
+
 def evaluate(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Calls a node's operator."""
     operator_: Callable[..., Any] = node.target  # type: ignore[assignment]
@@ -156,7 +161,7 @@ class Trace:
         """Whether running the graph still gives ``model(x)``; cutting a model can break a width the graph holds."""
         env: Env = {**self.live(model), self.input: x}
         with torch.no_grad():
-            expected = [v for v in pytree.tree_leaves(model(x)) if isinstance(v, Tensor)]
+            expected = [v for v in pytree.tree_leaves(forward(model, x)) if isinstance(v, Tensor)]
             try:
                 self.run(self.nodes, env, len(x), keep=self.outputs)
             except (RuntimeError, IndexError):

@@ -40,12 +40,12 @@ def test_residual_streams_are_one_group_with_their_shortcuts_and_stem():
     }  # fmt: skip
     assert frozen(groups) == {"head": "network output"}
     assert groups["stem"].writers == ("stem.weight", "blocks.0.conv2.weight")
-    readers = ("blocks.0.conv1.weight@1", "blocks.1.conv1.weight@1", "blocks.1.shortcut.0.weight@1")
+    readers = ("blocks.0.conv1.weight@1", "blocks.1.conv1.weight@1", "blocks.1.down.0.weight@1")
     assert owned(groups["stem"]) == once(*groups["stem"].writers, *bn("bn"), *bn("blocks.0.bn2"), *readers)
     second = groups["blocks.1.conv2"]
-    assert set(second.writers) == {"blocks.1.conv2.weight", "blocks.1.shortcut.0.weight"}
-    readers = ("blocks.2.conv1.weight@1", "blocks.2.shortcut.0.weight@1")
-    assert owned(second) == once(*second.writers, *bn("blocks.1.bn2"), *bn("blocks.1.shortcut.1"), *readers)
+    assert set(second.writers) == {"blocks.1.conv2.weight", "blocks.1.down.0.weight"}
+    readers = ("blocks.2.conv1.weight@1", "blocks.2.down.0.weight@1")
+    assert owned(second) == once(*second.writers, *bn("blocks.1.bn2"), *bn("blocks.1.down.1"), *readers)
     assert owned(groups["blocks.1.conv1"]) == once(
         "blocks.1.conv1.weight", *bn("blocks.1.bn1"), "blocks.1.conv2.weight@1"
     )
