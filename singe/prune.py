@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -91,55 +92,41 @@ def prune(
     device = checks.device_of(model)
     checks.finite_weights(model)
     stream = Stream(loader, device)
+    options = _Options(chosen, refresh, finetune, images, loss or cross_entropy, seed, memory)
     with preserved_random_state(loader):
-        run = _Run(
-            model,
-            stream,
-            chosen,
-            refresh,
-            finetune,
-            images,
-            cross_entropy if loss is None else loss,
-            seed,
-            memory,
-        )
+        run = _Run(model, stream, options)
         run.plan_widths(rho, allocation, ignore)
         return run.execute(progress)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """The arguments of :func:`prune` that hold for the whole run."""
+
+    criterion: Criterion
+    refresh: Refresh
+    finetune: FineTune | None
+    images: int
+    loss: Loss
+    seed: int
+    memory: int
 
 
 class _Run:
     """One call of :func:`prune`: the working copy, what has been decided, and what has been done."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        stream: Stream,
-        criterion: Criterion,
-        refresh: Refresh,
-        finetune: FineTune | None,
-        images: int,
-        loss: Loss,
-        seed: int,
-        memory: int,
-    ) -> None:
-        self._original, self._stream, self._criterion, self._refresh = model, stream, criterion, refresh
-        self._finetune, self._images, self._loss, self._seed, self._memory = (
-            finetune,
-            images,
-            loss,
-            seed,
-            memory,
-        )
+    def __init__(self, model: nn.Module, stream: Stream, options: _Options) -> None:
+        self._original, self._stream, self._options = model, stream, options
         self._work = copy.deepcopy(model).eval()
         self._plan = Plan()
         self._todo: list[tuple[Group, int]] = []
         self._frozen: dict[str, str] = {}
-        stream.restart(seed)
-        self._probe = stream.take(images)
+        stream.restart(options.seed)
+        self._probe = stream.take(options.images)
         checks.runs(self._work, self._probe[0])
         self._trace = trace(self._work, self._probe[0])
         # a few samples where the model takes any number
-        self._sample = self._probe[0][: 4 if self._trace.batch_symbol is not None else self._images]
+        self._sample = self._probe[0][: 4 if self._trace.batch_symbol is not None else self._options.images]
         self._loss_before = self._evaluate(self._probe)
         if not math.isfinite(self._loss_before):
             raise ValueError(f"expected a finite loss before pruning, got {self._loss_before}")
@@ -180,19 +167,19 @@ class _Run:
                 history.append(self._prune_group(index, group, count, tuner, bar))
                 bar.set_postfix(loss=f"{history[-1].loss_end:.3f}")
         if tuner is not None and tuner.when == "after":
-            self._stream.restart(self._seed + len(self._todo))
+            self._stream.restart(self._options.seed + len(self._todo))
             tuner.pause()
         return self._result(history)
 
     def _tuner(self, neurons: int) -> Tuner | None:
-        if self._finetune is None:
+        if self._options.finetune is None:
             return None
-        pauses = {"layer": len(self._todo), "neuron": neurons, "after": 1}[self._finetune.when]
-        return Tuner(self._finetune, self._work, self._stream, self._loss, pauses)
+        pauses = {"layer": len(self._todo), "neuron": neurons, "after": 1}[self._options.finetune.when]
+        return Tuner(self._options.finetune, self._work, self._stream, self._options.loss, pauses)
 
     def _prune_group(self, index: int, group: Group, count: int, tuner: Tuner | None, bar: tqdm) -> GroupRecord:
-        self._stream.restart(self._seed + index)
-        batch = self._stream.take(self._images)
+        self._stream.restart(self._options.seed + index)
+        batch = self._stream.take(self._options.images)
         current = self._plan.rebase(group)
         if not self._trace.holds_for(self._work, batch[0]):
             self._trace = trace(self._work, batch[0])
@@ -200,10 +187,10 @@ class _Run:
         scoring, tuning = _Stopwatch(), _Stopwatch()
 
         def engine() -> Engine:
-            return Engine(self._work, self._trace, current, batch, self._loss, self._memory)
+            return Engine(self._work, self._trace, current, batch, self._options.loss, self._options.memory)
 
         with scoring:
-            selection = Selection(engine(), self._criterion, self._refresh)
+            selection = Selection(engine(), self._options.criterion, self._options.refresh)
         loss_start = selection.engine.loss
         for _ in range(count):
             with scoring:
@@ -250,7 +237,7 @@ class _Run:
 
     def _evaluate(self, batch: Batch) -> float:
         with torch.no_grad():
-            return scalar(self._loss, forward(self._work, batch[0]), batch).item()
+            return scalar(self._options.loss, forward(self._work, batch[0]), batch).item()
 
     def _warn_if_collapsed(self, loss_after: float) -> None:
         """Warns where more than half of what the network knew beyond a constant answer is gone."""
@@ -270,7 +257,7 @@ class _Run:
             if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
                 return math.nan
             mean = outputs.mean(0, keepdim=True).expand_as(outputs)
-            return min(scalar(self._loss, mean * part, self._probe).item() for part in (0, 0.25, 0.5, 1))
+            return min(scalar(self._options.loss, mean * part, self._probe).item() for part in (0, 0.25, 0.5, 1))
 
 
 def ignored_groups(model: nn.Module, groups: Iterable[Group], patterns: Sequence[str]) -> set[str]:
