@@ -151,9 +151,9 @@ class _Literal:
         every = range(self._group.size)
         if isinstance(criterion, LossChange):
             base = self._value(self._tensors)
-            return torch.stack([self._value(self._faded([n], 0.0)) - base for n in every]).double()
+            return torch.stack([self._value(self._faded([n], 0.0)) - base for n in every]).double().cpu()
         if isinstance(criterion, Magnitude):
-            return torch.stack([self._norms(self._tensors, n, criterion.p).sum() for n in every])
+            return torch.stack([self._norms(self._tensors, n, criterion.p).sum() for n in every]).cpu()
         assert isinstance(criterion, PathCriterion)
         rule, total = criterion.rule(), torch.zeros(self._group.size, dtype=torch.float64)
         for n in every:
@@ -161,7 +161,7 @@ class _Literal:
             for t, weight in zip(*(v.tolist() for v in rule.nodes), strict=True):
                 gradient = self._gradient(self._faded([n] if rule.path == "neuron" else every, t))
                 term = self._norms(gradient, n, criterion.p) * (norm if rule.with_norm else 1)
-                total[n] += weight * term.sum()
+                total[n] += weight * float(term.sum())
         return total
 
     def _faded(self, neurons: Iterable[int], t: float) -> dict[str, Tensor]:
