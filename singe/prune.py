@@ -242,7 +242,8 @@ class _Run:
     def _warn_if_collapsed(self, loss_after: float) -> None:
         """Warns where more than half of what the network knew beyond a constant answer is gone."""
         knew = self._constant_loss - self._loss_before
-        if math.isfinite(loss_after) and not (knew > 0 and loss_after > self._loss_before + knew / 2):
+        knew_something = knew > 0.05 * abs(self._constant_loss)
+        if math.isfinite(loss_after) and not (knew_something and loss_after > self._loss_before + knew / 2):
             return
         log.warning(
             "the pruned network may have collapsed: its loss on %d samples is %.3f, it was %.3f before pruning, and "

@@ -55,6 +55,7 @@ class Trace:
     def __init__(self, program: ExportedProgram, names: Mapping[str, str]) -> None:
         signature = program.graph_signature
         _restore_batch_norm(program.graph)
+        _infer_flattened_widths(program.graph)
         placeholders = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
         self.nodes: list[fx.Node] = [n for n in program.graph.nodes if n.op == "call_function"]
         self.input: fx.Node = placeholders[signature.user_inputs[0]]
@@ -242,3 +243,12 @@ def _restore_batch_norm(graph: fx.Graph) -> None:
                 item.replace_all_uses_with(whole)
             graph.erase_node(item)
         graph.erase_node(node)
+
+
+def _infer_flattened_widths(graph: fx.Graph) -> None:
+    """Lets flattening to [batch, width] infer the width that export wrote down, so that a cut does not break it."""
+    for node in graph.nodes:
+        if node.target is aten.view.default:
+            x, shape = node.args
+            if len(shape) == 2 and shape[0] != -1 and isinstance(shape[1], int):
+                node.args = (x, [shape[0], -1])

@@ -192,3 +192,26 @@ def test_a_trace_holds_until_a_cut_breaks_a_width_it_holds():
     assert graph.holds_for(model, x), "no size of a is written in the graph"
     compact(model, {("b.weight", 0): index, ("b.bias", 0): index, ("c.weight", 1): index})
     assert not graph.holds_for(model, x)
+
+
+def test_a_trace_of_a_flattened_network_holds_after_channels_are_cut():
+    model = Wired(lambda self, x: self.head(self.a(x).relu().flatten(1)), a=nn.Conv2d(3, 6, 3))
+    model.head = nn.Linear(6 * 36, 4)
+    x, graph = images()[0], trace(model.eval(), images()[0])
+    assert graph.holds_for(model, x)
+    compact(model, {("a.weight", 0): torch.tensor([1, 4]), ("a.bias", 0): torch.tensor([1, 4]),
+                    ("head.weight", 1): torch.cat([torch.arange(36) + 36, torch.arange(36) + 4 * 36])})  # fmt: skip
+    assert graph.holds_for(model, x)
+
+
+def test_a_trace_that_holds_a_width_is_broken_by_a_cut_and_says_so():
+    def halves(self, x):
+        y = self.a(x)
+        return self.head(y.view(y.shape[0], 2, y.shape[1] // 2, 36).sum((2, 3)))
+
+    model = Wired(halves, a=nn.Conv2d(3, 6, 3), head=nn.Linear(2, 4)).eval()
+    x, graph = images()[0], trace(model, images()[0])
+    assert graph.holds_for(model, x)
+    compact(model, {("a.weight", 0): torch.tensor([1, 4]), ("a.bias", 0): torch.tensor([1, 4])})
+    assert model(x).shape == (5, 4) and not graph.holds_for(model, x)
+    assert trace(model, x).holds_for(model, x)
