@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import SequentialSampler
 from tqdm import tqdm
 
 from . import checks
@@ -92,6 +93,11 @@ def prune(
     device = checks.device_of(model)
     checks.finite_weights(model)
     stream = Stream(loader, device)
+    if finetune is not None and isinstance(getattr(loader, "sampler", None), SequentialSampler):
+        log.warning(
+            "the loader does not shuffle: every group of neurons begins a new epoch, so fine-tuning will see its first "
+            "batches again and again; pass shuffle=True"
+        )
     options = _Options(chosen, refresh, finetune, images, loss or cross_entropy, seed, memory)
     with preserved_random_state(loader):
         run = _Run(model, stream, options)

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from networks import MLP, DigitNet, images, randomised
+from networks import MLP, DigitNet, PlainNet, images, randomised
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -547,3 +547,14 @@ def test_images_that_turn_bad_later_are_refused_too():
 
     with pytest.raises(ValueError, match="NaN"):
         prune(mlp(), Loader())
+
+
+def test_a_loader_that_does_not_shuffle_is_warned_about_when_it_is_trained_on(caplog):
+    x, y = images(8)
+    data = TensorDataset(x, y)
+    arguments = {"rho": 0.2, "images": 8, "progress": False}
+    for shuffle, finetune, warned in [(False, None, False), (True, FineTune(1), False), (False, FineTune(1), True)]:
+        caplog.clear()
+        loader = DataLoader(data, batch_size=4, shuffle=shuffle)
+        singe.prune(randomised(PlainNet()), loader, finetune=finetune, **arguments)
+        assert any("shuffle" in r.message for r in caplog.records) == warned
