@@ -21,7 +21,7 @@ from . import ops
 from .criteria import Criterion, LossChange, Magnitude, PathCriterion, PathRule
 from .graph import batchnorm
 from .graph.groups import Group
-from .graph.layer import Layer, find_layers
+from .graph.layer import Layer, find_layers, is_affine
 from .graph.suffix import cut
 from .graph.trace import Env, Trace, evaluate
 from .losses import Batch, Loss, cross_entropy, scalar
@@ -109,6 +109,9 @@ class Engine:
         self._layers = find_layers(trace, group)
         self._by_output = {layer.output: layer for layer in self._layers}
         self._suffix = cut(trace, self._by_output)
+        self._foldable = [n for n in self._suffix.nodes if is_affine(n) and batchnorm.folds(n, self._live)]
+        self._absorbed = {batchnorm.following(n) for n in self._foldable}
+        self._fold()
         self._riders = {rider.node: rider for rider in self._find_riders()}
         self._cache = self._run_prefix()
         needed = [*self._suffix.nodes, *self._suffix.boundary, *self._suffix.roots]
@@ -171,6 +174,7 @@ class Engine:
             layer = self._by_output[root]
             z = self._cache[root]
             z.index_fill_(layer.axis, layer.rows[neuron].to(z.device), 0)
+        self._fold()
         self._current_loss = None
 
     # -- the three kinds of pass -----------------------------------------------------------------------------
@@ -250,7 +254,9 @@ class Engine:
             env[root] = faded[root] = z.requires_grad_(torch.is_grad_enabled())
 
         def call(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            value = evaluate(node, args, kwargs)
+            if node in self._folded:
+                args = (args[0], *self._folded[node], *args[3:])
+            value = args[0] if node in self._absorbed else evaluate(node, args, kwargs)
             if node in self._by_output:
                 layer = self._by_output[node]
                 value = faded[node] = _times(value, jobs.scale(layer.rows, value.shape[layer.axis], value), layer.axis)
@@ -321,6 +327,10 @@ class Engine:
         if not math.isfinite(loss):
             raise ValueError(f"expected a finite loss on the batch, got {loss}")
         return loss
+
+    def _fold(self) -> None:
+        """Folds the suffix's batch norms into the layers before them, as they stand now."""
+        self._folded = {call: batchnorm.folded(call, self._live) for call in self._foldable}
 
     # -- set-up ----------------------------------------------------------------------------------------------
 

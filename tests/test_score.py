@@ -482,3 +482,24 @@ def test_bad_input_is_refused_with_what_came():
     model.features[4].weight.data[0, 0] = math.nan
     with pytest.raises(ValueError, match=r"features\.4\.weight"):
         singe.score(model, (x, y), "features.0")
+
+
+class ComputedWeights(nn.Module):
+    """Behind the scored layer, a batch norm follows a convolution whose weight is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 5, 3)
+        self.computed, self.bn = nn.utils.parametrizations.weight_norm(nn.Conv2d(5, 6, 3)), nn.BatchNorm2d(6)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.head(F.relu(self.bn(self.computed(F.relu(self.first(x))))).mean((2, 3)))
+
+
+def test_batch_norm_behind_a_computed_weight_is_not_folded_into_it():
+    model = randomised(ComputedWeights()).double()
+    x, y = images()
+    scores = singe.score(model, (x.double(), y), "first")
+    expected = reference.score(model, (x.double(), y), "first")
+    assert (scores - expected).norm() <= 1e-9 * expected.norm()

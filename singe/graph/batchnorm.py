@@ -47,6 +47,24 @@ def affine(node: fx.Node, live: Env) -> Affine:
     return Affine(scale, shift)
 
 
+def folds(call: fx.Node, live: Env) -> bool:
+    """Whether ``folded`` applies: a batch norm follows, and all weights are the model's own, none computed."""
+    norm = following(call)
+    if norm is None or call.kwargs:
+        return False
+    return all(a is None or a in live for a in (*call.args[1:3], *norm.args[1:5]))
+
+
+def folded(call: fx.Node, live: Env) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution or linear layer that also does the batch norm ``following`` it."""
+    arguments: tuple[Any, ...] = call.args
+    known = affine(next(iter(call.users)), live)
+    weight = live[arguments[1]]
+    bias = live[arguments[2]] if len(arguments) > 2 and arguments[2] is not None else None
+    shift = known.shift if bias is None else torch.addcmul(known.shift, known.scale, bias)
+    return weight * known.scale.view(-1, *[1] * (weight.dim() - 1)), shift
+
+
 def owned_tensor(trace: Trace, node: fx.Node) -> str | None:
     """A parameter or buffer of a batch norm by which a group recognises its channels."""
     for argument in node.args[1:5]:

@@ -14,6 +14,8 @@ from . import batchnorm
 from .groups import Group, module_of
 from .trace import Env, Trace, aten
 
+_AFFINE = (aten.conv1d, aten.conv2d, aten.conv3d, aten.linear)
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -97,6 +99,11 @@ class Layer:
             delta, self.padded(x), weight, None, g.stride, g.padding, g.dilation, False, [0], g.groups,
             [False, True, False],
         )[1].flatten(1)  # fmt: skip
+
+
+def is_affine(node: fx.Node) -> bool:
+    """Whether a node is a convolution or linear layer."""
+    return getattr(node.target, "overloadpacket", None) in _AFFINE
 
 
 def find_layers(trace: Trace, group: Group) -> list[Layer]:
