@@ -27,7 +27,13 @@ def save(model: nn.Module, plan: Plan, directory: str | os.PathLike[str]) -> Non
         model: the pruned model.
         plan: what was removed from the unpruned one.
         directory: created if it does not exist; files in it are replaced.
+
+    Raises:
+        ValueError: the model has state that is no tensor (``get_extra_state``).
     """
+    extra = [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]
+    if extra:
+        raise ValueError(f"expected a model whose state is tensors only, got {', '.join(extra)}")
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
     weights = {name: _alone(tensor.detach()) for name, tensor in _unique(model).items()}
@@ -50,6 +56,8 @@ def load(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Module:
         FileNotFoundError: a file is missing.
         ValueError: a file is damaged, of another version, or does not fit the model.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected model to be a torch.nn.Module, got {type(model).__name__}")
     path = Path(directory)
     pruned = load_plan(path).apply(copy.deepcopy(model))
     tensors = _unique(pruned)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from .graph.trace import forward
 from .losses import Batch
+from .numerics import close
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -55,6 +59,7 @@ def batch_of(item: Any, device: torch.device) -> Batch:
         )
     if x.is_floating_point() and not x.isfinite().all():
         raise ValueError("expected finite inputs, got NaN or infinity in x")
+    x, y = (t.clone() if t.is_inference() else t.detach() for t in (x, y))
     return x.to(device, non_blocking=True), y.to(device, non_blocking=True)
 
 
@@ -67,16 +72,40 @@ def integer(name: str, value: Any, least: int) -> int:
     return value
 
 
+def number(name: str, value: Any) -> float:
+    """Raises TypeError unless ``value`` is a real number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"expected a number for {name}, got {type(value).__name__}")
+    return float(value)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy in eval mode, to work on.
+
+    Raises:
+        ValueError: the model cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model).eval()
+    except Exception as error:
+        raise ValueError(
+            f"expected a model that copy.deepcopy can copy, but {type(model).__name__} holds what it cannot (such as a "
+            f"tensor kept from a forward pass, a lock, or torch.nn.utils.prune masks): {error}"
+        ) from error
+
+
 def runs(model: nn.Module, x: Tensor) -> None:
-    """Raises ValueError if ``model(x)`` fails."""
+    """Raises ValueError if ``model(x)`` fails or does not give the same twice."""
     try:
         with torch.no_grad():
-            forward(model, x)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            twice = [pytree.tree_leaves(forward(model, x)) for _ in range(2)]
+    except Exception as error:
         raise ValueError(
             f"expected batches that fit {type(model).__name__}, but model(x) failed for x of shape "
             f"{tuple(x.shape)}, {x.dtype}: {error}"
         ) from error
+    if not all(close(a, b) for a, b in zip(*twice, strict=True) if isinstance(a, Tensor)):
+        raise ValueError(f"expected {type(model).__name__} to answer alike in eval mode, got two different answers")
 
 
 def _describe(item: Any) -> str:

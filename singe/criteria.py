@@ -112,10 +112,10 @@ class FadingCriterion(PathCriterion):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (hasattr(self.quadrature, "dt") and hasattr(self.quadrature, "log_dt")):
-            raise TypeError(
-                f"expected a quadrature such as GaussLegendre or Geometric, got {type(self.quadrature).__name__}"
-            )
+        if isinstance(self.quadrature, type) or not (
+            hasattr(self.quadrature, "dt") and hasattr(self.quadrature, "log_dt")
+        ):
+            raise TypeError(f"expected a quadrature object such as GaussLegendre(4), got {self.quadrature!r}")
         if self.path not in ("neuron", "layer"):
             raise ValueError(f"expected path 'neuron' or 'layer', got {self.path!r}")
 
@@ -166,6 +166,8 @@ def resolve(criterion: str | Criterion) -> Criterion:
         if criterion not in _BY_NAME:
             raise ValueError(f"expected a criterion among {', '.join(_BY_NAME)}, got {criterion!r}")
         return _BY_NAME[criterion]
-    if not isinstance(criterion, Criterion):
+    if isinstance(criterion, type):
+        raise TypeError(f"expected a criterion's name or object, got the class {criterion.__name__}: call it first")
+    if not isinstance(criterion, (Magnitude, LossChange, PathCriterion)):
         raise TypeError(f"expected a criterion's name or object, got {type(criterion).__name__}")
     return criterion

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -111,7 +111,8 @@ class Engine:
         self._suffix = cut(trace, self._by_output)
         self._foldable = [n for n in self._suffix.nodes if is_affine(n) and batchnorm.folds(n, self._live)]
         self._absorbed = {batchnorm.following(n) for n in self._foldable}
-        self._fold()
+        self._folded: dict[fx.Node, tuple[Tensor, Tensor]] = {}
+        self._fold(self._foldable)
         self._riders = {rider.node: rider for rider in self._find_riders()}
         self._cache = self._run_prefix()
         needed = [*self._suffix.nodes, *self._suffix.boundary, *self._suffix.roots]
@@ -147,7 +148,7 @@ class Engine:
         if isinstance(criterion, Magnitude):
             norms = {layer: layer.row_norms(self._live, criterion.p, neurons) for layer in self._layers}
             return self._per_neuron(norms)[neurons]
-        assert isinstance(criterion, PathCriterion)
+        assert isinstance(criterion, PathCriterion), criterion
         rule = criterion.rule()
         if rule.path == "layer":
             return self._layer_path(rule, criterion.p, neurons)[neurons]
@@ -174,7 +175,8 @@ class Engine:
             layer = self._by_output[root]
             z = self._cache[root]
             z.index_fill_(layer.axis, layer.rows[neuron].to(z.device), 0)
-        self._fold()
+        owned = {s.tensor for s in self._group.slices}
+        self._fold([c for c in self._foldable if any(self._trace.state.get(i) in owned for i in c.all_input_nodes)])
         self._current_loss = None
 
     # -- the three kinds of pass -----------------------------------------------------------------------------
@@ -207,9 +209,10 @@ class Engine:
                 delta = layer.channels_first(deltas[layer.output])
                 shared = layer.output in self._suffix.roots
                 xs = [x] * len(jobs) if shared else x.chunk(len(jobs))
-                pairs = zip(xs, delta.chunk(len(jobs)), strict=True)
-                grad = torch.stack([layer.weight_gradient(x, d, self._live) for x, d in pairs])  # [K, N, F]
-                totals[layer] += ops.path_scores(grad, norms[layer], jobs.weight.to(grad.device), p)
+                weights = jobs.weight.to(x.device).split(1)
+                for own, d, w in zip(xs, delta.chunk(len(jobs)), weights, strict=True):
+                    grad = layer.weight_gradient(own, d, self._live)[None]  # [1, N, F]: one node at a time, it is large
+                    totals[layer] += ops.path_scores(grad, norms[layer], w, p)
         return self._per_neuron(totals)
 
     def _loss_changes(self, neurons: Tensor) -> Tensor:
@@ -328,9 +331,9 @@ class Engine:
             raise ValueError(f"expected a finite loss on the batch, got {loss}")
         return loss
 
-    def _fold(self) -> None:
-        """Folds the suffix's batch norms into the layers before them, as they stand now."""
-        self._folded = {call: batchnorm.folded(call, self._live) for call in self._foldable}
+    def _fold(self, calls: Iterable[fx.Node]) -> None:
+        """Folds the batch norms behind these layers of the suffix into them, as they stand now."""
+        self._folded |= {call: batchnorm.folded(call, self._live) for call in calls}
 
     # -- set-up ----------------------------------------------------------------------------------------------
 
@@ -358,7 +361,7 @@ class Engine:
             log.warning("%s: the model's batch size is fixed, jobs run one by one", self._group.name)
             self._chunk = 1
         elif not self._stacks():
-            log.warning("%s: samples of a batch see each other, jobs run one by one", self._group.name)
+            log.warning("%s: samples see each other or do not lie along axis 0, jobs run one by one", self._group.name)
             self._chunk = 1
 
     def _stacks(self) -> bool:
@@ -366,7 +369,7 @@ class Engine:
             alone = [self._forward(_whole_group(t)).outputs for t in (1.0, 0.5)]
             try:
                 stacked = self._forward(_whole_group(1.0, 0.5)).outputs
-            except (RuntimeError, ValueError) as error:
+            except Exception as error:  # the model or the loss may not take more samples at once
                 log.debug("%s: stacking two jobs failed: %s", self._group.name, error)
                 return False
         values = zip(self._trace.outputs, stacked, *alone, strict=True)

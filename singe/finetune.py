@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,6 +43,8 @@ class FineTune:
         checks.integer("steps", self.steps, 1)
         if self.when not in ("layer", "neuron", "after"):
             raise ValueError(f"expected when='layer', 'neuron' or 'after', got {self.when!r}")
+        for name in ("lr", "momentum", "weight_decay", "decay"):
+            checks.number(name, getattr(self, name))
         if not 0 < self.lr < math.inf:
             raise ValueError(f"expected lr > 0, got {self.lr!r}")
         if not 0 <= self.momentum < 1:
@@ -57,12 +61,23 @@ class Tuner:
     Attributes:
         optimizer: SGD over the parameters that require a gradient; surgery keeps its state aligned.
         when: see :class:`FineTune`.
+
+    Args:
+        plan: steps and learning rate.
+        model: trained in place.
+        stream: of batches.
+        loss: (outputs, batch) -> scalar.
+        pauses: how often :meth:`pause` will be called.
+        still: names of modules that stay in eval mode.
     """
 
-    def __init__(self, plan: FineTune, model: nn.Module, stream: Stream, loss: Loss, pauses: int) -> None:
+    def __init__(
+        self, plan: FineTune, model: nn.Module, stream: Stream, loss: Loss, pauses: int, still: Sequence[str] = ()
+    ) -> None:
         self.when = plan.when
         self._plan, self._model, self._stream, self._loss = plan, model, stream, loss
         self._pauses, self._pause, self._step = pauses, 0, 0
+        self._still = still
         trained = [p for p in model.parameters() if p.requires_grad]
         if not trained:
             raise ValueError("expected a parameter that requires a gradient to fine-tune, got none; pass finetune=None")
@@ -88,7 +103,7 @@ class Tuner:
         steps = target - self._step
         if not steps:
             return 0
-        self._model.train()
+        self._train_mode(self._model)
         try:
             while self._step < target:
                 self._train_step()
@@ -98,14 +113,42 @@ class Tuner:
             self.optimizer.zero_grad(set_to_none=True)
         return steps
 
+    def rehearse(self) -> None:
+        """One step forward and backward on a copy, so that what cannot be trained is refused before work starts.
+
+        Raises:
+            ValueError: the network or the loss cannot be trained on the loader's batches.
+        """
+        model, batch = copy.deepcopy(self._model), self._stream.next()
+        self._train_mode(model)
+        try:
+            with torch.enable_grad():
+                loss = scalar(self._loss, forward(model, batch[0]), batch)
+                torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"expected a network and a loss that can be trained on batches of x {tuple(batch[0].shape)}: {error}"
+            ) from error
+
+    def _train_mode(self, model: nn.Module) -> None:
+        model.train()
+        for name in self._still:
+            model.get_submodule(name).training = False
+
     def _train_step(self) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
         batch = self._stream.next()
-        with torch.enable_grad():
-            loss = scalar(self._loss, forward(self._model, batch[0]), batch)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            with torch.enable_grad():
+                loss = scalar(self._loss, forward(self._model, batch[0]), batch)
+                loss.backward(inputs=trained)
+        except ValueError as error:
+            if len(batch[0]) > 1:
+                raise
+            raise ValueError(f"fine-tuning failed on a batch of one sample; try drop_last=True: {error}") from error
         if not math.isfinite(loss.item()):
             raise ValueError(
                 f"expected a finite loss, got {loss.item()} at fine-tuning step {self._step + 1} of "

@@ -38,9 +38,17 @@ def scalar(loss: Loss, outputs: Any, batch: Batch) -> Tensor:
         TypeError: the loss is not a tensor.
         ValueError: it is not a scalar.
     """
-    value = loss(outputs, batch)
+    try:
+        value = loss(outputs, batch)
+    except TypeError as error:
+        raise TypeError(
+            f"expected loss(outputs, batch) -> scalar with batch = (x, y), but calling {loss!r} failed: {error}; "
+            "a loss of (outputs, y) is passed as lambda outputs, batch: loss(outputs, batch[1])"
+        ) from error
     if not isinstance(value, Tensor):
         raise TypeError(f"expected loss(outputs, batch) to return a tensor, got {type(value).__name__}")
+    if not value.is_floating_point():
+        raise TypeError(f"expected loss(outputs, batch) to return a real number, got {value.dtype}")
     if value.numel() != 1:
         raise ValueError(f"expected loss(outputs, batch) to return a scalar, got shape {tuple(value.shape)}")
     return value.reshape(())

@@ -16,5 +16,11 @@ def close(actual: Tensor, expected: Tensor) -> bool:
     if not expected.is_floating_point():
         return torch.equal(actual, expected)
     tolerance = _TOLERANCE.get(expected.dtype, _HALF_TOLERANCE)
+    finite = expected.isfinite()
+    if not torch.equal(finite, actual.isfinite()):
+        return False
+    if not torch.equal(actual[~finite].nan_to_num(), expected[~finite].nan_to_num()):
+        return False
+    actual, expected = actual[finite], expected[finite]
     scale = expected.double().abs().max() if expected.numel() else 1.0
     return bool(((actual.double() - expected.double()).abs() <= tolerance * scale).all())

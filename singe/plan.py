@@ -23,13 +23,13 @@ class Cut:
         tensor: its qualified name.
         axis: the axis.
         size: how long the axis is in the unpruned model.
-        indices: int64, those that go, ascending.
+        indices: those that go, ascending.
     """
 
     tensor: str
     axis: int
     size: int
-    indices: Tensor
+    indices: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -61,18 +61,18 @@ class Plan:
     def add(self, group: Group, neurons: list[int]) -> Removal:
         """Records the removal of ``neurons`` of ``group``, whose slices count in the unpruned model."""
         gone = torch.tensor(neurons, dtype=torch.int64)
-        cuts = tuple(Cut(s.tensor, s.dim, len(s.neuron), s.indices(gone)) for s in group.slices)
+        cuts = tuple(Cut(s.tensor, s.dim, len(s.neuron), tuple(s.indices(gone).tolist())) for s in group.slices)
         removal = Removal(group.name, group.size, tuple(neurons), cuts)
         self.removals.append(removal)
         return removal
 
     def removed(self) -> dict[tuple[str, int], Tensor]:
         """(tensor name, axis) -> all indices that go, ascending."""
-        gathered: dict[tuple[str, int], list[Tensor]] = {}
+        gathered: dict[tuple[str, int], list[int]] = {}
         for removal in self.removals:
             for cut in removal.cuts:
-                gathered.setdefault((cut.tensor, cut.axis), []).append(cut.indices)
-        return {axis: torch.cat(parts).sort().values for axis, parts in gathered.items()}
+                gathered.setdefault((cut.tensor, cut.axis), []).extend(cut.indices)
+        return {axis: torch.tensor(sorted(indices), dtype=torch.int64) for axis, indices in gathered.items()}
 
     def rebase(self, group: Group) -> Group:
         """The group as it stands in a model from which this plan's neurons are gone; the group lost none itself."""
@@ -113,8 +113,7 @@ class Plan:
                     "size": r.size,
                     "neurons": list(r.neurons),
                     "cuts": [
-                        {"tensor": c.tensor, "axis": c.axis, "size": c.size, "indices": c.indices.tolist()}
-                        for c in r.cuts
+                        {"tensor": c.tensor, "axis": c.axis, "size": c.size, "indices": list(c.indices)} for c in r.cuts
                     ],
                 }
                 for r in self.removals
@@ -142,7 +141,7 @@ def _removal(data: dict[str, Any]) -> Removal:
     cuts = tuple(
         Cut(str(c["tensor"]), _integer(c["axis"]), _integer(c["size"]), _integers(c["indices"])) for c in data["cuts"]
     )
-    neurons = tuple(_integers(data["neurons"]).tolist())
+    neurons = _integers(data["neurons"])
     return Removal(str(data["group"]), _integer(data["size"]), neurons, cuts)
 
 
@@ -152,8 +151,8 @@ def _integer(value: Any) -> int:
     return value
 
 
-def _integers(values: Any) -> Tensor:
-    result = torch.tensor([_integer(v) for v in values], dtype=torch.int64)
-    if len(result.unique()) != len(result):
+def _integers(values: Any) -> tuple[int, ...]:
+    result = tuple(_integer(v) for v in values)
+    if len(set(result)) != len(result):
         raise ValueError(f"damaged plan: repeated indices in {values}")
     return result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import time
@@ -28,7 +27,7 @@ from .graph.trace import forward, trace
 from .losses import Batch, Loss, cross_entropy, scalar
 from .plan import Plan
 from .result import GroupRecord, PruneResult, count_macs, count_parameters
-from .seeding import preserved_random_state
+from .seeding import plain_torch, preserved_random_state
 from .selection import Refresh, Selection
 from .surgery import compact, held_at_zero, mask
 from .trial import check_result, unsafe_groups
@@ -55,9 +54,10 @@ def prune(
     """Removes whole neurons until a share ``rho`` of the parameters is gone, and fine-tunes in between.
 
     Args:
-        model: any module ``model(x)`` that ``torch.export`` can trace; not modified.
+        model: any module ``model(x)`` that ``torch.export`` can trace; not modified. Its hooks go with the copies that
+            are worked on. Modules in eval mode inside a model in train mode stay so while fine-tuning.
         loader: yields (x, y) batches, again and again; shuffle it, every group of neurons begins a new epoch.
-        rho: share of the model's parameters to remove, in (0, 1); tied parameters count once.
+        rho: share of the model's parameters to remove, in (0, 1), met to within one neuron; tied ones count once.
         criterion: what relevance is: a name or an object of ``singe.criteria``.
         allocation: how rho is shared among groups: "uniform" removes the same share of neurons everywhere.
         refresh: after a removal, re-score all of the group ("full", the paper's) or only the least relevant
@@ -76,11 +76,10 @@ def prune(
     Raises:
         TypeError, ValueError: bad input, refused before any work; or a loss that is not finite during the run.
     """
-    if isinstance(rho, bool) or not isinstance(rho, (int, float)):
-        raise TypeError(f"expected a number for rho, got {type(rho).__name__}")
+    rho = checks.number("rho", rho)
     if not 0 < rho < 1:
         raise ValueError(f"expected rho in (0, 1), got {rho}")
-    if allocation not in ALLOCATIONS:
+    if not isinstance(allocation, str) or allocation not in ALLOCATIONS:
         raise ValueError(f"expected allocation among {', '.join(ALLOCATIONS)}, got {allocation!r}")
     if refresh not in ("lazy", "full"):
         raise ValueError(f"expected refresh 'lazy' or 'full', got {refresh!r}")
@@ -89,17 +88,19 @@ def prune(
     checks.integer("images", images, 1)
     checks.integer("memory", memory, 1)
     checks.integer("seed", seed, 0)
+    if seed >= 2**62:
+        raise ValueError(f"expected seed < 2**62, got {seed}")
     chosen = resolve(criterion)
     device = checks.device_of(model)
     checks.finite_weights(model)
     stream = Stream(loader, device)
-    if finetune is not None and isinstance(getattr(loader, "sampler", None), SequentialSampler):
+    if finetune is not None and not _shuffles(loader):
         log.warning(
             "the loader does not shuffle: every group of neurons begins a new epoch, so fine-tuning will see its first "
-            "batches again and again; pass shuffle=True"
+            "batches again and again"
         )
-    options = _Options(chosen, refresh, finetune, images, loss or cross_entropy, seed, memory)
-    with preserved_random_state(loader):
+    options = _Options(chosen, refresh, finetune, images, cross_entropy if loss is None else loss, seed, memory)
+    with plain_torch(device), preserved_random_state(loader):
         run = _Run(model, stream, options)
         run.plan_widths(rho, allocation, ignore)
         return run.execute(progress)
@@ -123,7 +124,7 @@ class _Run:
 
     def __init__(self, model: nn.Module, stream: Stream, options: _Options) -> None:
         self._original, self._stream, self._options = model, stream, options
-        self._work = copy.deepcopy(model).eval()
+        self._work = checks.copied(model)
         self._plan = Plan()
         self._todo: list[tuple[Group, int]] = []
         self._frozen: dict[str, str] = {}
@@ -181,7 +182,11 @@ class _Run:
         if self._options.finetune is None:
             return None
         pauses = {"layer": len(self._todo), "neuron": neurons, "after": 1}[self._options.finetune.when]
-        return Tuner(self._options.finetune, self._work, self._stream, self._options.loss, pauses)
+        original = self._original
+        still = [n for n, module in original.named_modules() if original.training and not module.training]
+        tuner = Tuner(self._options.finetune, self._work, self._stream, self._options.loss, pauses, still)
+        tuner.rehearse()
+        return tuner
 
     def _prune_group(self, index: int, group: Group, count: int, tuner: Tuner | None, bar: tqdm) -> GroupRecord:
         self._stream.restart(self._options.seed + index)
@@ -279,8 +284,8 @@ def ignored_groups(model: nn.Module, groups: Iterable[Group], patterns: Sequence
         TypeError: ``patterns`` is a single string.
         ValueError: a pattern that names no module.
     """
-    if isinstance(patterns, str):
-        raise TypeError(f"expected a sequence of module names for ignore, got the string {patterns!r}")
+    if not isinstance(patterns, (list, tuple, set, frozenset)) or not all(isinstance(p, str) for p in patterns):
+        raise TypeError(f"expected a list of module names for ignore, got {patterns!r}")
     modules = [name for name, _ in model.named_modules() if name]
     named: set[str] = set()
     for pattern in patterns:
@@ -289,6 +294,13 @@ def ignored_groups(model: nn.Module, groups: Iterable[Group], patterns: Sequence
             raise ValueError(f"expected module names or patterns that match one in ignore, got {pattern!r}")
         named |= {m for m in modules if any(m == f or m.startswith(f"{f}.") for f in found)}
     return {g.name for g in groups if named.intersection(g.members)}
+
+
+def _shuffles(loader: Iterable[Any]) -> bool:
+    """False only for loaders that are known to give the same batches in every epoch."""
+    batches = getattr(loader, "batch_sampler", None)
+    sampler = getattr(batches, "sampler", None) if batches is not None else getattr(loader, "sampler", None)
+    return not isinstance(loader, (list, tuple)) and not isinstance(sampler, SequentialSampler)
 
 
 class _Stopwatch:

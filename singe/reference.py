@@ -18,7 +18,7 @@ from .criteria import Criterion, LossChange, Magnitude, PathCriterion, resolve
 from .graph import batchnorm
 from .graph.analysis import find_groups
 from .graph.groups import Group, module_of
-from .graph.trace import Trace, named_tensors, trace
+from .graph.trace import Trace, trace
 from .losses import Batch, Loss, cross_entropy
 from .score import groups_of, in_layer_order
 
@@ -134,7 +134,8 @@ class _Literal:
     def __init__(self, model: nn.Module, group: Group, batch: Batch, loss: Loss | None) -> None:
         self._model, self._group, self._batch = model, group, batch
         self._loss = cross_entropy if loss is None else loss
-        self._tensors = {name: p.detach() for name, p in named_tensors(model).items()}
+        named = (*model.named_parameters(), *model.named_buffers())  # tied ones once
+        self._tensors = {name: tensor.detach() for name, tensor in named}
         self._owned = dict(self._theta())
 
     def _theta(self) -> Iterator[tuple[str, Tensor]]:

@@ -44,7 +44,7 @@ class GroupRecord:
     seconds_tuning: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PruneResult:
     """A pruned network and how it came about; ``print`` it for a summary.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,6 +15,7 @@ from .graph.analysis import find_groups
 from .graph.groups import Group, module_of
 from .graph.trace import trace
 from .losses import Loss
+from .seeding import plain_torch, preserved_random_state
 
 
 def score(
@@ -50,12 +50,13 @@ def score(
     checks.integer("memory", memory, 1)
     device = checks.device_of(model)
     checks.finite_weights(model)
-    pair = checks.batch_of(batch, device)
-    work = copy.deepcopy(model).eval()
-    checks.runs(work, pair[0])
-    graph = trace(work, pair[0])
-    groups = groups_of(layer, find_groups(graph), work)
-    parts = [(g, Engine(work, graph, g, pair, loss, memory).scores(chosen)) for g in groups]
+    with plain_torch(device), preserved_random_state():
+        pair = checks.batch_of(batch, device)
+        work = checks.copied(model)
+        checks.runs(work, pair[0])
+        graph = trace(work, pair[0])
+        groups = groups_of(layer, find_groups(graph), work)
+        parts = [(g, Engine(work, graph, g, pair, loss, memory).scores(chosen)) for g in groups]
     return in_layer_order(layer, parts)
 
 
@@ -65,7 +66,7 @@ def groups_of(layer: str, groups: Iterable[Group], model: nn.Module) -> list[Gro
     Raises:
         ValueError: no such module, or one that has no neurons.
     """
-    if layer not in dict(model.named_modules()):
+    if not isinstance(layer, str) or layer not in dict(model.named_modules()):
         raise ValueError(f"expected the name of a module of {type(model).__name__}, got {layer!r}")
     found = [g for g in groups if layer in g.members]
     if not found:

@@ -1,9 +1,9 @@
-"""Random state: seeded inside, as before outside."""
+"""Random state and torch's modes: set inside, as before outside."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,6 +30,13 @@ def preserved_random_state(loader: Any = None) -> Iterator[None]:
             generator.set_state(state)
 
 
+@contextmanager
+def plain_torch(device: torch.device) -> Iterator[None]:
+    """No inference mode and no autocast inside, whatever the caller's."""
+    with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
+        yield
+
+
 def seed_everything(seed: int, loader: Any = None) -> None:
     """Seeds the generators that :func:`preserved_random_state` gives back."""
     torch.default_generator.manual_seed(seed)
@@ -41,8 +48,18 @@ def seed_everything(seed: int, loader: Any = None) -> None:
         generator.manual_seed(seed)
 
 
-def _generators(loader: Any) -> Iterable[torch.Generator]:
-    """The generators a DataLoader and its samplers draw from."""
-    holders = (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
-    found = (getattr(holder, "generator", None) for holder in holders)
-    return {id(g): g for g in found if isinstance(g, torch.Generator)}.values()
+def _generators(loader: Any) -> list[torch.Generator]:
+    """The generators that a DataLoader, its samplers and its dataset draw from."""
+    found: dict[int, torch.Generator] = {}
+    todo, seen = [loader], set()
+    while todo:
+        holder = todo.pop()
+        if holder is None or id(holder) in seen:
+            continue
+        seen.add(id(holder))
+        if isinstance(holder, torch.Generator):
+            found[id(holder)] = holder
+        else:
+            names = ("generator", "sampler", "batch_sampler", "dataset")
+            todo += [getattr(holder, name, None) for name in names]
+    return list(found.values())

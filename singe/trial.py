@@ -15,8 +15,6 @@ from .numerics import close
 from .plan import Plan
 from .surgery import compact, mask
 
-_FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
-
 
 def unsafe_groups(model: nn.Module, groups: Sequence[Group], x: Tensor) -> dict[str, str]:
     """The groups whose physical removal does not equal masking them, with the reason; an exported graph cannot know.
@@ -73,8 +71,8 @@ def _problem(model: nn.Module, chosen: list[tuple[Group, Tensor]], x: Tensor) ->
     try:
         compact(compacted, plan.removed())
         return difference(masked, compacted, x) or _train_mode_problem(masked, compacted, x)
-    except _FAILURES as error:
-        return str(error).strip().splitlines()[0]
+    except Exception as error:  # whatever the user's forward raises
+        return _first_line(error)
 
 
 @torch.no_grad()
@@ -82,13 +80,17 @@ def _train_mode_problem(masked: nn.Module, compacted: nn.Module, x: Tensor) -> s
     """Why the compacted network does not train where the masked one does: train mode is not traced."""
     try:
         forward(masked.train(), x)
-    except _FAILURES:
+    except Exception:
         return None  # it never did
     try:
         forward(compacted.train(), x)
-    except _FAILURES as error:
-        return f"in train mode, {str(error).strip().splitlines()[0]}"
+    except Exception as error:
+        return f"in train mode, {_first_line(error)}"
     return None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @torch.no_grad()
@@ -115,13 +117,13 @@ def check_result(original: nn.Module, pruned: nn.Module, plan: Plan, x: Tensor) 
 def expanded(original: nn.Module, pruned: nn.Module, plan: Plan) -> nn.Module:
     """A copy of ``original`` in eval mode that holds the pruned network's values, and zero where the plan cut."""
     full = copy.deepcopy(original).eval()
-    tensors, small, seen = named_tensors(full), named_tensors(pruned), set()
+    tensors, small, seen, removed = named_tensors(full), named_tensors(pruned), set(), plan.removed()
     for name, tensor in tensors.items():
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
         kept = [torch.ones(n, dtype=torch.bool) for n in tensor.shape]
-        for (owner, dim), gone in plan.removed().items():
+        for (owner, dim), gone in removed.items():
             if tensors[owner] is tensor:
                 kept[dim][gone] = False
         index = [k.nonzero().view([-1 if i == dim else 1 for i in range(len(kept))]) for dim, k in enumerate(kept)]

@@ -261,3 +261,15 @@ def test_saving_changes_nothing_in_the_model(pruned, tmp_path):
     before = snapshot(small)
     save(small, plan, tmp_path / "deep" / "er")
     assert unchanged(small, before)
+
+
+def test_state_that_is_no_tensor_is_refused_by_name(tmp_path):
+    class Scaled(nn.Linear):
+        def get_extra_state(self):
+            return 3.0
+
+        def set_extra_state(self, state):
+            pass
+
+    with pytest.raises(ValueError, match=r"0\._extra_state"):
+        checkpoint.save(nn.Sequential(Scaled(2, 2)), Plan(), tmp_path)

@@ -55,7 +55,7 @@ def equal(a, b):
 def test_a_removal_names_all_indices_that_go_with_its_neurons(plan):
     removal = plan.removals[0]
     assert (removal.group, removal.size, removal.neurons) == ("a", A, (3, 0))
-    assert {(c.tensor, c.axis): c.indices.tolist() for c in removal.cuts} == {
+    assert {(c.tensor, c.axis): list(c.indices) for c in removal.cuts} == {
         ("a.weight", 0): [0, 3], ("a.bias", 0): [0, 3], ("c.weight", 1): [0, 3],
     }  # fmt: skip
 
@@ -96,7 +96,7 @@ def test_json_round_trip_is_exact(plan):
     again = Plan.from_json(data)
     assert again.to_json() == data == plan.to_json()
     assert [(r.group, r.size, r.neurons) for r in again.removals] == [("a", A, (3, 0)), ("b", B, (2,))]
-    assert all(i.dtype == torch.int64 for r in again.removals for i in (c.indices for c in r.cuts))
+    assert again == plan
     assert Plan.from_json(json.loads(json.dumps(Plan().to_json()))).removed() == {}
 
 

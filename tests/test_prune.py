@@ -558,3 +558,73 @@ def test_a_loader_that_does_not_shuffle_is_warned_about_when_it_is_trained_on(ca
         loader = DataLoader(data, batch_size=4, shuffle=shuffle)
         singe.prune(randomised(PlainNet()), loader, finetune=finetune, **arguments)
         assert any("shuffle" in r.message for r in caplog.records) == warned
+
+
+def small(**arguments):
+    x, y = images(8)
+    defaults = {"rho": 0.2, "images": 8, "progress": False, "finetune": FineTune(2), "criterion": "magnitude"}
+    loader = arguments.pop("loader", [(x, y)] * 3)
+    model = arguments.pop("model", None) or randomised(PlainNet())
+    return singe.prune(model, loader, **{**defaults, **arguments})
+
+
+def test_nothing_of_the_callers_gets_a_gradient():
+    teacher = randomised(PlainNet(), seed=5)
+    x, y = images(8)
+    x.requires_grad_()
+    small(model=teacher, loader=[(x, y)] * 2, loss=lambda out, batch: F.mse_loss(out, teacher(batch[0])))
+    assert x.grad is None and all(p.grad is None for p in teacher.parameters())
+
+
+def test_batch_norm_in_eval_mode_inside_a_model_in_train_mode_is_not_trained():
+    model = randomised(PlainNet()).train()
+    model.features[1].eval()
+    result = small(model=model, ignore=["features.0"])
+    assert torch.equal(result.model.features[1].running_mean, model.features[1].running_mean)
+    again = small(model=randomised(PlainNet()).train(), ignore=["features.0"])
+    assert not torch.equal(again.model.features[1].running_mean, model.features[1].running_mean)
+
+
+def test_generators_of_nested_samplers_are_seeded_and_given_back():
+    generator = torch.Generator().manual_seed(3)
+    data = TensorDataset(*images(32))
+    sampler = torch.utils.data.RandomSampler(data, generator=generator)
+    loader = DataLoader(data, batch_sampler=torch.utils.data.BatchSampler(sampler, 8, False))
+    before = generator.get_state()
+    first, second = small(loader=loader), small(loader=loader)
+    assert torch.equal(generator.get_state(), before)
+    assert first.loss_before == second.loss_before and first.plan == second.plan
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"loss": nn.CrossEntropyLoss()}, r"lambda outputs, batch: loss\(outputs, batch\[1\]\)"),
+        ({"loss": "mse"}, "calling 'mse' failed"),
+        ({"loss": lambda out, batch: out.detach().sum()}, "can be trained"),
+        ({"loss": lambda out, batch: out.sum().to(torch.complex64)}, "real number"),
+        ({"criterion": singe.IntegratedGradient}, "the class IntegratedGradient"),
+        ({"seed": 2**70}, "seed"),
+        ({"ignore": None}, "ignore"),
+        ({"ignore": [1]}, "ignore"),
+        ({"allocation": ["uniform"]}, "allocation"),
+    ],
+    ids=str,
+)
+def test_more_bad_input_is_refused_with_words(arguments, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        small(**arguments)
+
+
+def test_a_model_that_cannot_be_copied_or_trained_on_the_loaders_batches_is_refused():
+    model = randomised(PlainNet())
+    model.kept = model(images()[0])
+    with pytest.raises(ValueError, match=r"copy\.deepcopy"):
+        small(model=model)
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.BatchNorm1d(6), nn.Linear(6, 4))
+    with pytest.raises(ValueError, match="can be trained on batches"):
+        small(model=flat, loader=[tuple(t[:1] for t in images())] * 8)
+
+
+def test_numpys_numbers_will_do_for_rho():
+    assert small(rho=np.float32(0.2)).plan == small(rho=float(np.float32(0.2))).plan

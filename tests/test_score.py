@@ -503,3 +503,72 @@ def test_batch_norm_behind_a_computed_weight_is_not_folded_into_it():
     scores = singe.score(model, (x.double(), y), "first")
     expected = reference.score(model, (x.double(), y), "first")
     assert (scores - expected).norm() <= 1e-9 * expected.norm()
+
+
+def test_batch_norm_of_another_dtype_is_left_unfolded():
+    model = randomised(DigitNet(4)).bfloat16()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.float()
+    x, y = images(channels=1)
+    assert singe.score(model, (x.bfloat16(), y), "blocks.0.conv1").isfinite().all()
+
+
+def test_the_layer_path_holds_one_nodes_gradient_at_a_time(monkeypatch):
+    shapes = []
+    path_scores = singe.engine.ops.path_scores
+    monkeypatch.setattr(singe.engine.ops, "path_scores", lambda g, *a: shapes.append(g.shape) or path_scores(g, *a))
+    model = randomised(MLP())
+    batch = torch.randn(6, 10), torch.randint(4, (6,))
+    singe.score(model, batch, "layers.0", criterion=singe.IntegratedGradient(path="layer"))
+    assert shapes == [(1, 12, 10)] * 4
+
+
+def test_tied_parameters_elsewhere_do_not_disturb_the_reference():
+    model = randomised(MLP()).double()
+    model.spare = nn.Linear(9, 4)
+    model.spare.weight = model.layers[4].weight
+    batch = torch.randn(6, 10).double(), torch.randint(4, (6,))
+    torch.testing.assert_close(singe.score(model, batch, "layers.0"), reference.score(model, batch, "layers.0"))
+
+
+def test_a_model_that_draws_in_eval_mode_is_refused_and_leaves_the_random_state_alone():
+    model = randomised(PlainNet())
+    model.features.append(nn.Dropout(0.3))
+    model.features[-1].train = lambda mode=True: model.features[-1]
+    model.features[-1].training = True
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match="answer alike"):
+        singe.score(model, images(), "features.0")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_any_signature_that_takes_one_input_will_do():
+    class Starred(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = randomised(PlainNet())
+
+        def forward(self, *args, **kwargs):
+            return self.inner(*args, **kwargs)
+
+    expected = singe.score(randomised(PlainNet()), images(), "features.0")
+    assert torch.equal(singe.score(Starred().eval(), images(), "inner.features.0"), expected)
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, lambda: torch.autocast("cpu")])
+def test_the_callers_inference_mode_and_autocast_change_nothing(mode):
+    model = randomised(PlainNet())
+    expected = singe.score(model, images(), "features.0")
+    with mode():
+        assert torch.equal(singe.score(model, images(), "features.0"), expected)
+
+
+def test_masked_classes_with_infinite_logits_do_not_look_like_disagreement():
+    class Masked(PlainNet):
+        def forward(self, x):
+            return super().forward(x).masked_fill(torch.tensor([False, False, False, True]), -math.inf)
+
+    model, (x, y) = randomised(Masked()), images(classes=3)
+    result = singe.prune(model, [(x, y)], 0.3, criterion="magnitude", finetune=None, images=5, progress=False)
+    assert set(result.frozen) == {"classifier.3"}

@@ -262,3 +262,16 @@ def test_difference_sees_every_output_and_small_errors():
     with torch.no_grad():
         other.b.bias[1] += 1e-6
     assert "differ by 1.00e-06" in difference(model, other, x)
+
+
+@pytest.mark.parametrize("error", [AssertionError, KeyError, AttributeError])
+def test_whatever_forward_raises_on_a_cut_network_freezes_the_group(error):
+    def wiring(self, x):
+        y = self.a(x).relu()
+        if y.shape[1] != 8:
+            raise error
+        return self.b(y)
+
+    model = Wired(wiring, a=nn.Linear(4, 8), b=nn.Linear(8, 2))
+    x = normal(3, 4)
+    assert unsafe_groups(model, able(model, x), x) == {"a": f"trial removal failed: {error.__name__}"}

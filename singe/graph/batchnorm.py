@@ -48,11 +48,12 @@ def affine(node: fx.Node, live: Env) -> Affine:
 
 
 def folds(call: fx.Node, live: Env) -> bool:
-    """Whether ``folded`` applies: a batch norm follows, and all weights are the model's own, none computed."""
+    """Whether ``folded`` applies: a batch norm follows, all weights are the model's own and of one dtype."""
     norm = following(call)
     if norm is None or call.kwargs:
         return False
-    return all(a is None or a in live for a in (*call.args[1:3], *norm.args[1:5]))
+    tensors = [a for a in (*call.args[1:3], *norm.args[1:5]) if a is not None]
+    return all(a in live for a in tensors) and len({live[a].dtype for a in tensors}) == 1  # type: ignore[index]
 
 
 def folded(call: fx.Node, live: Env) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Slice:
     """The part of one axis of a parameter or buffer that belongs to a group.
 
@@ -32,7 +32,7 @@ class Slice:
         return int((self.neuron == 0).sum())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
     """Neurons that are interchangeable in the graph: each owns as many indices of the same axes as any other.
 

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from .owners import NOBODY, Owners, Weight
-from .trace import Trace, evaluate
+from .trace import Trace, evaluate, place_of
 
 aten = torch.ops.aten
 
@@ -97,7 +97,7 @@ class Rules:
         return parts
 
     def _pad(self, node: fx.Node, x: Tensor, pad: list[int], *args: Any) -> Tensor:
-        if args and args[0] not in ("constant", 0, None) and isinstance(args[0], str):
+        if args and isinstance(args[0], str) and args[0] != "constant":
             return self._unknown(node, x)
         return aten.constant_pad_nd(x, pad)  # what is padded in belongs to nobody
 
@@ -214,7 +214,5 @@ def _along(values: Tensor, axis: int, rank: int) -> Tensor:
 
 def _name(node: fx.Node) -> str:
     """The operator and where in the model it stands, for reasons a user reads."""
-    stack = node.meta.get("nn_module_stack") or {}
-    places = [path for path, _ in stack.values()]
-    where = f" in {places[-1]}" if places and places[-1] else ""
-    return f"{node.target}{where}"
+    place = place_of(node)
+    return f"{node.target} in {place}" if place else str(node.target)

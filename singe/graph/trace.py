@@ -60,7 +60,9 @@ class Trace:
         self.nodes: list[fx.Node] = [n for n in program.graph.nodes if n.op == "call_function"]
         self.input: fx.Node = placeholders[signature.user_inputs[0]]
         named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-        self.state: dict[fx.Node, str] = {placeholders[k]: names[name] for k, name in named.items()}
+        self.state: dict[fx.Node, str] = {
+            placeholders[k]: names[name.removeprefix(_OneInput.PREFIX)] for k, name in named.items()
+        }
         self.constants: Env = {
             placeholders[k]: program.constants[name] for k, name in signature.inputs_to_lifted_tensor_constants.items()
         }
@@ -199,11 +201,32 @@ def trace(model: nn.Module, x: Tensor) -> Trace:
     return _export(model, x)
 
 
+class _OneInput(nn.Module):
+    """Gives every model the signature (x), whatever its own (*args, wrappers)."""
+
+    PREFIX = "model."
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.training = model.training
+
+    def forward(self, x: Tensor) -> Any:
+        return self.model(x)
+
+
+def place_of(node: fx.Node) -> str:
+    """Name of the innermost module that a node stands in; empty for the model itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = [name for name, _ in stack.values()][-1:] or [""]
+    return "" if path[0] == "model" else path[0].removeprefix(_OneInput.PREFIX)
+
+
 def _export(model: nn.Module, x: Tensor) -> Trace:
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # export warns about its own internals
-            program = export(model, (x,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
+            program = export(_OneInput(model), (x,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
             program = program.run_decompositions({})
     except Exception as error:
         raise ValueError(
