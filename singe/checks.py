@@ -59,8 +59,14 @@ def batch_of(item: Any, device: torch.device) -> Batch:
         )
     if x.is_floating_point() and not x.isfinite().all():
         raise ValueError("expected finite inputs, got NaN or infinity in x")
-    x, y = (t.clone() if t.is_inference() else t.detach() for t in (x, y))
-    return x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+    return _plain(x).to(device, non_blocking=True), _plain(y).to(device, non_blocking=True)
+
+
+def _plain(t: Tensor) -> Tensor:
+    """The tensor without gradient history, usable by autograd."""
+    if t.is_inference():
+        return t.clone()
+    return t.detach() if t.requires_grad else t
 
 
 def integer(name: str, value: Any, least: int) -> int:
