@@ -45,41 +45,37 @@ class Rules:
     def __init__(self, owners: Owners, trace: Trace) -> None:
         self._owners = owners
         self._trace = trace
+        self._weighted: dict[Any, Callable[..., Any]] = {
+            **dict.fromkeys(_CONVOLUTIONS, self._convolution),
+            aten.linear: self._linear,
+            aten.batch_norm: self._batch_norm,
+        }
+        self._weightless: dict[Any, Callable[..., Any]] = {
+            **dict.fromkeys(_MOVES, self._move),
+            **dict.fromkeys(_SPLITS, self._split),
+            **dict.fromkeys(_PADS, self._pad),
+            **dict.fromkeys(_IDENTITIES, self._identity),
+            **dict.fromkeys(_POOLS, self._pool),
+            **dict.fromkeys(_REDUCTIONS, self._reduce),
+        }
 
     def apply(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The owners of the node's output, given its arguments with activations as owners (int64)."""
-        rule = self._rule(node)
-        if rule not in (self._convolution, self._linear, self._batch_norm) and _weights(args, kwargs):
-            rule = self._unknown
-        return rule(node, *args, **kwargs)
+        return self._rule(node, args, kwargs)(node, *args, **kwargs)
 
-    def _rule(self, node: fx.Node) -> Callable[..., Any]:
+    def _rule(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
         packet = _packet(node)
+        if packet in self._weighted:
+            return self._weighted[packet]
+        if packet is not None and _weights(args, kwargs):
+            return self._unknown
+        if packet in self._weightless:
+            return self._weightless[packet]
         if packet is None:
             return lambda node, *args, **kwargs: evaluate(node, args, kwargs)  # getitem and the like
-        if packet in _MOVES:
-            return self._move
-        if packet in _SPLITS:
-            return self._split
-        if packet in _PADS:
-            return self._pad
-        if packet in _IDENTITIES:
-            return self._identity
-        if packet in _POOLS:
-            return self._pool
-        if packet in _REDUCTIONS:
-            return self._reduce
-        if packet in _CONVOLUTIONS:
-            return self._convolution
-        if packet is aten.linear:
-            return self._linear
-        if packet is aten.batch_norm:
-            return self._batch_norm
         if packet is aten.div and len(node.all_input_nodes) > 1:
             return self._unknown  # a removed divisor divides by zero
-        if torch.Tag.pointwise in getattr(node.target, "tags", ()):
-            return self._pointwise
-        return self._unknown
+        return self._pointwise if torch.Tag.pointwise in getattr(node.target, "tags", ()) else self._unknown
 
     # -- operators that only move or combine what is there ---------------------------------------------------
 
@@ -166,7 +162,9 @@ class Rules:
         shape = self._shape(node)
         return _along(rows, axis, len(shape)).expand(shape).contiguous()
 
-    def _batch_norm(self, node: fx.Node, x: Tensor, *args: Any) -> Tensor:
+    def _batch_norm(self, node: fx.Node, x: Any, *args: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return self._unknown(node, x, *args)
         channels = self._owners.channels(x, 1)
         for vector in args[:4]:
             if isinstance(vector, Weight):
