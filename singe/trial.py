@@ -20,7 +20,7 @@ def unsafe_groups(model: nn.Module, groups: Sequence[Group], x: Tensor) -> dict[
     """The groups whose physical removal does not equal masking them, with the reason; an exported graph cannot know.
 
     Removes one neuron of every group, then in three rounds a sixth, a third and half of each in different orders, so
-    that every neuron goes once and no two groups lose the same share. A round that goes wrong is bisected, and
+    that every neuron goes once and neighbouring groups lose different shares. A round that goes wrong is bisected, and
     repeated without the groups it found.
 
     Args:
