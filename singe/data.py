@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from . import checks
+from .isolation import seed_everything
 from .losses import Batch
-from .seeding import seed_everything
 
 _END = object()
 

@@ -58,10 +58,6 @@ class FineTune:
 class Tuner:
     """One optimiser and one schedule over a whole run, whose pauses ask for a few steps each.
 
-    Attributes:
-        optimizer: SGD over the parameters that require a gradient; surgery keeps its state aligned.
-        when: see :class:`FineTune`.
-
     Args:
         plan: steps and learning rate.
         model: trained in place.
@@ -69,6 +65,10 @@ class Tuner:
         loss: (outputs, batch) -> scalar.
         pauses: how often :meth:`pause` will be called.
         still: names of modules that stay in eval mode.
+
+    Attributes:
+        optimizer: SGD over the parameters that require a gradient; surgery keeps its state aligned.
+        when: see :class:`FineTune`.
     """
 
     def __init__(

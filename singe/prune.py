@@ -24,10 +24,10 @@ from .finetune import FineTune, Tuner
 from .graph.analysis import find_groups
 from .graph.groups import Group
 from .graph.trace import forward, trace
+from .isolation import plain_torch, preserved_random_state
 from .losses import Batch, Loss, cross_entropy, scalar
 from .plan import Plan
 from .result import GroupRecord, PruneResult, count_macs, count_parameters
-from .seeding import plain_torch, preserved_random_state
 from .selection import Refresh, Selection
 from .surgery import compact, held_at_zero, mask
 from .trial import check_result, unsafe_groups

@@ -14,8 +14,8 @@ from .engine import DEFAULT_MEMORY, Engine
 from .graph.analysis import find_groups
 from .graph.groups import Group, module_of
 from .graph.trace import trace
+from .isolation import plain_torch, preserved_random_state
 from .losses import Loss
-from .seeding import plain_torch, preserved_random_state
 
 
 def score(
@@ -30,7 +30,9 @@ def score(
     """Relevance of every neuron of a layer; the smallest is the first to prune.
 
     Where the layer is coupled to others (a residual stream), a score is that of the whole coupled neuron: what all its
-    rows in all those layers add up to. The batch norm behind a layer counts as folded into it.
+    rows in all those layers add up to. The batch norm behind a layer counts as folded into it. The path fades what the
+    layer puts out to zero; behind an activation with f(0) != 0 (sigmoid) it therefore ends at f(0), whereas removal,
+    once done, leaves nothing for the next layers to read.
 
     Args:
         model: not modified; scored in eval mode.

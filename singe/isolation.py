@@ -1,4 +1,4 @@
-"""Random state and torch's modes: set inside, as before outside."""
+"""What a run sets for itself and gives back to the caller's process: random state, inference mode, autocast."""
 
 from __future__ import annotations
 

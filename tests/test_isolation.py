@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
-from singe.seeding import preserved_random_state, seed_everything
+from singe.isolation import preserved_random_state, seed_everything
 
 DATA = TensorDataset(torch.arange(20.0))
 
