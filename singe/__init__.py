@@ -8,6 +8,7 @@ from .criteria import (
     LossChange,
     Magnitude,
     MagnitudeGradient,
+    Random,
     SummedGradient,
 )
 from .finetune import FineTune
@@ -31,6 +32,7 @@ __all__ = [
     "MagnitudeGradient",
     "Plan",
     "PruneResult",
+    "Random",
     "SummedGradient",
     "load",
     "load_plan",

@@ -1,4 +1,4 @@
-"""What relevance is: the paper's criteria (Yvinec et al. 2022, equations 1 to 5) and the greedy oracle.
+"""What relevance is: the paper's criteria (Yvinec et al. 2022, equations 1 to 5), the greedy oracle and chance.
 
 Notation: L is the loss on one batch, W the weight row of a neuron with its batch norm folded in, t in (0, 1] its place
 on the path that fades the neuron (1 = as it is). A neuron that owns several rows scores the sum over them.
@@ -145,6 +145,11 @@ class LossChange(Criterion):
         return False
 
 
+@dataclass(frozen=True)
+class Random(Criterion):
+    """A number drawn anew from torch's global generator: the baseline that every other criterion must beat."""
+
+
 _BY_NAME: dict[str, Criterion] = {
     "magnitude": Magnitude(),
     "gradient": Gradient(),
@@ -152,6 +157,7 @@ _BY_NAME: dict[str, Criterion] = {
     "summed_gradient": SummedGradient(),
     "integrated_gradient": IntegratedGradient(),
     "loss_change": LossChange(),
+    "random": Random(),
 }
 
 
@@ -168,6 +174,6 @@ def resolve(criterion: str | Criterion) -> Criterion:
         return _BY_NAME[criterion]
     if isinstance(criterion, type):
         raise TypeError(f"expected a criterion's name or object, got the class {criterion.__name__}: call it first")
-    if not isinstance(criterion, (Magnitude, LossChange, PathCriterion)):
+    if not isinstance(criterion, (Magnitude, LossChange, PathCriterion, Random)):
         raise TypeError(f"expected a criterion's name or object, got {type(criterion).__name__}")
     return criterion

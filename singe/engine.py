@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from . import ops
-from .criteria import Criterion, LossChange, Magnitude, PathCriterion, PathRule
+from .criteria import Criterion, LossChange, Magnitude, PathCriterion, PathRule, Random
 from .graph import batchnorm
 from .graph.groups import Group
 from .graph.layer import Layer, find_layers, is_affine
@@ -145,6 +145,8 @@ class Engine:
     def _scores(self, criterion: Criterion, neurons: Tensor) -> Tensor:
         if isinstance(criterion, LossChange):
             return self._loss_changes(neurons)
+        if isinstance(criterion, Random):
+            return torch.rand(len(neurons), dtype=torch.float64)
         if isinstance(criterion, Magnitude):
             norms = {layer: layer.row_norms(self._live, criterion.p, neurons) for layer in self._layers}
             return self._per_neuron(norms)[neurons]
