@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .graph.trace import forward
-from .losses import Batch
+from .batches import Batch, described
 from .numerics import close
+from .task import Task
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -41,25 +41,27 @@ def finite_weights(model: nn.Module) -> None:
             raise ValueError(f"expected buffers without NaN, got NaN in {name}")
 
 
-def batch_of(item: Any, device: torch.device) -> Batch:
-    """An (x, y) pair on ``device``.
+def batch_of(item: Any, device: torch.device, task: Task) -> Batch:
+    """A batch on ``device``.
 
     Raises:
-        TypeError: not a pair of tensors.
-        ValueError: empty, of different lengths, or x holds NaN or infinity.
+        TypeError: not a pair (x, y) of tensors, or not nested tensors where the task has a ``forward`` of its own.
+        ValueError: empty, with tensors of different lengths, or x holds NaN or infinity.
     """
-    if not isinstance(item, (tuple, list)) or len(item) != 2:
-        raise TypeError(f"expected a batch (x, y), got {_describe(item)}")
-    x, y = item
-    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
-        raise TypeError(f"expected a batch (x, y) of tensors, got {_describe(item)}")
-    if x.dim() == 0 or y.dim() == 0 or len(x) == 0 or len(x) != len(y):
-        raise ValueError(
-            f"expected x and y of one length, at least 1, got shapes {tuple(x.shape)} and {tuple(y.shape)}"
-        )
-    if x.is_floating_point() and not x.isfinite().all():
+    if task.forward is None:
+        if not isinstance(item, (tuple, list)) or len(item) != 2:
+            raise TypeError(f"expected a batch (x, y), got {_describe(item)}; other batches need forward= and loss=")
+        if not all(isinstance(v, Tensor) for v in item):
+            raise TypeError(f"expected a batch (x, y) of tensors, got {_describe(item)}")
+    leaves = pytree.tree_leaves(item)
+    if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
+        raise TypeError(f"expected a batch of tensors in lists, tuples and dicts, got {_describe(item)}")
+    if any(leaf.dim() == 0 or len(leaf) == 0 or len(leaf) != len(leaves[0]) for leaf in leaves):
+        raise ValueError(f"expected a batch of tensors of one length, at least 1, got {described(item)}")
+    if task.forward is None and leaves[0].is_floating_point() and not leaves[0].isfinite().all():
         raise ValueError("expected finite inputs, got NaN or infinity in x")
-    return _plain(x).to(device, non_blocking=True), _plain(y).to(device, non_blocking=True)
+    moved: Batch = pytree.tree_map(lambda t: _plain(t).to(device, non_blocking=True), item)
+    return moved
 
 
 def _plain(t: Tensor) -> Tensor:
@@ -100,15 +102,16 @@ def copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def runs(model: nn.Module, x: Tensor) -> None:
-    """Raises ValueError if ``model(x)`` fails or does not give the same twice."""
+def runs(model: nn.Module, batch: Batch, task: Task) -> None:
+    """Raises ValueError if the model fails on a batch or does not answer the same twice."""
     try:
         with torch.no_grad():
-            twice = [pytree.tree_leaves(forward(model, x)) for _ in range(2)]
+            twice = [pytree.tree_leaves(task.outputs(model, batch)) for _ in range(2)]
     except Exception as error:
+        call = "model(x)" if task.forward is None else "forward(model, batch)"
         raise ValueError(
-            f"expected batches that fit {type(model).__name__}, but model(x) failed for x of shape "
-            f"{tuple(x.shape)}, {x.dtype}: {error}"
+            f"expected batches that fit {type(model).__name__}, but {call} failed for inputs of "
+            f"{described(task.inputs(batch))}: {error}"
         ) from error
     if not all(close(a, b) for a, b in zip(*twice, strict=True) if isinstance(a, Tensor)):
         raise ValueError(f"expected {type(model).__name__} to answer alike in eval mode, got two different answers")

@@ -18,15 +18,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from . import ops
+from .batches import Batch, length
 from .criteria import Criterion, LossChange, Magnitude, PathCriterion, PathRule, Random
 from .graph import batchnorm
 from .graph.groups import Group
 from .graph.layer import Layer, find_layers, is_affine
 from .graph.suffix import cut
 from .graph.trace import Env, Trace, evaluate
-from .losses import Batch, Loss, cross_entropy, scalar
 from .numerics import close
 from .quadrature import Nodes, Quadrature
+from .task import Task
 
 log = logging.getLogger("singe")
 
@@ -86,8 +87,8 @@ class Engine:
         model: the module whose parameters are read live; removals are masked in it (see ``surgery.mask``).
         trace: of that model.
         group: which neurons; its indices count in the model as it is.
-        batch: (x, y) on the model's device.
-        loss: (outputs, batch) -> scalar; mean cross-entropy by default.
+        batch: on the model's device.
+        task: how the model is called and judged; (x, y) batches and cross-entropy by default.
         memory: bytes that the activations of one pass may take; at least one job runs at a time.
 
     Raises:
@@ -100,11 +101,11 @@ class Engine:
         trace: Trace,
         group: Group,
         batch: Batch,
-        loss: Loss | None = None,
+        task: Task = Task(),  # noqa: B008 - frozen
         memory: int = DEFAULT_MEMORY,
     ) -> None:
         self._trace, self._group, self._batch = trace, group, batch
-        self._loss = cross_entropy if loss is None else loss
+        self._task, self._size = task, length(batch)
         self._live = trace.live(model)
         self._layers = find_layers(trace, group)
         self._by_output = {layer.output: layer for layer in self._layers}
@@ -117,7 +118,7 @@ class Engine:
         self._cache = self._run_prefix()
         needed = [*self._suffix.nodes, *self._suffix.boundary, *self._suffix.roots]
         # every value is kept for the backward pass, and its gradient stands beside it
-        self._chunk = max(1, memory // (2 * trace.nbytes(needed, len(batch[0]))))
+        self._chunk = max(1, memory // (2 * trace.nbytes(needed, self._size)))
         self._check_stacking()
         self._current_loss: float | None = self._evaluate()
 
@@ -220,8 +221,8 @@ class Engine:
     def _loss_changes(self, neurons: Tensor) -> Tensor:
         gone = (torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
         with torch.no_grad():
-            losses = [self._forward(jobs).losses for jobs in self._neuron_jobs(neurons, gone)]
-        return torch.cat([*losses, torch.empty(0, device=self._batch[0].device)]).double() - self.loss
+            losses = [self._forward(jobs).losses.cpu() for jobs in self._neuron_jobs(neurons, gone)]
+        return torch.cat([torch.empty(0), *losses]).double() - self.loss
 
     def _norms(self, layer: Layer, rule: PathRule, p: float, neurons: Tensor) -> Tensor:
         norms = layer.row_norms(self._live, p, neurons)
@@ -270,7 +271,7 @@ class Engine:
             return value
 
         inputs = [layer.x for layer in self._layers]
-        batch = len(jobs) * len(self._batch[0])
+        batch = len(jobs) * self._size
         self._trace.run(self._suffix.nodes, env, batch, keep=[*self._trace.outputs, *inputs], call=call)
         seen = {
             layer.output: self._cache[layer.x] if layer.output in self._suffix.roots else env[layer.x].detach()
@@ -323,8 +324,8 @@ class Engine:
 
     def _losses(self, outputs: list[Tensor], count: int) -> Tensor:
         parts = [self._unstack(*pair, count) for pair in zip(self._trace.outputs, outputs, strict=True)]
-        jobs = [self._trace.unflatten(part, len(self._batch[0])) for part in zip(*parts, strict=True)]
-        return torch.stack([scalar(self._loss, outputs, self._batch) for outputs in jobs])
+        jobs = [self._trace.unflatten(part, self._size) for part in zip(*parts, strict=True)]
+        return torch.stack([self._task.judge(outputs, self._batch) for outputs in jobs])
 
     def _evaluate(self) -> float:
         with torch.no_grad():
@@ -350,16 +351,16 @@ class Engine:
     def _run_prefix(self) -> Env:
         inputs = [layer.x for layer in self._layers if layer.output in self._suffix.roots]
         keep = [*self._suffix.boundary, *self._suffix.roots, *inputs]
-        env: Env = {**self._live, self._trace.input: self._batch[0]}
+        env: Env = self._live | self._trace.feed(self._task.inputs(self._batch))
         with torch.no_grad():
-            self._trace.run(self._suffix.prefix, env, len(self._batch[0]), keep=keep)
+            self._trace.run(self._suffix.prefix, env, self._size, keep=keep)
         return {node: env[node] for node in keep}
 
     def _check_stacking(self) -> None:
         """Lets jobs run one by one where two that differ do not give the same stacked as alone."""
         if self._chunk == 1:
             return
-        if self._trace.batch_symbol is None:
+        if not self._trace.dynamic:
             log.warning("%s: the model's batch size is fixed, jobs run one by one", self._group.name)
             self._chunk = 1
         elif not self._stacks():

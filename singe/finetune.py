@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from . import checks
+from .batches import described, length
 from .data import Stream
-from .graph.trace import forward
-from .losses import Loss, scalar
+from .task import Task
 
 When = Literal["layer", "neuron", "after"]
 
@@ -62,7 +62,7 @@ class Tuner:
         plan: steps and learning rate.
         model: trained in place.
         stream: of batches.
-        loss: (outputs, batch) -> scalar.
+        task: how the model is called and judged.
         pauses: how often :meth:`pause` will be called.
         still: names of modules that stay in eval mode.
 
@@ -72,10 +72,10 @@ class Tuner:
     """
 
     def __init__(
-        self, plan: FineTune, model: nn.Module, stream: Stream, loss: Loss, pauses: int, still: Sequence[str] = ()
+        self, plan: FineTune, model: nn.Module, stream: Stream, task: Task, pauses: int, still: Sequence[str] = ()
     ) -> None:
         self.when = plan.when
-        self._plan, self._model, self._stream, self._loss = plan, model, stream, loss
+        self._plan, self._model, self._stream, self._task = plan, model, stream, task
         self._pauses, self._pause, self._step = pauses, 0, 0
         self._still = still
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -123,11 +123,11 @@ class Tuner:
         self._train_mode(model)
         try:
             with torch.enable_grad():
-                loss = scalar(self._loss, forward(model, batch[0]), batch)
+                loss = self._task(model, batch)
                 torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
         except (RuntimeError, ValueError) as error:
             raise ValueError(
-                f"expected a network and a loss that can be trained on batches of x {tuple(batch[0].shape)}: {error}"
+                f"expected a network and a loss that can be trained on batches of {described(batch)}: {error}"
             ) from error
 
     def _train_mode(self, model: nn.Module) -> None:
@@ -143,10 +143,10 @@ class Tuner:
         self.optimizer.zero_grad(set_to_none=True)
         try:
             with torch.enable_grad():
-                loss = scalar(self._loss, forward(self._model, batch[0]), batch)
+                loss = self._task(self._model, batch)
                 loss.backward(inputs=trained)
         except ValueError as error:
-            if len(batch[0]) > 1:
+            if length(batch) > 1:
                 raise
             raise ValueError(f"fine-tuning failed on a batch of one sample; try drop_last=True: {error}") from error
         if not math.isfinite(loss.item()):

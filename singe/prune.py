@@ -17,19 +17,20 @@ from tqdm import tqdm
 
 from . import checks
 from .allocation import ALLOCATIONS, ParameterCount
+from .batches import Batch, head
 from .criteria import Criterion, resolve
 from .data import Stream
 from .engine import DEFAULT_MEMORY, Engine
 from .finetune import FineTune, Tuner
 from .graph.analysis import find_groups
 from .graph.groups import Group
-from .graph.trace import forward, trace
+from .graph.trace import Forward, Trace, trace
 from .isolation import plain_torch, preserved_random_state
-from .losses import Batch, Loss, cross_entropy, scalar
 from .plan import Plan
 from .result import GroupRecord, PruneResult, count_macs, count_parameters
 from .selection import Refresh, Selection
 from .surgery import compact, held_at_zero, mask
+from .task import Loss, Task, cross_entropy
 from .trial import check_result, unsafe_groups
 
 log = logging.getLogger("singe")
@@ -46,6 +47,7 @@ def prune(
     finetune: FineTune | None = FineTune(),  # noqa: B008 - frozen
     images: int = 64,
     loss: Loss | None = None,
+    forward: Forward | None = None,
     ignore: Sequence[str] = (),
     seed: int = 0,
     memory: int = DEFAULT_MEMORY,
@@ -56,7 +58,7 @@ def prune(
     Args:
         model: any module ``model(x)`` that ``torch.export`` can trace; not modified. Its hooks go with the copies that
             are worked on. Modules in eval mode inside a model in train mode stay so while fine-tuning.
-        loader: yields (x, y) batches, again and again; shuffle it, every group of neurons begins a new epoch.
+        loader: yields batches (x, y), again and again; shuffle it, every group of neurons begins a new epoch.
         rho: share of the model's parameters to remove, in (0, 1), met to within one neuron; tied ones count once.
         criterion: what relevance is: a name or an object of ``singe.criteria``.
         allocation: how rho is shared among groups: "uniform" removes the same share of neurons everywhere.
@@ -65,6 +67,7 @@ def prune(
         finetune: how to train between removals; None for not at all.
         images: samples that scores are computed on, drawn anew for every group.
         loss: (outputs, batch) -> scalar; mean cross-entropy by default.
+        forward: (model, batch) -> outputs, for a model that is not ``model(x)``; batches are then any nested tensors.
         ignore: module names or glob patterns; a group with a member among them is left alone.
         seed: of everything random in the run; the same seed gives the same plan on the same machine.
         memory: bytes that the activations of one scoring pass may take.
@@ -93,13 +96,14 @@ def prune(
     chosen = resolve(criterion)
     device = checks.device_of(model)
     checks.finite_weights(model)
-    stream = Stream(loader, device)
+    task = Task(forward, cross_entropy if loss is None else loss)
+    stream = Stream(loader, device, task)
     if finetune is not None and not _shuffles(loader):
         log.warning(
             "the loader does not shuffle: every group of neurons begins a new epoch, so fine-tuning will see its first "
             "batches again and again"
         )
-    options = _Options(chosen, refresh, finetune, images, cross_entropy if loss is None else loss, seed, memory)
+    options = _Options(chosen, refresh, finetune, images, task, seed, memory)
     with plain_torch(device), preserved_random_state(loader):
         run = _Run(model, stream, options)
         run.plan_widths(rho, allocation, ignore)
@@ -114,7 +118,7 @@ class _Options:
     refresh: Refresh
     finetune: FineTune | None
     images: int
-    loss: Loss
+    task: Task
     seed: int
     memory: int
 
@@ -130,15 +134,16 @@ class _Run:
         self._frozen: dict[str, str] = {}
         stream.restart(options.seed)
         self._probe = stream.take(options.images)
-        checks.runs(self._work, self._probe[0])
-        self._trace = trace(self._work, self._probe[0])
+        checks.runs(self._work, self._probe, options.task)
+        self._trace = self._traced(self._probe)
         # a few samples where the model takes any number
-        self._sample = self._probe[0][: 4 if self._trace.batch_symbol is not None else self._options.images]
+        few = head(self._probe, 4) if self._trace.dynamic else self._probe
+        self._sample = options.task.inputs(few)
         self._loss_before = self._evaluate(self._probe)
         if not math.isfinite(self._loss_before):
             raise ValueError(f"expected a finite loss before pruning, got {self._loss_before}")
         self._constant_loss = self._constant_answer_loss()
-        self._macs_before = count_macs(self._work, self._sample)
+        self._macs_before = count_macs(self._work, self._sample, self._options.task.call)
 
     # -- before the first removal ----------------------------------------------------------------------------
 
@@ -150,7 +155,7 @@ class _Run:
         self._frozen |= {g.name: "has only one neuron" for g in groups if g.size == 1 and g.frozen is None}
         self._frozen |= {name: "ignored" for name in ignored}
         able = [g for g in groups if g.name not in self._frozen]
-        self._frozen |= unsafe_groups(self._work, able, self._sample)
+        self._frozen |= unsafe_groups(self._work, able, self._sample, self._options.task.call)
         able = [g for g in able if g.name not in self._frozen]
         for name, reason in self._frozen.items():
             log.info("%s is not pruned: %s", name, reason)
@@ -184,7 +189,7 @@ class _Run:
         pauses = {"layer": len(self._todo), "neuron": neurons, "after": 1}[self._options.finetune.when]
         original = self._original
         still = [n for n, module in original.named_modules() if original.training and not module.training]
-        tuner = Tuner(self._options.finetune, self._work, self._stream, self._options.loss, pauses, still)
+        tuner = Tuner(self._options.finetune, self._work, self._stream, self._options.task, pauses, still)
         tuner.rehearse()
         return tuner
 
@@ -192,13 +197,13 @@ class _Run:
         self._stream.restart(self._options.seed + index)
         batch = self._stream.take(self._options.images)
         current = self._plan.rebase(group)
-        if not self._trace.holds_for(self._work, batch[0]):
-            self._trace = trace(self._work, batch[0])
+        if not self._trace.holds_for(self._work, self._options.task.inputs(batch)):
+            self._trace = self._traced(batch)
         optimizer = tuner.optimizer if tuner is not None else None
         scoring, tuning = _Stopwatch(), _Stopwatch()
 
         def engine() -> Engine:
-            return Engine(self._work, self._trace, current, batch, self._options.loss, self._options.memory)
+            return Engine(self._work, self._trace, current, batch, self._options.task, self._options.memory)
 
         with scoring:
             selection = Selection(engine(), self._options.criterion, self._options.refresh)
@@ -233,10 +238,10 @@ class _Run:
         )  # fmt: skip
 
     def _result(self, history: list[GroupRecord]) -> PruneResult:
-        check_result(self._original, self._work, self._plan, self._sample)
+        check_result(self._original, self._work, self._plan, self._sample, self._options.task.call)
         loss_after = self._evaluate(self._probe)
         self._warn_if_collapsed(loss_after)
-        macs_after = count_macs(self._work, self._sample)
+        macs_after = count_macs(self._work, self._sample, self._options.task.call)
         for name, module in self._original.named_modules():
             self._work.get_submodule(name).training = module.training
         return PruneResult(
@@ -248,7 +253,11 @@ class _Run:
 
     def _evaluate(self, batch: Batch) -> float:
         with torch.no_grad():
-            return scalar(self._options.loss, forward(self._work, batch[0]), batch).item()
+            return self._options.task(self._work, batch).item()
+
+    def _traced(self, batch: Batch) -> Trace:
+        task = self._options.task
+        return trace(self._work, task.inputs(batch), task.call)
 
     def _warn_if_collapsed(self, loss_after: float) -> None:
         """Warns where more than half of what the network knew beyond a constant answer is gone."""
@@ -259,17 +268,17 @@ class _Run:
         log.warning(
             "the pruned network may have collapsed: its loss on %d samples is %.3f, it was %.3f before pruning, and "
             "a constant answer has %.3f; prune less, fine-tune longer, or ignore= what matters",
-            len(self._probe[0]), loss_after, self._loss_before, self._constant_loss,
+            self._options.images, loss_after, self._loss_before, self._constant_loss,
         )  # fmt: skip
 
     def _constant_answer_loss(self) -> float:
         """The loss of giving every sample one answer, the mean output or less of it; NaN where outputs have no mean."""
         with torch.no_grad():
-            outputs = forward(self._work, self._probe[0])
+            outputs = self._options.task.outputs(self._work, self._probe)
             if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
                 return math.nan
             mean = outputs.mean(0, keepdim=True).expand_as(outputs)
-            return min(scalar(self._options.loss, mean * part, self._probe).item() for part in (0, 0.25, 0.5, 1))
+            return min(self._options.task.judge(mean * part, self._probe).item() for part in (0, 0.25, 0.5, 1))
 
 
 def ignored_groups(model: nn.Module, groups: Iterable[Group], patterns: Sequence[str]) -> set[str]:

@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from .batches import Batch
 from .criteria import Criterion, LossChange, Magnitude, PathCriterion, resolve
 from .graph import batchnorm
 from .graph.analysis import find_groups
 from .graph.groups import Group, module_of
-from .graph.trace import Trace, trace
-from .losses import Batch, Loss, cross_entropy
+from .graph.trace import Forward, Trace, trace
 from .score import groups_of, in_layer_order
+from .task import Loss, Task, cross_entropy
 
 
 def fade_neurons(z: Tensor, neuron: Tensor, t: Tensor) -> Tensor:
@@ -96,13 +97,15 @@ def score(
     *,
     criterion: str | Criterion = "integrated_gradient",
     loss: Loss | None = None,
+    forward: Forward | None = None,
 ) -> Tensor:
     """Twin of `singe.score`: the whole network, one neuron and one node at a time, `autograd.grad` to the weights."""
     chosen = resolve(criterion)
     work = copy.deepcopy(model).eval()  # batch norms are folded in here
-    graph = trace(work, batch[0])
+    task = Task(forward, loss or cross_entropy)
+    graph = trace(work, task.inputs(batch), task.call)
     fold(work, graph)
-    parts = [(g, _Literal(work, g, batch, loss).scores(chosen)) for g in groups_of(layer, find_groups(graph), work)]
+    parts = [(g, _Literal(work, g, batch, task).scores(chosen)) for g in groups_of(layer, find_groups(graph), work)]
     return in_layer_order(layer, parts)
 
 
@@ -128,12 +131,23 @@ def fold(model: nn.Module, graph: Trace) -> None:
             norm.weight.fill_(1)
 
 
+class _Judged(nn.Module):
+    """A network and its loss as one module."""
+
+    def __init__(self, model: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.model, self._task = model, task
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self._task(self.model, batch)
+
+
 class _Literal:
     """The criteria on one group of a folded network."""
 
-    def __init__(self, model: nn.Module, group: Group, batch: Batch, loss: Loss | None) -> None:
+    def __init__(self, model: nn.Module, group: Group, batch: Batch, task: Task) -> None:
         self._model, self._group, self._batch = model, group, batch
-        self._loss = cross_entropy if loss is None else loss
+        self._judged = _Judged(model, task)
         named = (*model.named_parameters(), *model.named_buffers())  # tied ones once
         self._tensors = {name: tensor.detach() for name, tensor in named}
         self._owned = dict(self._theta())
@@ -174,7 +188,10 @@ class _Literal:
         return faded
 
     def _value(self, tensors: dict[str, Tensor]) -> Tensor:
-        return self._loss(torch.func.functional_call(self._model, tensors, (self._batch[0],)), self._batch)
+        loss: Tensor = torch.func.functional_call(
+            self._judged, {f"model.{name}": tensor for name, tensor in tensors.items()}, (self._batch,)
+        )
+        return loss
 
     def _gradient(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         leaves = {name: tensors[name].clone().requires_grad_() for name in self._group.writers}

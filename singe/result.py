@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from . import checkpoint
-from .graph.trace import forward
+from .batches import length
+from .graph.trace import Forward, answer, plain
 from .plan import Plan
 from .report import table
 
@@ -103,9 +105,9 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def count_macs(model: nn.Module, x: Tensor) -> int:
-    """Multiply-adds of ``model(x)`` for one sample of x: torch's flop count over two. Leave the model in eval mode."""
+def count_macs(model: nn.Module, inputs: Any, forward: Forward = plain) -> int:
+    """Multiply-adds of ``forward(model, inputs)`` for one sample: torch's flop count over two, in the model's mode."""
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        forward(model, x)
-    return counter.get_total_flops() // 2 // len(x)
+        answer(model, inputs, forward)
+    return counter.get_total_flops() // 2 // length(inputs)

@@ -13,9 +13,9 @@ from .criteria import Criterion, resolve
 from .engine import DEFAULT_MEMORY, Engine
 from .graph.analysis import find_groups
 from .graph.groups import Group, module_of
-from .graph.trace import trace
+from .graph.trace import Forward, trace
 from .isolation import plain_torch, preserved_random_state
-from .losses import Loss
+from .task import Loss, Task, cross_entropy
 
 
 def score(
@@ -25,6 +25,7 @@ def score(
     *,
     criterion: str | Criterion = "integrated_gradient",
     loss: Loss | None = None,
+    forward: Forward | None = None,
     memory: int = DEFAULT_MEMORY,
 ) -> Tensor:
     """Relevance of every neuron of a layer; the smallest is the first to prune.
@@ -36,10 +37,11 @@ def score(
 
     Args:
         model: not modified; scored in eval mode.
-        batch: (x, y) with x [B, ...] and y [B, ...].
+        batch: (x, y) with x [B, ...] and y [B, ...]; see ``forward``.
         layer: module name of a convolution, linear layer or batch norm, as in ``model.named_modules()``.
         criterion: a name or an object of ``singe.criteria``.
         loss: (outputs, batch) -> scalar; mean cross-entropy by default.
+        forward: (model, batch) -> outputs, for a model that is not ``model(x)``; a batch is then any nested tensors.
         memory: bytes that one pass's activations may take.
 
     Returns:
@@ -53,12 +55,13 @@ def score(
     device = checks.device_of(model)
     checks.finite_weights(model)
     with plain_torch(device), preserved_random_state():
-        pair = checks.batch_of(batch, device)
+        task = Task(forward, loss or cross_entropy)
+        here = checks.batch_of(batch, device, task)
         work = checks.copied(model)
-        checks.runs(work, pair[0])
-        graph = trace(work, pair[0])
+        checks.runs(work, here, task)
+        graph = trace(work, task.inputs(here), task.call)
         groups = groups_of(layer, find_groups(graph), work)
-        parts = [(g, Engine(work, graph, g, pair, loss, memory).scores(chosen)) for g in groups]
+        parts = [(g, Engine(work, graph, g, here, task, memory).scores(chosen)) for g in groups]
     return in_layer_order(layer, parts)
 
 

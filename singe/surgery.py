@@ -57,6 +57,7 @@ def compact(model: nn.Module, removed: Removed, optimizer: Optimizer | None = No
     """
     tensors = named_tensors(model)
     kept = {key: _kept(tensors, *key, indices) for key, indices in removed.items()}
+    blocks = {module: _groups_left(module, kept.get((f"{n}.weight", 0))) for n, module in _grouped(model)}
     cut: dict[int, Tensor] = {}
     for name, old in tensors.items():
         axes = {dim: keep for (tensor, dim), keep in kept.items() if tensors[tensor] is old}
@@ -67,6 +68,8 @@ def compact(model: nn.Module, removed: Removed, optimizer: Optimizer | None = No
             _follow(optimizer, old, cut[id(old)], axes)
         _replace(model.get_submodule(module_of(name)), name.rpartition(".")[2], cut[id(old)])
     for module in model.modules():
+        if module in blocks:
+            module.groups = blocks[module]
         _sync_attributes(module)
 
 
@@ -101,6 +104,19 @@ def _replace(module: nn.Module, name: str, tensor: Tensor) -> None:
         module._parameters[name] = tensor
     else:
         module._buffers[name] = tensor
+
+
+def _grouped(model: nn.Module) -> Iterator[tuple[str, _ConvNd]]:
+    """Grouped and depthwise convolutions by name."""
+    for name, module in model.named_modules():
+        if isinstance(module, _ConvNd) and module.groups > 1 and not module.transposed:
+            yield name, module
+
+
+def _groups_left(module: _ConvNd, kept: Tensor | None) -> int:
+    """How many groups of a convolution still have a row; a depthwise one loses whole groups, others none."""
+    rows = module.out_channels // module.groups
+    return module.groups if kept is None else len(torch.unique(kept // rows))
 
 
 def _sync_attributes(module: nn.Module) -> None:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .graph.groups import Group
-from .graph.trace import forward, named_tensors
+from .graph.trace import Forward, answer, named_tensors, plain
 from .numerics import close
 from .plan import Plan
 from .surgery import compact, mask
 
+Run = Callable[[nn.Module], Any]
+"""A network -> its outputs on some fixed inputs."""
 
-def unsafe_groups(model: nn.Module, groups: Sequence[Group], x: Tensor) -> dict[str, str]:
+
+def unsafe_groups(model: nn.Module, groups: Sequence[Group], inputs: Any, forward: Forward = plain) -> dict[str, str]:
     """The groups whose physical removal does not equal masking them, with the reason; an exported graph cannot know.
 
     Removes one neuron of every group, then in three rounds a sixth, a third and half of each in different orders, so
@@ -26,8 +30,13 @@ def unsafe_groups(model: nn.Module, groups: Sequence[Group], x: Tensor) -> dict[
     Args:
         model: in eval mode; not modified.
         groups: of that model, not frozen, of at least two neurons.
-        x: a few inputs.
+        inputs: a few samples.
+        forward: how the model is called.
     """
+
+    def run(network: nn.Module) -> Any:
+        return answer(network, inputs, forward)
+
     generator = torch.Generator().manual_seed(0)
     orders = [torch.randperm(g.size, generator=generator) for g in groups]
     rounds = [[order[:1] for order in orders]]
@@ -36,7 +45,7 @@ def unsafe_groups(model: nn.Module, groups: Sequence[Group], x: Tensor) -> dict[
     for removed in rounds:
         while True:
             pairs = zip(groups, removed, strict=True)
-            found = _bisect(model, [(g, r) for g, r in pairs if g.name not in reasons and len(r)], x)
+            found = _bisect(model, [(g, r) for g, r in pairs if g.name not in reasons and len(r)], run)
             if not found:
                 break
             reasons |= found
@@ -50,19 +59,19 @@ def _share(order: Tensor, which: int) -> Tensor:
     return part[: len(order) - 1]
 
 
-def _bisect(model: nn.Module, chosen: list[tuple[Group, Tensor]], x: Tensor) -> dict[str, str]:
-    problem = _problem(model, chosen, x) if chosen else None
+def _bisect(model: nn.Module, chosen: list[tuple[Group, Tensor]], run: Run) -> dict[str, str]:
+    problem = _problem(model, chosen, run) if chosen else None
     if problem is None:
         return {}
     if len(chosen) == 1:
         return {chosen[0][0].name: f"trial removal failed: {problem}"}
     middle = len(chosen) // 2
-    found = _bisect(model, chosen[:middle], x) | _bisect(model, chosen[middle:], x)
+    found = _bisect(model, chosen[:middle], run) | _bisect(model, chosen[middle:], run)
     # harmless apart, harmful together: one half stays whole
     return found or {g.name: f"trial removal failed together with other groups: {problem}" for g, _ in chosen[middle:]}
 
 
-def _problem(model: nn.Module, chosen: list[tuple[Group, Tensor]], x: Tensor) -> str | None:
+def _problem(model: nn.Module, chosen: list[tuple[Group, Tensor]], run: Run) -> str | None:
     """Why the compacted network is not the masked one, or None."""
     masked, compacted, plan = copy.deepcopy(model), copy.deepcopy(model), Plan()
     for group, neurons in chosen:
@@ -70,20 +79,20 @@ def _problem(model: nn.Module, chosen: list[tuple[Group, Tensor]], x: Tensor) ->
         plan.add(group, neurons.tolist())
     try:
         compact(compacted, plan.removed())
-        return difference(masked, compacted, x) or _train_mode_problem(masked, compacted, x)
+        return difference(masked, compacted, run) or _train_mode_problem(masked, compacted, run)
     except Exception as error:  # whatever the user's forward raises
         return _first_line(error)
 
 
 @torch.no_grad()
-def _train_mode_problem(masked: nn.Module, compacted: nn.Module, x: Tensor) -> str | None:
+def _train_mode_problem(masked: nn.Module, compacted: nn.Module, run: Run) -> str | None:
     """Why the compacted network does not train where the masked one does: train mode is not traced."""
     try:
-        forward(masked.train(), x)
+        run(masked.train())
     except Exception:
         return None  # it never did
     try:
-        forward(compacted.train(), x)
+        run(compacted.train())
     except Exception as error:
         return f"in train mode, {_first_line(error)}"
     return None
@@ -94,9 +103,9 @@ def _first_line(error: Exception) -> str:
 
 
 @torch.no_grad()
-def difference(expected: nn.Module, actual: nn.Module, x: Tensor) -> str | None:
-    """What differs between two networks' outputs on ``x``, or None where they agree."""
-    a, b = pytree.tree_leaves(forward(expected, x)), pytree.tree_leaves(forward(actual, x))
+def difference(expected: nn.Module, actual: nn.Module, run: Run) -> str | None:
+    """What differs between two networks' outputs, or None where they agree."""
+    a, b = pytree.tree_leaves(run(expected)), pytree.tree_leaves(run(actual))
     if len(a) != len(b):
         return f"the masked network has {len(a)} outputs, the compacted one {len(b)}"
     for e, g in zip(a, b, strict=True):
@@ -106,9 +115,10 @@ def difference(expected: nn.Module, actual: nn.Module, x: Tensor) -> str | None:
     return None
 
 
-def check_result(original: nn.Module, pruned: nn.Module, plan: Plan, x: Tensor) -> None:
+def check_result(original: nn.Module, pruned: nn.Module, plan: Plan, inputs: Any, forward: Forward = plain) -> None:
     """Raises RuntimeError unless the pruned network equals the unpruned one with its weights and zeros elsewhere."""
-    problem = difference(expanded(original, pruned, plan), pruned, x)
+    full = expanded(original, pruned, plan)
+    problem = difference(full, pruned, lambda network: answer(network, inputs, forward))
     if problem is not None:
         raise RuntimeError(f"the pruned network is not the masked one: {problem}; please report this model")
 

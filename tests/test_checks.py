@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from singe import checks
+from singe.task import Task
 
 CPU = torch.device("cpu")
 X, Y = torch.ones(3, 2), torch.zeros(3, dtype=torch.int64)
@@ -46,7 +47,7 @@ def test_an_additive_mask_may_hold_minus_infinity():
 
 @pytest.mark.parametrize("pair", [(X, Y), [X, Y]])
 def test_a_pair_of_tensors_is_a_batch(pair):
-    x, y = checks.batch_of(pair, CPU)
+    x, y = checks.batch_of(pair, CPU, Task())
     assert x is X and y is Y
 
 
@@ -64,13 +65,13 @@ def test_a_pair_of_tensors_is_a_batch(pair):
 )
 def test_what_is_no_pair_of_tensors_is_described(item, got):
     with pytest.raises(TypeError, match=rf"\(x, y\).*{got}"):
-        checks.batch_of(item, CPU)
+        checks.batch_of(item, CPU, Task())
 
 
 @pytest.mark.parametrize("pair", [(X, Y[:2]), (X[:0], Y[:0]), (torch.tensor(1.0), Y), (X, torch.tensor(1))])
 def test_lengths_that_do_not_fit_are_shown(pair):
-    with pytest.raises(ValueError, match=r"length.*\(.*\) and \(.*\)"):
-        checks.batch_of(pair, CPU)
+    with pytest.raises(ValueError, match=r"length.*\(.*\) .*\(.*\) "):
+        checks.batch_of(pair, CPU, Task())
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -78,11 +79,11 @@ def test_images_that_are_not_finite_are_refused(value):
     x = X.clone()
     x[1, 1] = value
     with pytest.raises(ValueError, match="NaN"):
-        checks.batch_of((x, Y), CPU)
+        checks.batch_of((x, Y), CPU, Task())
 
 
 def test_integer_inputs_are_fine():
-    assert checks.batch_of((Y, Y), CPU)[0] is Y
+    assert checks.batch_of((Y, Y), CPU, Task())[0] is Y
 
 
 @pytest.mark.parametrize(
@@ -99,10 +100,10 @@ def test_a_count_must_be_an_int_of_at_least_one(value, error):
 )
 def test_batches_that_do_not_fit_the_model_are_shown_with_shape_dtype_and_torchs_own_words(x):
     with pytest.raises(ValueError, match="Linear") as caught:
-        checks.runs(nn.Linear(2, 4), x)
+        checks.runs(nn.Linear(2, 4), (x, Y), Task())
     message = str(caught.value)
     assert str(tuple(x.shape)) in message and str(x.dtype) in message and str(caught.value.__cause__) in message
 
 
 def test_a_batch_that_fits_passes():
-    checks.runs(nn.Linear(2, 4), X)
+    checks.runs(nn.Linear(2, 4), (X, Y), Task())

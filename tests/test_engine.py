@@ -13,6 +13,7 @@ from singe.engine import Engine
 from singe.graph.analysis import find_groups
 from singe.graph.trace import trace
 from singe.surgery import mask
+from singe.task import Task
 
 CRITERIA = [
     singe.Magnitude(),
@@ -137,7 +138,7 @@ def test_memory_sets_how_many_jobs_run_at_once_and_not_what_comes_out(setting):
         return F.cross_entropy(outputs, batch[1])
 
     for memory in (1, 1 << 18, 1 << 40):
-        engine, passes = setting.engine(loss=loss, memory=memory), []
+        engine, passes = setting.engine(task=Task(loss=loss), memory=memory), []
         forward = engine._forward
         engine._forward = lambda jobs, forward=forward, passes=passes: passes.append(len(jobs)) or forward(jobs)
         evaluated.clear()
@@ -230,7 +231,7 @@ def test_a_loss_that_is_not_finite_is_refused():
     x, y = images(3, 10, 1)[0][:, 0, 0], images(3)[1]
     setting = Setting(randomised(MLP()), (x, y), "layers.0")
     with pytest.raises(ValueError, match=r"finite loss.*inf"):
-        setting.engine(loss=lambda o, b: o.sum() * torch.inf)
-    engine = setting.engine(loss=lambda o, b: (o - o.detach()).sum().sqrt())  # 0, with an infinite slope
+        setting.engine(task=Task(loss=lambda o, b: o.sum() * torch.inf))
+    engine = setting.engine(task=Task(loss=lambda o, b: (o - o.detach()).sum().sqrt()))  # 0, with an infinite slope
     with pytest.raises(ValueError, match=r"layers\.0.*not finite"):
         engine.scores(singe.Gradient())

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import singe
 from singe.data import Stream
 from singe.finetune import Tuner
+from singe.task import Task, cross_entropy
 
 
 def small_model():
@@ -24,7 +25,7 @@ def small_stream():
 
 def tuner_of(model, pauses=1, loss=None, **options):
     plan = singe.FineTune(**options)
-    return Tuner(plan, model, small_stream(), loss or (lambda o, b: F.cross_entropy(o, b[1])), pauses)
+    return Tuner(plan, model, small_stream(), Task(loss=loss or cross_entropy), pauses)
 
 
 @pytest.mark.parametrize("when", ["layer", "neuron", "after"])

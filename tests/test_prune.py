@@ -427,15 +427,15 @@ def test_an_ignored_layer_stays_whole_and_is_reported():
 
 
 class Left(nn.Module):
-    """What cannot be pruned: the output, a grouped convolution and what it reads, a layer of one neuron."""
+    """What cannot be pruned: the output, weights that are computed and what they read, a layer of one neuron."""
 
     def __init__(self):
         super().__init__()
-        self.first, self.grouped = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 3, groups=2)
+        self.first, self.computed = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 3)
         self.free, self.single, self.head = nn.Conv2d(6, 5, 1), nn.Conv2d(5, 1, 1), nn.Linear(16, 4)
 
     def forward(self, x):
-        y = F.relu(self.single(F.relu(self.free(F.relu(self.grouped(F.relu(self.first(x))))))))
+        y = F.relu(self.single(F.relu(self.free(F.relu(F.conv2d(F.relu(self.first(x)), self.computed.weight * 2))))))
         return self.head(y.flatten(1))
 
 
@@ -443,8 +443,8 @@ def test_what_cannot_be_pruned_is_reported_and_logged_with_the_reason(caplog):
     loader = DataLoader(TensorDataset(*images(20)), batch_size=10)
     with caplog.at_level(logging.INFO, "singe"):
         result = prune(randomised(Left()), loader, 0.02)
-    assert set(result.frozen) == {"first", "grouped", "single", "head"}
-    for name, reason in (("first", "grouped"), ("grouped", "grouped"), ("single", "one neuron"), ("head", "output")):
+    assert set(result.frozen) == {"first", "single", "head"}
+    for name, reason in (("first", "is computed"), ("single", "one neuron"), ("head", "output")):
         assert reason in result.frozen[name]
         messages = [r.getMessage() for r in caplog.records if r.name == "singe"]
         assert any(m.startswith(f"{name} ") and result.frozen[name] in m for m in messages)

@@ -183,10 +183,10 @@ def one_export(monkeypatch):
     """Exports each kind of network once a test: the graph of one copy is run with the live parameters of another."""
     kept, original = {}, sys.modules["singe.graph.trace"].trace
 
-    def trace(model, x):
+    def trace(model, x, forward):
         key = type(model), x.shape, x.dtype
         if key not in kept:
-            kept[key] = original(model, x)
+            kept[key] = original(model, x, forward)
         return kept[key]
 
     for module in ("singe.score", "singe.reference"):

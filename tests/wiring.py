@@ -56,7 +56,7 @@ def free(groups: dict[str, Group]) -> dict[str, int]:
 
 
 def run(graph: Trace, model: nn.Module, x: Tensor) -> Any:
-    env = graph.live(model) | {graph.input: x}
+    env = graph.live(model) | graph.feed(x)
     graph.run(graph.nodes, env, len(x), keep=graph.outputs)
     return graph.unflatten([env[n] for n in graph.outputs], len(x))
 

@@ -14,13 +14,13 @@ def find_groups(trace: Trace) -> list[Group]:
     """Every group of coupled neurons in the network, frozen ones with their reason, in execution order."""
     owners = Owners()
     rules = Rules(owners, trace)
-    shape = trace.shape(trace.input, trace.example_batch)
-    pixels = owners.issue((1, *shape[1:]))
-    owners.freeze(pixels, "network input")
-
     env: Env = {node: Weight(name, tuple(node.meta["val"].shape)) for node, name in trace.state.items()}
     env |= {node: torch.zeros(value.shape, dtype=torch.int64) for node, value in trace.constants.items()}
-    env[trace.input] = pixels.expand(shape).contiguous()
+    for node in trace.inputs:
+        shape = trace.shape(node, trace.example_batch)
+        pixels = owners.issue((1, *shape[1:]))
+        owners.freeze(pixels, "network input")
+        env[node] = pixels.expand(shape).contiguous()
     trace.run(trace.nodes, env, trace.example_batch, keep=trace.outputs, call=rules.apply)
     for node in trace.outputs:
         if isinstance(env[node], Weight):

@@ -49,12 +49,15 @@ class Owners:
 
     def rows(self, weight: str, size: int) -> Tensor:
         """int64 [size]: the ids of a weight's rows, the same whenever the weight is used."""
-        if weight not in self._rows:
-            self._rows[weight] = self.issue((size,))
-        else:
+        return self.rows_of(weight, self._rows[weight] if weight in self._rows else self.issue((size,)))
+
+    def rows_of(self, weight: str, owners: Tensor) -> Tensor:
+        """int64 [size]: says that a weight's rows belong to ``owners``, as those of a depthwise convolution do."""
+        if weight in self._rows:
             self.freeze(self._rows[weight], f"the weight {weight} is used more than once")
-        self.claim(weight, 0, self._rows[weight])
-        return self._rows[weight]
+        self._rows.setdefault(weight, owners)
+        self.claim(weight, 0, owners)
+        return owners
 
     def unite(self, a: Tensor, b: Tensor) -> Tensor:
         """Says that a[i] and b[i] are one neuron wherever both have an owner; returns the owners of the union."""
@@ -77,6 +80,19 @@ class Owners:
         axis = axis % owners.dim()
         return self.unite_along(owners, tuple(i for i in range(owners.dim()) if i != axis)).flatten()
 
+    def unite_parts(self, owners: Tensor, parts: int) -> Tensor:
+        """Unites position i of every one of ``parts`` equal parts of [C]; returns the owners of the first part."""
+        first, *others = owners.chunk(parts)
+        for other in others:
+            self.unite(first, other)
+        return first
+
+    @staticmethod
+    def differ_along(owners: Tensor, axis: int) -> bool:
+        """Whether neurons lie along ``axis``, rather than positions of one neuron."""
+        owned = torch.where(owners == NOBODY, owners.amax(axis, keepdim=True), owners)
+        return not torch.equal(owned.amin(axis), owned.amax(axis))
+
     def freeze(self, owners: Tensor, reason: str) -> None:
         """Marks every neuron in ``owners`` as not removable."""
         self._frozen.append((torch.unique(owners), reason))
@@ -95,7 +111,7 @@ class Owners:
         footprints = self._footprints(labels)
         frozen = self._frozen_roots(labels, footprints)
         gathered: dict[tuple[Footprint, str | None], list[int]] = defaultdict(list)
-        for root in dict.fromkeys(r for ids in self._rows.values() for r in labels[ids].tolist()):
+        for root in dict.fromkeys(r for ids in self._rows.values() for r in labels[ids].tolist() if r != NOBODY):
             gathered[tuple(footprints[root]), frozen.get(root)].append(root)
         return _unique_names([self._group(roots, key, reason, labels) for (key, reason), roots in gathered.items()])
 

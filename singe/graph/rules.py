@@ -17,24 +17,30 @@ aten = torch.ops.aten
 # run on the owners as they are
 _MOVES = {
     aten.view, aten._unsafe_view, aten.reshape, aten.permute, aten.transpose, aten.t, aten.movedim, aten.squeeze,
-    aten.unsqueeze, aten.flatten, aten.unflatten, aten.slice, aten.select, aten.narrow, aten.index_select, aten.cat,
+    aten.unsqueeze, aten.flatten, aten.unflatten, aten.slice, aten.select, aten.narrow, aten.index_select,
     aten.stack, aten.expand, aten.repeat, aten.unbind, aten.flip, aten.roll, aten.pixel_shuffle, aten.pixel_unshuffle,
     aten.channel_shuffle,
 }  # fmt: skip
 # leave every element where it is
 _IDENTITIES = {
     aten.clone, aten.contiguous, aten.alias, aten.detach, aten.lift_fresh_copy, aten.dropout, aten.feature_dropout,
-    aten.alpha_dropout, aten._to_copy, aten.to, aten.hardswish, aten.hardsigmoid,
+    aten.alpha_dropout, aten._to_copy, aten.to, aten.hardswish, aten.hardsigmoid, aten.zeros_like, aten.ones_like,
+    aten.full_like,
 }  # fmt: skip
 # combine elements of one channel over trailing axes; the value is the number of those axes
 _POOLS = {
     aten.max_pool1d: 1, aten.max_pool2d: 2, aten.max_pool3d: 3, aten.avg_pool1d: 1, aten.avg_pool2d: 2,
     aten.avg_pool3d: 3, aten.adaptive_avg_pool1d: 1, aten.adaptive_avg_pool2d: 2, aten.adaptive_avg_pool3d: 3,
     aten._adaptive_avg_pool2d: 2, aten._adaptive_avg_pool3d: 3, aten.max_pool2d_with_indices: 2,
-    aten.max_pool3d_with_indices: 3, aten.adaptive_max_pool2d: 2,
+    aten.max_pool3d_with_indices: 3, aten.adaptive_max_pool1d: 1, aten.adaptive_max_pool2d: 2,
+    aten.adaptive_max_pool3d: 3,
 }  # fmt: skip
 _SPLITS = {aten.split, aten.split_with_sizes, aten.chunk}
 _PADS = {aten.pad, aten.constant_pad_nd}
+_CONSTANTS = {
+    aten.zeros, aten.ones, aten.full, aten.empty, aten.arange, aten.scalar_tensor, aten.new_zeros, aten.new_ones,
+    aten.new_full,
+}  # fmt: skip
 _REDUCTIONS = {aten.mean, aten.sum, aten.amax, aten.amin}
 _CONVOLUTIONS = {aten.conv1d, aten.conv2d, aten.conv3d}
 
@@ -56,6 +62,8 @@ class Rules:
             **dict.fromkeys(_PADS, self._pad),
             **dict.fromkeys(_IDENTITIES, self._identity),
             **dict.fromkeys(_POOLS, self._pool),
+            **dict.fromkeys(_CONSTANTS, self._constant),
+            aten.cat: self._cat,
             **dict.fromkeys(_REDUCTIONS, self._reduce),
         }
 
@@ -95,7 +103,30 @@ class Rules:
     def _pad(self, node: fx.Node, x: Tensor, pad: list[int], *args: Any) -> Tensor:
         if args and isinstance(args[0], str) and args[0] != "constant":
             return self._unknown(node, x)
-        return aten.constant_pad_nd(x, pad)  # what is padded in belongs to nobody
+        inside = aten.constant_pad_nd(torch.ones_like(x, dtype=torch.bool), pad)
+        return self._beside_constants(node, aten.constant_pad_nd(x, pad), inside)
+
+    def _cat(self, node: fx.Node, parts: list[Tensor], dim: int = 0) -> Tensor:
+        inside = torch.cat(
+            [torch.full_like(part, bool((part != NOBODY).any()), dtype=torch.bool) for part in parts], dim
+        )
+        return self._beside_constants(node, torch.cat(parts, dim), inside)
+
+    def _beside_constants(self, node: fx.Node, owners: Tensor, inside: Tensor) -> Tensor:
+        """Issues frozen owners for constants that lie along an axis of neurons: what joins them could go, they stay.
+
+        Constants beside positions of one neuron, such as the zeros around an image, belong to nobody.
+        """
+        for axis in range(owners.dim()):
+            slabs = inside.movedim(axis, 0).flatten(1).any(1)
+            if not slabs.all() and self._owners.differ_along(owners, axis):
+                fixed = self._owners.issue((len(slabs),))
+                self._owners.freeze(fixed[~slabs], f"joins constants of a fixed width ({_name(node)})")
+                owners = torch.where(_along(slabs, axis, owners.dim()), owners, _along(fixed, axis, owners.dim()))
+        return owners
+
+    def _constant(self, node: fx.Node, *args: Any, **kwargs: Any) -> Tensor:
+        return torch.full(self._shape(node), NOBODY)
 
     def _identity(self, node: fx.Node, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return x
@@ -141,24 +172,25 @@ class Rules:
     ) -> Tensor:
         names = ("stride", "padding", "dilation", "groups")
         groups = dict(zip(names, args, strict=False)).get("groups", kwargs.get("groups", 1))
-        return self._affine(node, x, weight, bias, axis=1, reason="grouped convolution" if groups != 1 else None)
+        return self._affine(node, x, weight, bias, 1, groups)
 
     def _linear(self, node: fx.Node, x: Tensor, weight: Any, bias: Any = None) -> Tensor:
-        return self._affine(node, x, weight, bias, axis=-1)
+        return self._affine(node, x, weight, bias, -1)
 
-    def _affine(self, node: fx.Node, x: Tensor, weight: Any, bias: Any, axis: int, reason: str | None = None) -> Tensor:
+    def _affine(self, node: fx.Node, x: Tensor, weight: Any, bias: Any, axis: int, groups: int = 1) -> Tensor:
         """Reads owners along ``axis`` as the weight's columns and writes its rows there."""
         if not isinstance(weight, Weight) or not isinstance(bias, Weight | None) or not isinstance(x, Tensor):
             return self._unknown(node, x, weight, bias, reason=f"the weight of {_name(node)} is computed")
-        columns = self._owners.channels(x, axis)
-        rows = self._owners.rows(weight.name, weight.shape[0])
+        channels = self._owners.channels(x, axis)
+        if groups > 1 and weight.shape[1] == 1:
+            rows = self._owners.rows_of(weight.name, channels.repeat_interleave(weight.shape[0] // groups))
+        else:
+            # a kernel spans as many columns in every group of a convolution: they lose the same ones
+            self._owners.claim(weight.name, 1, self._owners.unite_parts(channels, groups))
+            rows = self._owners.rows(weight.name, weight.shape[0])
+            self._owners.unite_parts(rows, groups)
         if bias is not None:
             self._owners.claim(bias.name, 0, rows)
-        if reason is None:
-            self._owners.claim(weight.name, 1, columns)
-        else:
-            self._owners.freeze(columns, f"read by a {reason} ({_name(node)})")
-            self._owners.freeze(rows, f"{reason} ({_name(node)})")
         shape = self._shape(node)
         return _along(rows, axis, len(shape)).expand(shape).contiguous()
 

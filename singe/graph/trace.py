@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import operator
+import os
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -14,11 +16,15 @@ from torch.export import Dim, ExportedProgram, export
 from torch.export.graph_signature import OutputKind
 from torch.utils import _pytree as pytree
 
+from ..batches import copied, head, joined, length
 from ..numerics import close
 
 aten = torch.ops.aten
 
 Env = dict[fx.Node, Any]
+
+Forward = Callable[[nn.Module, Any], Any]
+"""(model, inputs) -> outputs, with inputs any nested tensors [B, ...]."""
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -29,9 +35,14 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def forward(model: nn.Module, x: Tensor) -> Any:
-    """``model(x)`` on a copy of x, since some models work in place on their input."""
-    return model(x.clone())
+def plain(model: nn.Module, x: Any) -> Any:
+    """``model(x)``: how a model is called unless the user says otherwise."""
+    return model(x)
+
+
+def answer(model: nn.Module, inputs: Any, forward: Forward = plain) -> Any:
+    """``forward(model, inputs)`` on a copy of the inputs, since some models work in place on them."""
+    return forward(model, copied(inputs))
 
 
 def evaluate(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -41,27 +52,29 @@ def evaluate(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
 
 
 class Trace:
-    """The ATen graph of ``model(x)`` in eval mode, functional and with a dynamic batch axis where possible.
+    """The ATen graph of a model in eval mode, functional and with a dynamic batch axis where possible.
 
     Attributes:
         nodes: the operators in execution order.
-        input: the node of ``x``.
+        inputs: the nodes of the tensors that go in.
         outputs: the nodes of the model's outputs that are tensors.
         state: for every node that stands for a parameter or buffer, its qualified name in the model.
         constants: tensors that export lifted out of the code, by node.
-        batch_symbol: the symbolic batch size, or None where export had to fix it to that of the example.
+        dynamic: whether the graph takes any number of samples, or only that of the example.
+        example_batch: a number of samples that it takes.
     """
 
-    def __init__(self, program: ExportedProgram, names: Mapping[str, str]) -> None:
+    def __init__(self, program: ExportedProgram, names: Mapping[str, str], forward: Forward, batch: int) -> None:
+        self._forward = forward
         signature = program.graph_signature
         _restore_batch_norm(program.graph)
         _infer_flattened_widths(program.graph)
         placeholders = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
         self.nodes: list[fx.Node] = [n for n in program.graph.nodes if n.op == "call_function"]
-        self.input: fx.Node = placeholders[signature.user_inputs[0]]
+        self.inputs: list[fx.Node] = [placeholders[str(name)] for name in signature.user_inputs]
         named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         self.state: dict[fx.Node, str] = {
-            placeholders[k]: names[name.removeprefix(_OneInput.PREFIX)] for k, name in named.items()
+            placeholders[k]: names[name.removeprefix(_Call.PREFIX)] for k, name in named.items()
         }
         self.constants: Env = {
             placeholders[k]: program.constants[name] for k, name in signature.inputs_to_lifted_tensor_constants.items()
@@ -70,9 +83,8 @@ class Trace:
         self._outputs = [value for value, spec in returned if spec.kind is OutputKind.USER_OUTPUT]
         self.outputs: list[fx.Node] = [v for v in self._outputs if isinstance(v, fx.Node) and not self.is_size(v)]
         self._out_spec = program.call_spec.out_spec
-        size = self.input.meta["val"].shape[0]
-        self.batch_symbol = size.node.expr if _is_symbolic(size) else None
-        self.example_batch: int = 2 if self.batch_symbol is not None else int(size)
+        self.dynamic: bool = all(self.batch_axes(node) for node in self.inputs if node.users)
+        self.example_batch: int = 2 if self.dynamic else batch
 
     # -- shapes ---------------------------------------------------------------------------------------------
 
@@ -80,7 +92,7 @@ class Trace:
         """A possibly symbolic integer at a batch of ``batch`` samples."""
         if isinstance(value, torch.SymInt):
             expression = value.node.expr
-            return int(expression.subs({self.batch_symbol: batch}) if expression.free_symbols else expression)
+            return int(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
         return value
 
     def shape(self, node: fx.Node, batch: int) -> tuple[int, ...]:
@@ -121,6 +133,10 @@ class Trace:
 
     # -- execution ------------------------------------------------------------------------------------------
 
+    def feed(self, inputs: Any) -> Env:
+        """The values of ``inputs``: what the model is called with, nested as in the example."""
+        return dict(zip(self.inputs, pytree.tree_leaves(inputs), strict=True))
+
     def live(self, model: nn.Module) -> Env:
         """The values of every parameter, buffer and constant as they stand in ``model`` now, detached."""
         tensors = named_tensors(model)
@@ -160,13 +176,13 @@ class Trace:
                 if last_use[used] is node and used in produced and used not in kept:
                     env.pop(used, None)
 
-    def holds_for(self, model: nn.Module, x: Tensor) -> bool:
-        """Whether running the graph still gives ``model(x)``; cutting a model can break a width the graph holds."""
-        env: Env = {**self.live(model), self.input: x}
+    def holds_for(self, model: nn.Module, inputs: Any) -> bool:
+        """Whether the graph still gives the model's outputs; cutting a model can break a width that the graph holds."""
+        env: Env = self.live(model) | self.feed(inputs)
         with torch.no_grad():
-            expected = [v for v in pytree.tree_leaves(forward(model, x)) if isinstance(v, Tensor)]
+            expected = [v for v in pytree.tree_leaves(answer(model, inputs, self._forward)) if isinstance(v, Tensor)]
             try:
-                self.run(self.nodes, env, len(x), keep=self.outputs)
+                self.run(self.nodes, env, length(inputs), keep=self.outputs)
             except (RuntimeError, IndexError):
                 return False
         return all(close(env[node], value) for node, value in zip(self.outputs, expected, strict=True))
@@ -183,57 +199,70 @@ class Trace:
         return pytree.tree_unflatten([value(of) for of in self._outputs], self._out_spec)
 
 
-def trace(model: nn.Module, x: Tensor) -> Trace:
-    """Exports ``model(x)`` once; the model must be in eval mode.
+def trace(model: nn.Module, inputs: Any, forward: Forward = plain) -> Trace:
+    """Exports ``forward(model, inputs)`` once; the model must be in eval mode.
 
     Args:
         model: any module that ``torch.export`` can trace.
-        x: float tensor [B, ...], B >= 1.
+        inputs: nested tensors [B, ...], B >= 1; the tensor x where ``forward`` is left out.
+        forward: how the model is called.
 
     Raises:
-        ValueError: the model cannot be exported; names the model and export's reason.
+        ValueError: the model cannot be exported; names the model, the line and export's reason.
     """
-    pair = x[:2] if len(x) > 1 else torch.cat([x, x])
+    pair = head(inputs, 2) if length(inputs) > 1 else joined([inputs, inputs])
     with contextlib.suppress(ValueError):
-        first = _export(model, pair)
-        if first.batch_symbol is not None or len(x) == 2:
+        first = _export(model, pair, forward)
+        if first.dynamic or length(inputs) == 2:
             return first
-    return _export(model, x)
+    return _export(model, inputs, forward)
 
 
-class _OneInput(nn.Module):
-    """Gives every model the signature (x), whatever its own (*args, wrappers)."""
+class _Call(nn.Module):
+    """Gives every model one signature: the tensors that go in, in order."""
 
     PREFIX = "model."
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, forward: Forward, spec: pytree.TreeSpec) -> None:
         super().__init__()
         self.model = model
         self.training = model.training
+        self._forward, self._spec = forward, spec
 
-    def forward(self, x: Tensor) -> Any:
-        return self.model(x)
+    def forward(self, *tensors: Tensor) -> Any:
+        return self._forward(self.model, pytree.tree_unflatten(tensors, self._spec))
 
 
 def place_of(node: fx.Node) -> str:
     """Name of the innermost module that a node stands in; empty for the model itself."""
     stack = node.meta.get("nn_module_stack") or {}
     path = [name for name, _ in stack.values()][-1:] or [""]
-    return "" if path[0] == "model" else path[0].removeprefix(_OneInput.PREFIX)
+    return "" if path[0] == "model" else path[0].removeprefix(_Call.PREFIX)
 
 
-def _export(model: nn.Module, x: Tensor) -> Trace:
+def _export(model: nn.Module, inputs: Any, forward: Forward) -> Trace:
+    tensors, spec = pytree.tree_flatten(inputs)
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # export warns about its own internals
-            program = export(_OneInput(model), (x,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
-            program = program.run_decompositions({})
+            call = _Call(model, forward, spec)
+            shapes = (tuple({0: Dim.AUTO} for _ in tensors),)
+            program = export(call, tuple(tensors), dynamic_shapes=shapes, strict=False).run_decompositions({})
     except Exception as error:
         raise ValueError(
-            f"expected a model that torch.export can trace, but exporting {type(model).__name__} on an input of "
-            f"shape {tuple(x.shape)} failed: {error}"
+            f"expected a model that torch.export can trace, but exporting {type(model).__name__} on inputs of shape "
+            f"{', '.join(str(tuple(t.shape)) for t in tensors)} failed{_line_of(error)}: {error}"
         ) from error
-    return Trace(program, _first_names(model))
+    return Trace(program, _first_names(model), forward, length(inputs))
+
+
+def _line_of(error: BaseException) -> str:
+    """Where in the user's code an export failed: the innermost line outside of torch and this package."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    own = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)))
+    lines = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*own, "<"))]
+    return f" at {lines[-1].filename}:{lines[-1].lineno} ({lines[-1].line})" if lines else ""
 
 
 def _first_names(model: nn.Module) -> dict[str, str]:

@@ -54,7 +54,7 @@ def case(request):
     model, x = request.getfixturevalue(request.param)
     graph = trace(model, x)
     layers = {g.name: layer for g in find_groups(graph) for layer in find_layers(graph, g)}
-    env = graph.live(model) | {graph.input: x}
+    env = graph.live(model) | graph.feed(x)
     for node, name in graph.state.items():
         if name.endswith("weight"):
             env[node] = env[node].clone().requires_grad_()

@@ -142,12 +142,25 @@ def test_a_weight_under_two_names_is_used_twice():
     assert "is used more than once" in groups["a"].frozen
 
 
-def test_a_grouped_convolution_freezes_both_its_sides():
+def test_a_grouped_convolution_loses_the_same_channels_in_every_group():
     model = Wired(lambda self, x: self.head(self.g(self.a(x).relu()).mean((2, 3))), a=nn.Conv2d(3, 6, 1))
     model.g, model.head = nn.Conv2d(6, 8, 3, groups=2), nn.Linear(8, 2)
     groups = groups_of(model, images()[0])
-    assert groups["a"].frozen == "read by a grouped convolution (aten.conv2d.default in g)"
-    assert groups["g"].frozen == "grouped convolution (aten.conv2d.default in g)"
+    assert free(groups) == {"a": 3, "g": 4}
+    assert owned(groups["a"]) == {"a.weight@0": 2, "a.bias@0": 2, "g.weight@1": 1}
+    assert groups["a"].rows("a.weight").tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert owned(groups["g"]) == {"g.weight@0": 2, "g.bias@0": 2, "head.weight@1": 2}
+
+
+@pytest.mark.parametrize("multiplier", [1, 3])
+def test_a_depthwise_convolution_rides_along(multiplier):
+    model = Wired(lambda self, x: self.head(self.d(self.a(x).relu()).mean((2, 3))), a=nn.Conv2d(3, 4, 1))
+    model.d, model.head = nn.Conv2d(4, 4 * multiplier, 3, groups=4), nn.Linear(4 * multiplier, 2)
+    groups = groups_of(model, images()[0])
+    assert free(groups) == {"a": 4}
+    m = multiplier
+    assert owned(groups["a"]) == {"a.weight@0": 1, "a.bias@0": 1, "d.weight@0": m, "d.bias@0": m, "head.weight@1": m}
+    assert groups["a"].writers == ("a.weight", "d.weight")
 
 
 @pytest.mark.parametrize("divide", [lambda y: y / 3, lambda y: y.mul(2).div(0.5).sub(1).pow(2).clamp(0, 5)])

@@ -20,7 +20,7 @@ def residual():
 
 def resumed(graph, model, suffix, x):
     """The output from the roots and the boundary alone."""
-    env = graph.live(model) | {graph.input: x}
+    env = graph.live(model) | graph.feed(x)
     graph.run(suffix.prefix, env, len(x), keep=[*suffix.roots, *suffix.boundary])
     held = {n: env[n] for n in (*suffix.roots, *suffix.boundary)}
     env = graph.live(model) | held
@@ -66,7 +66,7 @@ def test_what_goes_around_the_cut_is_boundary(residual):
     suffix = cut(graph, cuts["blocks.0.conv1"])
     (around,) = suffix.boundary
     x = images(3, channels=1)[0]
-    env = graph.live(model) | {graph.input: x}
+    env = graph.live(model) | graph.feed(x)
     graph.run(suffix.prefix, env, 3, keep=[around])
     torch.testing.assert_close(env[around], torch.relu(model.bn(model.stem(x))))
 
@@ -89,5 +89,5 @@ def test_the_input_and_branches_can_be_boundary():
     graph = trace(model, x)
     (a,), (b,) = graph.calls("a.weight"), graph.calls("b.weight")
     suffix = cut(graph, [a])
-    assert set(suffix.boundary) == {graph.input, b}
+    assert set(suffix.boundary) == {*graph.inputs, b}
     torch.testing.assert_close(resumed(graph, model, suffix, x), model(x))

@@ -21,7 +21,7 @@ def plain():
 def test_one_trace_equals_the_model_at_every_batch_size(make):
     model, channels = randomised(make()), 1 if make is DigitNet else 3
     graph = trace(model, images(4, channels=channels)[0])
-    assert graph.batch_symbol is not None
+    assert graph.dynamic
     for batch in (1, 2, 3, 9):
         x = images(batch, channels=channels, seed=batch)[0]
         torch.testing.assert_close(run(graph, model, x), model(x))
@@ -30,7 +30,7 @@ def test_one_trace_equals_the_model_at_every_batch_size(make):
 def test_one_image_is_enough_for_a_dynamic_trace():
     model = randomised(MLP())
     graph = trace(model, normal(1, 6, 10))
-    assert graph.batch_symbol is not None and graph.example_batch == 2
+    assert graph.dynamic and graph.example_batch == 2
     x = normal(5, 6, 10)
     torch.testing.assert_close(run(graph, model, x), model(x))
 
@@ -68,7 +68,7 @@ def test_operators_in_place_become_functional():
     model, x = Wired(in_place, a=nn.Linear(6, 5), b=nn.Linear(5, 3)), normal(4, 6)
     graph = trace(model, x)
     (call,) = graph.calls("a.weight")
-    env = graph.live(model) | {graph.input: x}
+    env = graph.live(model) | graph.feed(x)
     graph.run(graph.nodes, env, 4, keep=[call, *graph.outputs])
     torch.testing.assert_close(env[call], model.a(x))
     torch.testing.assert_close(env[graph.outputs[0]], model(x))
@@ -80,7 +80,7 @@ def test_a_batch_size_fixed_by_the_model_is_reported_and_kept(rows, columns):
     model = Wired(lambda self, x: self.b(self.a(x.view(rows, -1)).relu()), a=nn.Linear(columns, 6), b=nn.Linear(6, 3))
     x = normal(rows, columns)
     graph = trace(model, x)
-    assert graph.batch_symbol is None
+    assert not graph.dynamic
     assert graph.example_batch == rows
     assert graph.shape(graph.outputs[0], rows) == (rows, 3)
     torch.testing.assert_close(run(graph, model, x), model(x))
@@ -89,7 +89,7 @@ def test_a_batch_size_fixed_by_the_model_is_reported_and_kept(rows, columns):
 def test_len_of_the_batch_fixes_it_to_that_of_the_example():
     model, x = randomised(FlattenNet()), images(4)[0]
     graph = trace(model, x)  # python's len() cannot be symbolic
-    assert graph.batch_symbol is None and graph.example_batch == 4
+    assert not graph.dynamic and graph.example_batch == 4
     torch.testing.assert_close(run(graph, model, x), model(x))
 
 
@@ -129,7 +129,7 @@ def test_only_what_is_kept_outlives_its_last_use(plain):
     model, graph = plain
     x = images(3)[0]
     relus = [n for n in graph.nodes if n.target is aten_relu]
-    given = graph.live(model) | {graph.input: x}
+    given = graph.live(model) | graph.feed(x)
     env = dict(given)
     graph.run(graph.nodes, env, 3, keep=[relus[1], *graph.outputs])
     assert set(env) - set(given) == {relus[1], *graph.outputs}
@@ -141,7 +141,7 @@ def test_sizes_follow_the_batch(plain):
     (call,) = graph.calls("features.4.weight")
     assert graph.shape(call, 5) == (5, 9, 4, 4)
     assert graph.batch_axes(call) == [0]
-    assert graph.nbytes([call, graph.input], 5) == 4 * 5 * (9 * 4 * 4 + 3 * 8 * 8)
+    assert graph.nbytes([call, *graph.inputs], 5) == 4 * 5 * (9 * 4 * 4 + 3 * 8 * 8)
 
 
 def test_sizes_multiplied_with_the_batch_follow_it():

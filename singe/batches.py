@@ -1,0 +1,51 @@
+"""Batches as nested tensors: any list, tuple or dict whose tensors all have the samples along axis 0."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+Batch = Any
+"""Nested tensors [B, ...]; the pair (x, y) unless the user gives a ``forward`` of their own."""
+
+
+def tensors(batch: Batch) -> list[Tensor]:
+    """The tensors of a batch in a fixed order."""
+    return pytree.tree_leaves(batch)
+
+
+def length(batch: Batch) -> int:
+    """The number of samples."""
+    return len(tensors(batch)[0])
+
+
+def head(batch: Batch, count: int) -> Batch:
+    """The first ``count`` samples."""
+    return pytree.tree_map(lambda t: t[:count], batch)
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """All samples of several batches of one structure.
+
+    Raises:
+        ValueError: they differ in more than their length.
+    """
+    shapes = [pytree.tree_map(lambda t: tuple(t.shape[1:]), batch) for batch in batches]
+    for shape in shapes[1:]:
+        if shape != shapes[0]:
+            raise ValueError(f"expected batches of one shape, got samples of {shapes[0]} and {shape}")
+    return pytree.tree_map(lambda *parts: torch.cat(parts), *batches)
+
+
+def described(batch: Batch) -> str:
+    """Shapes and dtypes, nested as the batch is, for messages."""
+    return str(pytree.tree_map(lambda t: f"{tuple(t.shape)} {t.dtype}", batch)).replace("'", "")
+
+
+def copied(batch: Batch) -> Batch:
+    """A batch that may be written to."""
+    return pytree.tree_map(torch.clone, batch)

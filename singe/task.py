@@ -1,0 +1,87 @@
+"""What the network is for: how a batch goes in, and the scalar that its outputs are judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .batches import Batch
+from .graph.trace import Forward, answer, plain
+
+Loss = Callable[[Any, Batch], Tensor]
+"""(model outputs, batch) -> scalar."""
+
+
+def cross_entropy(outputs: Any, batch: Batch) -> Tensor:
+    """Mean cross-entropy of logits [B, classes, ...] against the class indices or probabilities y of (x, y)."""
+    if not isinstance(outputs, Tensor):
+        raise TypeError(
+            f"expected the model to return a tensor of logits for the default loss, got {type(outputs).__name__}; "
+            "pass loss=(outputs, batch) -> scalar"
+        )
+    y = batch[1]
+    try:
+        return F.cross_entropy(outputs, y)
+    except (IndexError, ValueError, RuntimeError) as error:
+        labels = f"{y.dtype} in [{y.min()}, {y.max()}]" if y.numel() else str(y.dtype)
+        raise ValueError(
+            f"expected class indices or probabilities y that fit logits of shape {tuple(outputs.shape)}, got y of "
+            f"shape {tuple(y.shape)}, {labels}: {error}"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Task:
+    """How the user runs and judges the network.
+
+    Args:
+        forward: (model, batch) -> outputs, for batches of any nested tensors; ``model(x)`` for (x, y) by default.
+        loss: (outputs, batch) -> scalar; mean cross-entropy by default.
+    """
+
+    forward: Forward | None = None
+    loss: Loss = cross_entropy
+
+    @property
+    def call(self) -> Forward:
+        """(model, inputs) -> outputs."""
+        return plain if self.forward is None else self.forward
+
+    def inputs(self, batch: Batch) -> Batch:
+        """The part of a batch that the network sees: x of (x, y), or all of it where ``forward`` is the user's."""
+        return batch[0] if self.forward is None else batch
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Any:
+        """What the network answers to a batch."""
+        return answer(model, self.inputs(batch), self.call)
+
+    def judge(self, outputs: Any, batch: Batch) -> Tensor:
+        """The loss of ``outputs``, a scalar tensor.
+
+        Raises:
+            TypeError: the loss is not a tensor of real numbers.
+            ValueError: it is not a scalar.
+        """
+        try:
+            value = self.loss(outputs, batch)
+        except TypeError as error:
+            raise TypeError(
+                f"expected loss(outputs, batch) -> scalar, with batch as the loader yields it, but calling "
+                f"{self.loss!r} failed: {error}; a loss of (outputs, y) is passed as "
+                "lambda outputs, batch: loss(outputs, batch[1])"
+            ) from error
+        if not isinstance(value, Tensor):
+            raise TypeError(f"expected loss(outputs, batch) to return a tensor, got {type(value).__name__}")
+        if not value.is_floating_point():
+            raise TypeError(f"expected loss(outputs, batch) to return a real number, got {value.dtype}")
+        if value.numel() != 1:
+            raise ValueError(f"expected loss(outputs, batch) to return a scalar, got shape {tuple(value.shape)}")
+        return value.reshape(())
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The loss of the network on a batch."""
+        return self.judge(self.outputs(model, batch), batch)
