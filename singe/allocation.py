@@ -1,99 +1,167 @@
-"""From rho, the share of the parameters that must go, to a number of neurons per group."""
+"""From rho, the share of the cost that must go, to a number of neurons per group.
+
+An allocation orders what goes: its schedule says how many neurons every group has lost at a level in [0, 1], none at 0,
+all that it ever takes at 1, and never fewer at a higher level. ``fit`` finds the level that meets rho.
+"""
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from .graph.groups import Group
+from . import checks
+from .cost import Cost
+from .graph.groups import Group, module_of
+from .patterns import named_groups
+
+Schedule = Callable[[float], Sequence[float]]
+"""Level in [0, 1] -> how many neurons each group has lost."""
+
+RATES = ("uniform", "linear", "block")
 
 
-class ParameterCount:
-    """How many parameters are left when each group has lost some neurons; exact, tied parameters counted once.
+def check(allocation: Any) -> None:
+    """Raises TypeError or ValueError unless ``allocation`` is one that :func:`rates` or "global" stands for."""
+    if isinstance(allocation, str):
+        if allocation not in (*RATES, "global"):
+            raise ValueError(f"expected allocation among {', '.join(RATES)}, global, or a mapping, got {allocation!r}")
+    elif isinstance(allocation, Mapping):
+        for pattern, rate in allocation.items():
+            if not isinstance(pattern, str):
+                raise TypeError(f"expected module names as keys of allocation, got {pattern!r}")
+            if not 0 <= checks.number(f"allocation[{pattern!r}]", rate) < math.inf:
+                raise ValueError(f"expected rates >= 0 in allocation, got {rate} for {pattern!r}")
+    else:
+        raise TypeError(f"expected allocation to be a name or a mapping, got {type(allocation).__name__}")
+
+
+def rates(allocation: str | Mapping[str, float], model: nn.Module, groups: Sequence[Group]) -> list[float]:
+    """The share of neurons that each group loses, relative to other groups.
 
     Args:
-        model: the unpruned model.
-        groups: the groups that may lose neurons.
+        allocation: "uniform": the same everywhere; "linear": rising with depth, from 1/n in the first of n groups to 1
+            in the last; "block": likewise from block to block, the same within one, where a block is the innermost
+            module around a group's first layer whose class the model repeats; or a mapping from module names or globs
+            to relative rates, 1 for what none names, where later entries override earlier ones.
+        model: of the groups.
+        groups: in execution order.
+
+    Raises:
+        ValueError: a pattern that names no module.
     """
-
-    def __init__(self, model: nn.Module, groups: Sequence[Group]) -> None:
-        canonical = {id(p): name for name, p in model.named_parameters()}
-        names = {alias: canonical[id(p)] for alias, p in model.named_parameters(remove_duplicate=False)}
-        self._shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        # parameter -> axis -> (group, indices that go with one neuron)
-        self._owned: dict[str, dict[int, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
-        for i, group in enumerate(groups):
-            for s in group.slices:
-                if s.tensor in names:
-                    self._owned[names[s.tensor]][s.dim].append((i, s.multiplicity))
-        self.total = sum(math.prod(shape) for shape in self._shapes.values())
-
-    def gone(self, removed: Sequence[int]) -> int:
-        """Parameters gone when group i has lost removed[i] neurons."""
-        return sum(self._loss(name, removed) for name in self._owned)
-
-    def unit(self, removed: Sequence[int], group: int) -> int:
-        """Parameters that one more neuron of a group takes with it."""
-        more = list(removed)
-        more[group] += 1
-        return self.gone(more) - self.gone(removed)
-
-    def _loss(self, name: str, removed: Sequence[int]) -> int:
-        left = [
-            size - sum(removed[i] * n for i, n in self._owned[name].get(dim, ()))
-            for dim, size in enumerate(self._shapes[name])
-        ]
-        return math.prod(self._shapes[name]) - math.prod(left)
+    if isinstance(allocation, Mapping):
+        by_name = dict.fromkeys((g.name for g in groups), 1.0)
+        for pattern, rate in allocation.items():
+            by_name |= dict.fromkeys(named_groups(model, groups, pattern, "allocation"), float(rate))
+        return [by_name[g.name] for g in groups]
+    if allocation == "uniform":
+        return [1.0] * len(groups)
+    steps = range(len(groups)) if allocation == "linear" else _blocks(model, groups)
+    return [(step + 1) / (max(steps) + 1) for step in steps]
 
 
-Allocation = Callable[[ParameterCount, Sequence[int], float], list[int]]
-"""(count, size of each group, rho) -> neurons to remove from each group."""
+def proportional(rate: Sequence[float], sizes: Sequence[int]) -> Schedule:
+    """Every group loses neurons in proportion to its rate until it has none left to lose."""
+    least = min((r for r in rate if r > 0), default=1.0)
+    return lambda level: [min(1.0, level * r / least) * n for r, n in zip(rate, sizes, strict=True)]
 
 
-def uniform(count: ParameterCount, sizes: Sequence[int], rho: float) -> list[int]:
-    """The same share of neurons in every group, then single neurons more or less to meet rho.
+def ranked(scores: Sequence[Tensor], cost: Cost) -> Schedule:
+    """All neurons in one ranking by score per parameter (or multiply-add) that they save, the least first.
 
     Args:
-        count: of the groups.
-        sizes: neurons of each group; at least one of them stays.
-        rho: share of all parameters that must go, in (0, 1).
+        scores: float64 [n] for every group.
+        cost: of the same groups.
+    """
+    none = [0] * len(scores)
+    value = torch.cat([s / max(1, cost.unit(none, i)) for i, s in enumerate(scores)])
+    group = torch.cat([torch.full((len(s),), i) for i, s in enumerate(scores)])[value.argsort(stable=True)]
+    return lambda level: torch.bincount(group[: round(level * len(group))], minlength=len(scores)).tolist()
+
+
+def removable(group: Group, round_to: int) -> list[int]:
+    """How many neurons a group may lose, ascending from 0, so that its first layer is left with k * round_to rows."""
+    rows = group.slice(group.writers[0], 0).multiplicity
+    step = round_to // math.gcd(round_to, rows)
+    return [0, *sorted(group.size - kept for kept in range(step, group.size, step))]
+
+
+def fit(cost: Cost, choices: Sequence[Sequence[int]], schedule: Schedule, rho: float) -> list[int]:
+    """Neurons to remove from each group so that a share ``rho`` of the cost goes.
+
+    Args:
+        cost: of the groups.
+        choices: for each group, how many neurons it may lose, ascending from 0.
+        schedule: which groups lose more than others.
+        rho: share of the whole cost that must go, in (0, 1).
 
     Returns:
-        neurons to remove from each group; within one smallest neuron of rho.
+        one of its choices for each group; no other choice of a single group that is next to it comes closer to rho.
 
     Raises:
         ValueError: rho is out of reach; says how far it goes.
     """
-    target = rho * count.total
-    reach = count.gone([n - 1 for n in sizes])
+    target = rho * cost.total
+    reach = cost.gone([c[-1] for c in choices])
     if target > reach:
-        limit = math.floor(reach / count.total * 1e4) / 1e4
-        raise ValueError(f"expected rho <= {limit:.4f}, which leaves one neuron in every prunable group, got {rho}")
+        limit = math.floor(reach / cost.total * 1e4) / 1e4
+        raise ValueError(f"expected rho <= {limit:.4f}, which takes all that may go, got {rho}")
 
-    def at(rate: float) -> list[int]:
-        return [min(int(rate * n), n - 1) for n in sizes]
+    def at(level: float) -> list[int]:
+        """Which choice is nearest for each group at a level."""
+        pairs = zip(choices, schedule(level), strict=True)
+        return [min(range(len(own)), key=lambda i: abs(own[i] - lost)) for own, lost in pairs]
 
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if count.gone(at(middle)) <= target else (low, middle)
-    return _adjust(count, sizes, at(low), target)
+        low, high = (middle, high) if _gone(cost, choices, at(middle)) <= target else (low, middle)
+    return _removed(choices, _adjusted(cost, choices, at(low), target))
 
 
-def _adjust(count: ParameterCount, sizes: Sequence[int], removed: list[int], target: float) -> list[int]:
-    """Takes or spares one neuron per group, from the dearest to the cheapest, again and again while it helps."""
-    missing, changed = target - count.gone(removed), True
+def _adjusted(cost: Cost, choices: Sequence[Sequence[int]], chosen: list[int], target: float) -> list[int]:
+    """Moves groups to the next choice, from the dearest to the cheapest, again and again while it helps."""
+    missing, changed = target - _gone(cost, choices, chosen), True
     while changed:
         changed = False
-        for i in sorted(range(len(sizes)), key=lambda i: -count.unit(removed, i)):
-            trial = list(removed)
+        removed = _removed(choices, chosen)
+        for i in sorted(range(len(choices)), key=lambda i: -cost.unit(removed, i)):
+            trial = list(chosen)
             trial[i] += 1 if missing > 0 else -1
-            if 0 <= trial[i] < sizes[i] and abs(target - count.gone(trial)) < abs(missing):
-                removed, missing, changed = trial, target - count.gone(trial), True
-    return removed
+            if 0 <= trial[i] < len(choices[i]):
+                gap = target - _gone(cost, choices, trial)
+                if abs(gap) < abs(missing):
+                    chosen, missing, changed = trial, gap, True
+    return chosen
 
 
-ALLOCATIONS: dict[str, Allocation] = {"uniform": uniform}
+def _removed(choices: Sequence[Sequence[int]], chosen: Sequence[int]) -> list[int]:
+    return [own[i] for own, i in zip(choices, chosen, strict=True)]
+
+
+def _gone(cost: Cost, choices: Sequence[Sequence[int]], chosen: Sequence[int]) -> int:
+    return cost.gone(_removed(choices, chosen))
+
+
+def _blocks(model: nn.Module, groups: Sequence[Group]) -> list[int]:
+    """The index of each group's block, in order of appearance."""
+    classes = Counter(type(m) for m in model.modules())
+    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+    def block(name: str) -> str:
+        parent = module_of(name)
+        while parent:
+            module = model.get_submodule(parent)
+            if classes[type(module)] > 1 and not isinstance(module, containers):
+                return parent
+            parent = module_of(parent)
+        return name
+
+    names = [block(module_of(g.writers[0])) for g in groups]
+    order = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return [order[name] for name in names]

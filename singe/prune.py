@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from tqdm import tqdm
 
+from . import allocation as allocations
 from . import checks
-from .allocation import ALLOCATIONS, ParameterCount
 from .batches import Batch, head
+from .cost import mac_cost, parameter_cost
 from .criteria import Criterion, resolve
 from .data import Stream
 from .engine import DEFAULT_MEMORY, Engine
@@ -26,7 +26,9 @@ from .graph.analysis import find_groups
 from .graph.groups import Group
 from .graph.trace import Forward, Trace, trace
 from .isolation import plain_torch, preserved_random_state
+from .patterns import named_groups
 from .plan import Plan
+from .recalibration import recalibrate
 from .result import GroupRecord, PruneResult, count_macs, count_parameters
 from .selection import Refresh, Selection
 from .surgery import compact, held_at_zero, mask
@@ -35,20 +37,25 @@ from .trial import check_result, unsafe_groups
 
 log = logging.getLogger("singe")
 
+Target = Literal["params", "macs"]
+
 
 def prune(
     model: nn.Module,
     loader: Iterable[Any],
     rho: float,
     *,
+    target: Target = "params",
     criterion: str | Criterion = "integrated_gradient",
-    allocation: str = "uniform",
+    allocation: str | Mapping[str, float] = "uniform",
+    round_to: int = 1,
     refresh: Refresh = "lazy",
     finetune: FineTune | None = FineTune(),  # noqa: B008 - frozen
     images: int = 64,
     loss: Loss | None = None,
     forward: Forward | None = None,
     ignore: Sequence[str] = (),
+    recalibrate_bn: int = 0,
     seed: int = 0,
     memory: int = DEFAULT_MEMORY,
     progress: bool = True,
@@ -59,9 +66,14 @@ def prune(
         model: any module ``model(x)`` that ``torch.export`` can trace; not modified. Its hooks go with the copies that
             are worked on. Modules in eval mode inside a model in train mode stay so while fine-tuning.
         loader: yields batches (x, y), again and again; shuffle it, every group of neurons begins a new epoch.
-        rho: share of the model's parameters to remove, in (0, 1), met to within one neuron; tied ones count once.
+        rho: share of what ``target`` names to remove, in (0, 1), met to within one neuron.
+        target: "params", the model's parameters, tied ones once; or "macs", its multiply-adds as torch counts them.
         criterion: what relevance is: a name or an object of ``singe.criteria``.
-        allocation: how rho is shared among groups: "uniform" removes the same share of neurons everywhere.
+        allocation: how rho is shared among groups. "uniform" removes the same share of neurons everywhere, "linear" a
+            share that rises from the first group to the last, "block" one that rises from block to block; a mapping
+            {module name or glob: relative rate} says it for some groups (1 for the others, 0 leaves whole); "global"
+            ranks the neurons of all groups by their first scores per parameter (or multiply-add) that they save.
+        round_to: leave every layer a multiple of this many rows; those that have no more are left whole.
         refresh: after a removal, re-score all of the group ("full", the paper's) or only the least relevant
             candidates until the least is up to date ("lazy").
         finetune: how to train between removals; None for not at all.
@@ -69,6 +81,7 @@ def prune(
         loss: (outputs, batch) -> scalar; mean cross-entropy by default.
         forward: (model, batch) -> outputs, for a model that is not ``model(x)``; batches are then any nested tensors.
         ignore: module names or glob patterns; a group with a member among them is left alone.
+        recalibrate_bn: images on which batch norms estimate their statistics anew at the end; 0 for not at all.
         seed: of everything random in the run; the same seed gives the same plan on the same machine.
         memory: bytes that the activations of one scoring pass may take.
         progress: whether to show a progress bar on stderr.
@@ -82,14 +95,19 @@ def prune(
     rho = checks.number("rho", rho)
     if not 0 < rho < 1:
         raise ValueError(f"expected rho in (0, 1), got {rho}")
-    if not isinstance(allocation, str) or allocation not in ALLOCATIONS:
-        raise ValueError(f"expected allocation among {', '.join(ALLOCATIONS)}, got {allocation!r}")
+    if target not in ("params", "macs"):
+        raise ValueError(f"expected target 'params' or 'macs', got {target!r}")
+    allocations.check(allocation)
     if refresh not in ("lazy", "full"):
         raise ValueError(f"expected refresh 'lazy' or 'full', got {refresh!r}")
     if finetune is not None and not isinstance(finetune, FineTune):
         raise TypeError(f"expected finetune to be a singe.FineTune or None, got {type(finetune).__name__}")
+    if not isinstance(ignore, (list, tuple, set, frozenset)) or not all(isinstance(p, str) for p in ignore):
+        raise TypeError(f"expected a list of module names for ignore, got {ignore!r}")
     checks.integer("images", images, 1)
     checks.integer("memory", memory, 1)
+    checks.integer("round_to", round_to, 1)
+    checks.integer("recalibrate_bn", recalibrate_bn, 0)
     checks.integer("seed", seed, 0)
     if seed >= 2**62:
         raise ValueError(f"expected seed < 2**62, got {seed}")
@@ -103,11 +121,11 @@ def prune(
             "the loader does not shuffle: every group of neurons begins a new epoch, so fine-tuning will see its first "
             "batches again and again"
         )
-    options = _Options(chosen, refresh, finetune, images, task, seed, memory)
+    options = _Options(chosen, refresh, finetune, images, task, seed, memory, recalibrate_bn, progress)
     with plain_torch(device), preserved_random_state(loader):
         run = _Run(model, stream, options)
-        run.plan_widths(rho, allocation, ignore)
-        return run.execute(progress)
+        run.plan_widths(rho, target, allocation, round_to, ignore)
+        return run.execute()
 
 
 @dataclass(frozen=True)
@@ -121,6 +139,8 @@ class _Options:
     task: Task
     seed: int
     memory: int
+    recalibrate_bn: int
+    progress: bool
 
 
 class _Run:
@@ -129,9 +149,10 @@ class _Run:
     def __init__(self, model: nn.Module, stream: Stream, options: _Options) -> None:
         self._original, self._stream, self._options = model, stream, options
         self._work = checks.copied(model)
+        self._still = [n for n, module in model.named_modules() if model.training and not module.training]
         self._plan = Plan()
         self._todo: list[tuple[Group, int]] = []
-        self._frozen: dict[str, str] = {}
+        self._frozen: dict[str, str] = {}  # names of groups left whole -> why
         stream.restart(options.seed)
         self._probe = stream.take(options.images)
         checks.runs(self._work, self._probe, options.task)
@@ -147,33 +168,64 @@ class _Run:
 
     # -- before the first removal ----------------------------------------------------------------------------
 
-    def plan_widths(self, rho: float, allocation: str, ignore: Sequence[str]) -> None:
+    def plan_widths(
+        self, rho: float, target: Target, allocation: str | Mapping[str, float], round_to: int, ignore: Sequence[str]
+    ) -> None:
         """Finds the groups that may be pruned and fixes how many neurons each will lose."""
-        groups = find_groups(self._trace)
-        ignored = ignored_groups(self._original, groups, ignore)
-        self._frozen = {g.name: g.frozen for g in groups if g.frozen is not None}
-        self._frozen |= {g.name: "has only one neuron" for g in groups if g.size == 1 and g.frozen is None}
-        self._frozen |= {name: "ignored" for name in ignored}
-        able = [g for g in groups if g.name not in self._frozen]
-        self._frozen |= unsafe_groups(self._work, able, self._sample, self._options.task.call)
-        able = [g for g in able if g.name not in self._frozen]
-        for name, reason in self._frozen.items():
+        groups = self._prunable(find_groups(self._trace), allocation, round_to, ignore)
+        choices = [allocations.removable(g, round_to) for g in groups]
+        if target == "macs":
+            cost = mac_cost(self._original, groups, self._trace, self._macs_before)
+        else:
+            cost = parameter_cost(self._original, groups)
+        if allocation == "global":
+            schedule = allocations.ranked(self._first_scores(groups), cost)
+        else:
+            rates = allocations.rates(allocation, self._original, groups)
+            schedule = allocations.proportional(rates, [g.size for g in groups])
+        counts = allocations.fit(cost, choices, schedule, rho)
+        self._todo = [(g, n) for g, n in zip(groups, counts, strict=True) if n]
+        if not self._todo:
+            log.warning("nothing is removed: rho=%g is less than half of the smallest neuron", rho)
+
+    def _prunable(
+        self, groups: Sequence[Group], allocation: str | Mapping[str, float], round_to: int, ignore: Sequence[str]
+    ) -> list[Group]:
+        """The groups that may lose neurons; records why the others may not."""
+        whole = {g.name: g.frozen for g in groups if g.frozen is not None}
+        whole |= {g.name: "has only one neuron" for g in groups if g.size == 1 and g.frozen is None}
+        for pattern in ignore:
+            whole |= dict.fromkeys(named_groups(self._original, groups, pattern, "ignore"), "ignored")
+        able = [g for g in groups if g.name not in whole]
+        if isinstance(allocation, Mapping):
+            shares = zip(able, allocations.rates(allocation, self._original, able), strict=True)
+            whole |= {g.name: "the allocation gives it no share" for g, rate in shares if not rate}
+        narrow = [g.name for g in able if len(allocations.removable(g, round_to)) == 1]
+        whole |= dict.fromkeys(narrow, f"has no more than round_to={round_to} rows")
+        able = [g for g in groups if g.name not in whole]
+        whole |= unsafe_groups(self._work, able, self._sample, self._options.task.call)
+        for name, reason in whole.items():
             log.info("%s is not pruned: %s", name, reason)
+        self._frozen = whole
+        able = [g for g in groups if g.name not in whole]
         if not able:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in self._frozen.items())
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in whole.items())
             raise ValueError(f"expected a model with neurons to prune, found none ({reasons or 'no layers'})")
-        sizes = [g.size for g in able]
-        counts = ALLOCATIONS[allocation](ParameterCount(self._original, able), sizes, rho)
-        self._todo = [(g, n) for g, n in zip(able, counts, strict=True) if n]
+        return able
+
+    def _first_scores(self, groups: Sequence[Group]) -> list[Tensor]:
+        """Every neuron's score in the unpruned network, on one batch."""
+        with tqdm(groups, "first scores", unit="group", disable=not self._options.progress) as bar:
+            return [self._engine(g, self._probe).scores(self._options.criterion) for g in bar]
 
     # -- the run ---------------------------------------------------------------------------------------------
 
-    def execute(self, progress: bool) -> PruneResult:
+    def execute(self) -> PruneResult:
         """Prunes group after group."""
         neurons = sum(n for _, n in self._todo)
         tuner = self._tuner(neurons)
         history = []
-        with tqdm(total=neurons, unit="neuron", disable=not progress) as bar:
+        with tqdm(total=neurons, unit="neuron", disable=not self._options.progress) as bar:
             for index, (group, count) in enumerate(self._todo):
                 bar.set_description(group.name)
                 history.append(self._prune_group(index, group, count, tuner, bar))
@@ -181,15 +233,16 @@ class _Run:
         if tuner is not None and tuner.when == "after":
             self._stream.restart(self._options.seed + len(self._todo))
             tuner.pause()
+        if self._options.recalibrate_bn:
+            self._stream.restart(self._options.seed + len(self._todo) + 1)
+            recalibrate(self._work, self._stream, self._options.task, self._options.recalibrate_bn, self._still)
         return self._result(history)
 
     def _tuner(self, neurons: int) -> Tuner | None:
         if self._options.finetune is None:
             return None
         pauses = {"layer": len(self._todo), "neuron": neurons, "after": 1}[self._options.finetune.when]
-        original = self._original
-        still = [n for n, module in original.named_modules() if original.training and not module.training]
-        tuner = Tuner(self._options.finetune, self._work, self._stream, self._options.task, pauses, still)
+        tuner = Tuner(self._options.finetune, self._work, self._stream, self._options.task, pauses, self._still)
         tuner.rehearse()
         return tuner
 
@@ -201,12 +254,8 @@ class _Run:
             self._trace = self._traced(batch)
         optimizer = tuner.optimizer if tuner is not None else None
         scoring, tuning = _Stopwatch(), _Stopwatch()
-
-        def engine() -> Engine:
-            return Engine(self._work, self._trace, current, batch, self._options.task, self._options.memory)
-
         with scoring:
-            selection = Selection(engine(), self._options.criterion, self._options.refresh)
+            selection = Selection(self._engine(current, batch), self._options.criterion, self._options.refresh)
         loss_start = selection.engine.loss
         for _ in range(count):
             with scoring:
@@ -219,7 +268,7 @@ class _Run:
                 ):
                     tuner.pause()
                 with scoring:
-                    selection.renew(engine())
+                    selection.renew(self._engine(current, batch))
             else:
                 selection.engine.forget(neuron)
             bar.update()
@@ -255,6 +304,9 @@ class _Run:
         with torch.no_grad():
             return self._options.task(self._work, batch).item()
 
+    def _engine(self, group: Group, batch: Batch) -> Engine:
+        return Engine(self._work, self._trace, group, batch, self._options.task, self._options.memory)
+
     def _traced(self, batch: Batch) -> Trace:
         task = self._options.task
         return trace(self._work, task.inputs(batch), task.call)
@@ -279,30 +331,6 @@ class _Run:
                 return math.nan
             mean = outputs.mean(0, keepdim=True).expand_as(outputs)
             return min(self._options.task.judge(mean * part, self._probe).item() for part in (0, 0.25, 0.5, 1))
-
-
-def ignored_groups(model: nn.Module, groups: Iterable[Group], patterns: Sequence[str]) -> set[str]:
-    """Names of the groups with a member that some pattern names.
-
-    Args:
-        model: whose modules the patterns name.
-        groups: of that model.
-        patterns: names of modules, or globs over them; a module stands for all inside it too.
-
-    Raises:
-        TypeError: ``patterns`` is a single string.
-        ValueError: a pattern that names no module.
-    """
-    if not isinstance(patterns, (list, tuple, set, frozenset)) or not all(isinstance(p, str) for p in patterns):
-        raise TypeError(f"expected a list of module names for ignore, got {patterns!r}")
-    modules = [name for name, _ in model.named_modules() if name]
-    named: set[str] = set()
-    for pattern in patterns:
-        found = {m for m in modules if fnmatchcase(m, pattern)}
-        if not found:
-            raise ValueError(f"expected module names or patterns that match one in ignore, got {pattern!r}")
-        named |= {m for m in modules if any(m == f or m.startswith(f"{f}.") for f in found)}
-    return {g.name for g in groups if named.intersection(g.members)}
 
 
 def _shuffles(loader: Iterable[Any]) -> bool:

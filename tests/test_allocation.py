@@ -7,7 +7,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from singe.allocation import ALLOCATIONS, ParameterCount, uniform
+from singe.allocation import fit, proportional
+from singe.cost import parameter_cost
 from singe.graph.groups import Group, Slice
 from singe.plan import Plan
 from singe.result import count_parameters
@@ -31,6 +32,10 @@ def really_gone(model, groups, removed):
     return before - count_parameters(plan.apply(model))
 
 
+def uniform(cost, sizes, rho):
+    return fit(cost, [range(n) for n in sizes], proportional([1.0] * len(sizes), sizes), rho)
+
+
 chains = st.lists(st.integers(1, 40), min_size=3, max_size=7).map(chain)
 
 
@@ -38,7 +43,7 @@ chains = st.lists(st.integers(1, 40), min_size=3, max_size=7).map(chain)
 @given(chains, st.data())
 def test_the_count_is_what_compaction_takes(case, data):
     model, groups = case
-    count = ParameterCount(model, groups)
+    count = parameter_cost(model, groups)
     assert count.total == count_parameters(model)
     removed = [data.draw(st.integers(0, g.size - 1)) for g in groups]
     gone = count.gone(removed)
@@ -54,7 +59,7 @@ def test_parameters_behind_a_flattening_and_fixed_ones_count_exactly():
     own = torch.arange(4)
     slices = [Slice(n, 0, own) for n in ("0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var")]
     group = Group("0", 4, ("0.weight",), (*slices, Slice("3.weight", 1, own.repeat_interleave(4))), None)
-    count = ParameterCount(model, [group])
+    count = parameter_cost(model, [group])
     assert count.gone([3]) == 3 * (27 + 1 + 2 + 4 * 5)
     assert count.gone([3]) == really_gone(model, [group], [3])
 
@@ -66,7 +71,7 @@ def test_tied_parameters_count_once():
     own = torch.arange(6)
     names = [("1.weight", 0), ("0.weight", 1), ("1.bias", 0), ("again.weight", 1)]
     group = Group("0", 6, ("1.weight",), tuple(Slice(n, d, own) for n, d in names), None)
-    count = ParameterCount(model, [group])
+    count = parameter_cost(model, [group])
     assert count.total == 6 * 6 + 6 + 6 * 2 + 2
     assert count.gone([2]) == 36 - 16 + 2 + 4
     assert count.gone([2]) == really_gone(model, [group], [2])
@@ -76,7 +81,7 @@ def test_tied_parameters_count_once():
 @given(chains, st.floats(0.001, 0.999))
 def test_uniform_is_within_one_smallest_neuron_of_rho(case, rho):
     model, groups = case
-    count, sizes = ParameterCount(model, groups), [g.size for g in groups]
+    count, sizes = parameter_cost(model, groups), [g.size for g in groups]
     target = rho * count.total
     assume(target <= count.gone([n - 1 for n in sizes]))
     removed = uniform(count, sizes, rho)
@@ -100,7 +105,7 @@ def test_uniform_is_within_one_smallest_neuron_of_rho(case, rho):
 def test_uniform_takes_about_the_same_share_everywhere(widths, rho):
     model, groups = chain(widths)
     sizes = [g.size for g in groups]
-    removed = uniform(ParameterCount(model, groups), sizes, rho)
+    removed = uniform(parameter_cost(model, groups), sizes, rho)
     slack = {n: max(1.5, 0.05 * n) for n in sizes}
     highest = min((r + slack[n]) / n for r, n in zip(removed, sizes, strict=True))
     lowest = max((r - slack[n]) / n for r, n in zip(removed, sizes, strict=True))
@@ -109,15 +114,14 @@ def test_uniform_takes_about_the_same_share_everywhere(widths, rho):
 
 def test_the_same_input_gives_the_same_widths():
     model, groups = chain([5, 8, 8, 8, 3])
-    count = ParameterCount(model, groups)
+    count = parameter_cost(model, groups)
     assert uniform(count, [8, 8, 8], 0.4) == uniform(count, [8, 8, 8], 0.4)
-    assert ALLOCATIONS["uniform"] is uniform
 
 
 @pytest.mark.parametrize("widths", [[3, 4, 5, 2], [30, 7, 40], [9, 6, 6, 90], [11, 3, 13]])
 def test_rho_out_of_reach_is_refused_and_the_limit_named_is_within_reach(widths):
     model, groups = chain(widths)
-    count, sizes = ParameterCount(model, groups), [g.size for g in groups]
+    count, sizes = parameter_cost(model, groups), [g.size for g in groups]
     with pytest.raises(ValueError, match=r"expected rho <= .* got 0.99") as refused:
         uniform(count, sizes, 0.99)
     limit = float(re.search(r"<= ([\d.]+)", str(refused.value))[1])

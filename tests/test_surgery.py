@@ -9,7 +9,7 @@ from networks import PlainNet, images, randomised
 from torch import nn
 from wiring import Assembled, normal
 
-from singe.allocation import ParameterCount
+from singe.cost import parameter_cost
 from singe.graph.analysis import find_groups
 from singe.graph.groups import Slice
 from singe.graph.trace import named_tensors, trace
@@ -77,7 +77,7 @@ def test_removed_neurons_are_as_if_masked_and_the_rest_trains_on(stages, tail, s
         expected = masked.eval()(x)
         assert close(compacted.eval()(x), expected)
         assert not close(model(x), expected)
-    count = ParameterCount(model, groups)
+    count = parameter_cost(model, groups)
     assert count_parameters(model) - count_parameters(compacted) == count.gone(removed) > 0
     before = {n: p.clone() for n, p in compacted.named_parameters()}
     trained(compacted, optimizer, steps=1, shape=(4, 3, 6, 6))

@@ -1,0 +1,53 @@
+"""Batch norm statistics of a network whose weights have changed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .batches import length
+from .data import Stream
+from .task import Task
+
+log = logging.getLogger("singe")
+
+
+@torch.no_grad()
+def recalibrate(model: nn.Module, stream: Stream, task: Task, images: int, still: Sequence[str] = ()) -> None:
+    """Replaces the running mean and variance of every batch norm by their average over some batches.
+
+    Only batch norms are in train mode meanwhile, so that dropout does not disturb what they see.
+
+    Args:
+        model: in eval mode, changed in place.
+        stream: of batches.
+        task: how the model is called.
+        images: at least so many samples are drawn, in whole batches.
+        still: names of modules that keep their statistics.
+    """
+    norms = {
+        norm: norm.momentum
+        for name, norm in model.named_modules()
+        if isinstance(norm, _BatchNorm) and norm.running_mean is not None and name not in still
+    }
+    if not norms:
+        log.warning("recalibrate_bn changes nothing: the network has no batch norm with running statistics")
+        return
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain average of all batches
+        norm.train()
+    try:
+        seen = 0
+        while seen < images:
+            batch = stream.next()
+            task.outputs(model, batch)
+            seen += length(batch)
+    finally:
+        for norm, momentum in norms.items():
+            norm.momentum = momentum
+            norm.eval()
