@@ -13,7 +13,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
 def read(directory: str | Path, *, train: bool) -> tuple[Tensor, Tensor]:
-    """Images uint8 [N, 3, 32, 32] and labels int64 [N]; N = 50,000 for training, 10,000 for testing.
+    """Images uint8 [N, 3, 32, 32] and labels int64 [N] of all records, 50,000 to train and 10,000 to test on.
 
     Raises:
         FileNotFoundError: says which script fetches the files.
@@ -30,17 +30,23 @@ def read(directory: str | Path, *, train: bool) -> tuple[Tensor, Tensor]:
 
 def normalised(images: Tensor) -> Tensor:
     """float32 images with the usual mean and deviation taken out."""
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
+    mean, std = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (MEAN, STD))
     return (images.float() / 255 - mean) / std
 
 
 class Loader:
     """Shuffled batches with the usual augmentation: crops from four pixels of padding, horizontal flips.
 
-    Draws from torch's global generator, so that seeding it seeds the loader.
+    Draws from torch's global generator on the CPU, so that seeding it seeds the loader, on every device alike. Batches
+    are where ``images`` and ``labels`` are; a last one that would not be full is left out.
+
+    Raises:
+        ValueError: there are fewer images than a batch has.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, batch_size: int = 128, *, augment: bool = True) -> None:
+        if not 0 < batch_size <= len(images):
+            raise ValueError(f"expected a batch size from 1 to {len(images)}, the number of images, got {batch_size}")
         self._images, self._labels, self._batch_size, self._augment = images, labels, batch_size, augment
 
     def __len__(self) -> int:

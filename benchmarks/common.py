@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import subprocess
@@ -26,6 +27,11 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
+
+
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of a script as JSON; of paths the last part, the others are the machine's own business."""
+    return {name: value.name if isinstance(value, Path) else value for name, value in vars(options).items()}
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:

@@ -1,22 +1,37 @@
-"""The networks that benchmarks measure."""
+"""The networks that benchmarks measure, for 32x32 images in ten classes: :data:`MODELS`, and :func:`load`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from singe.demo import Block
 
+Shortcut = Literal["A", "B"]
+
 
 class CifarResNet(nn.Module):
-    """ResNet for 32x32 images: a stem and three stages of ``depth`` blocks with 16, 32 and 64 channels."""
+    """ResNet for small images (He et al. 2016): a stem and three stages with 16, 32 and 64 channels.
 
-    def __init__(self, depth: int) -> None:
+    Args:
+        depth: blocks in a stage, of two convolutions each; 6 * depth + 2 layers in all.
+        shortcut: where the shape changes, "A": pixels skipped and channels of zeros, without parameters, or "B": a 1x1
+            convolution with batch norm.
+    """
+
+    def __init__(self, depth: int, shortcut: Shortcut = "B") -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
-        widths = [(16, 16, 1), (16, 32, 2), (32, 64, 2)]
+        stages = [(16, 16, 1), (16, 32, 2), (32, 64, 2)]
         self.blocks = nn.Sequential(
-            *(Block(i if n == 0 else o, o, s if n == 0 else 1) for i, o, s in widths for n in range(depth))
+            *(_block(i if n == 0 else o, o, s if n == 0 else 1, shortcut) for i, o, s in stages for n in range(depth))
         )
         self.fc = nn.Linear(64, 10)
 
@@ -25,12 +40,123 @@ class CifarResNet(nn.Module):
         return self.fc(self.blocks(self.stem(x)).mean((2, 3)))
 
 
-def resnet56(weights: str | None = None) -> CifarResNet:
-    """ResNet-56, 855,770 parameters, in eval mode; ``weights`` is a safetensors file."""
-    model = CifarResNet(9)
-    if weights is not None:
-        from safetensors.torch import load_file
+def _block(inputs: int, outputs: int, stride: int, shortcut: Shortcut) -> Block:
+    block = Block(inputs, outputs, stride)
+    if shortcut == "A" and inputs != outputs:
+        block.down = ZeroShortcut(outputs - inputs)
+    return block
 
+
+class ZeroShortcut(nn.Module):
+    """Every other pixel of the input between ``channels`` channels of zeros, half before and half after (option A)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self._before, self._after = channels // 2, channels - channels // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C + channels, H / 2, W / 2]."""
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self._before, self._after))
+
+
+class CifarVGG(nn.Module):
+    """VGG-16 with batch norm (Simonyan and Zisserman 2015) for small images: 13 convolutions and one linear layer."""
+
+    # channels of each stage's convolutions; a stage halves the image
+    STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        inputs = 3
+        for stage in self.STAGES:
+            for outputs in stage:
+                layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
+                inputs = outputs
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        self.fc = nn.Linear(inputs, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 3, 32, 32] -> features [B, 512, 1, 1] -> logits [B, 10]."""
+        return self.fc(self.features(x).flatten(1))
+
+
+class InvertedResidual(nn.Module):
+    """A 1x1 convolution widens, a 3x3 one works on each channel alone, a 1x1 one narrows (Sandler et al. 2018)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, widening: int) -> None:
+        super().__init__()
+        inner = inputs * widening
+        widen = [_conv_bn_relu6(inputs, inner, 1)] if widening > 1 else []
+        depthwise = _conv_bn_relu6(inner, inner, 3, stride, groups=inner)
+        narrow = [nn.Conv2d(inner, outputs, 1, bias=False), nn.BatchNorm2d(outputs)]
+        self.layers = nn.Sequential(*widen, depthwise, *narrow)
+        self._adds = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs, H, W] -> [B, outputs, H / stride, W / stride]."""
+        return x + self.layers(x) if self._adds else self.layers(x)
+
+
+class CifarMobileNetV2(nn.Module):
+    """MobileNetV2 (Sandler et al. 2018) for small images: the stem and the second stage keep the size."""
+
+    # widening, output channels, blocks, stride of the first
+    STAGES = (
+        (1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = _conv_bn_relu6(3, 32, 3)
+        blocks = []
+        inputs = 32
+        for widening, outputs, count, stride in self.STAGES:
+            for n in range(count):
+                blocks.append(InvertedResidual(inputs, outputs, stride if n == 0 else 1, widening))
+                inputs = outputs
+        self.blocks = nn.Sequential(*blocks)
+        self.head = _conv_bn_relu6(inputs, 1280, 1)
+        self.fc = nn.Linear(1280, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 3, 32, 32] -> features [B, 1280, 4, 4] -> logits [B, 10]."""
+        return self.fc(self.head(self.blocks(self.stem(x))).mean((2, 3)))
+
+
+def _conv_bn_relu6(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU6())
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "resnet20": partial(CifarResNet, 3),
+    "resnet56": partial(CifarResNet, 9),
+    "resnet110": partial(CifarResNet, 18),
+    "resnet20_a": partial(CifarResNet, 3, "A"),
+    "resnet56_a": partial(CifarResNet, 9, "A"),
+    "resnet110_a": partial(CifarResNet, 18, "A"),
+    "vgg16_bn": CifarVGG,
+    "mobilenet_v2": CifarMobileNetV2,
+}
+
+
+def load(name: str, weights: str | Path | None = None) -> nn.Module:
+    """A network of :data:`MODELS` in eval mode.
+
+    Args:
+        name: which.
+        weights: a safetensors file with all of its parameters and buffers; None for random ones.
+
+    Raises:
+        ValueError: there is no such network.
+        RuntimeError: the weights are another network's.
+    """
+    if name not in MODELS:
+        raise ValueError(f"expected a model among {', '.join(MODELS)}, got {name!r}")
+    model = MODELS[name]()
+    if weights is not None:
         model.load_state_dict(load_file(weights))
     return model.eval()
 

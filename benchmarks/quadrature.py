@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from cifar10_data import normalised, read
 from common import spearman, write_json
-from models import resnet56
+from models import load
 
 import singe
 from singe.quadrature import Quadrature
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    model = resnet56(options.weights)
+    model = load("resnet56", options.weights)
     images, labels = read(options.data, train=True)
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: options.images]
     batch = normalised(images[chosen]), labels[chosen]

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from models import random_images, resnet56
+from models import load, random_images
 
 import singe
 from singe.graph.analysis import find_groups
@@ -25,7 +25,7 @@ WAYS: dict[str, ModuleType] = {"engine": sys.modules["singe.score"], "reference"
 @pytest.fixture(scope="module")
 def setting():
     torch.manual_seed(0)
-    model, batch = resnet56(), random_images(IMAGES)
+    model, batch = load("resnet56"), random_images(IMAGES)
     graph = trace(model, batch[0])
     return model, batch, graph, find_groups(graph)
 

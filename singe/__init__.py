@@ -12,6 +12,7 @@ from .criteria import (
     SummedGradient,
 )
 from .finetune import FineTune
+from .folding import Folding, fold_batchnorm
 from .plan import Plan
 from .prune import prune
 from .quadrature import GaussLegendre, Geometric
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "FineTune",
+    "Folding",
     "GaussLegendre",
     "Geometric",
     "Gradient",
@@ -34,6 +36,7 @@ __all__ = [
     "PruneResult",
     "Random",
     "SummedGradient",
+    "fold_batchnorm",
     "load",
     "load_plan",
     "prune",

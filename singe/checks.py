@@ -8,11 +8,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from .batches import Batch, described
-from .numerics import close
+from .isolation import plain_torch
+from .numerics import alike
+from .ops import FLOATING
 from .task import Task
+
+
+def sound_model(model: nn.Module) -> torch.device:
+    """The device of a model that can be worked on: on one device that computes in its dtypes, with finite weights.
+
+    Raises:
+        TypeError, ValueError: it cannot; says why.
+    """
+    device = device_of(model)
+    arithmetic(model)
+    finite_weights(model)
+    return device
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -39,6 +54,20 @@ def finite_weights(model: nn.Module) -> None:
     for name, tensor in model.named_buffers():
         if tensor.isnan().any():  # infinity is what masks are made of
             raise ValueError(f"expected buffers without NaN, got NaN in {name}")
+
+
+def arithmetic(model: nn.Module) -> None:
+    """Raises ValueError unless the model's device computes in the dtypes of its parameters, gradients included."""
+    for dtype, device in {(p.dtype, p.device): None for p in model.parameters()}:
+        if dtype not in FLOATING:
+            raise ValueError(f"expected weights of float64, float32, float16 or bfloat16, got {dtype}")
+        x = torch.ones(2, 1, 3, 3, dtype=dtype, device=device)
+        try:
+            with plain_torch(device), torch.enable_grad():
+                weight = torch.ones(1, 1, 3, 3, dtype=dtype, device=device, requires_grad=True)
+                F.conv2d(x, weight).sum().backward(inputs=[weight])
+        except RuntimeError as error:
+            raise ValueError(f"expected weights of a dtype that {device} computes in, got {dtype}: {error}") from error
 
 
 def batch_of(item: Any, device: torch.device, task: Task) -> Batch:
@@ -106,14 +135,14 @@ def runs(model: nn.Module, batch: Batch, task: Task) -> None:
     """Raises ValueError if the model fails on a batch or does not answer the same twice."""
     try:
         with torch.no_grad():
-            twice = [pytree.tree_leaves(task.outputs(model, batch)) for _ in range(2)]
+            twice = [task.outputs(model, batch) for _ in range(2)]
     except Exception as error:
         call = "model(x)" if task.forward is None else "forward(model, batch)"
         raise ValueError(
             f"expected batches that fit {type(model).__name__}, but {call} failed for inputs of "
             f"{described(task.inputs(batch))}: {error}"
         ) from error
-    if not all(close(a, b) for a, b in zip(*twice, strict=True) if isinstance(a, Tensor)):
+    if not alike(*twice):
         raise ValueError(f"expected {type(model).__name__} to answer alike in eval mode, got two different answers")
 
 

@@ -103,6 +103,8 @@ def latency(models: list[nn.Module], x: Tensor, rounds: int = 15) -> list[float]
         for model, own in zip(models, times, strict=True):
             start = time.perf_counter()
             model(x)
+            if x.is_cuda:
+                torch.cuda.synchronize(x.device)
             if round_ >= 3:  # the first rounds warm up
                 own.append(time.perf_counter() - start)
     return [sorted(own)[len(own) // 2] for own in times]

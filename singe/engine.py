@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -116,10 +117,7 @@ class Engine:
         self._fold(self._foldable)
         self._riders = {rider.node: rider for rider in self._find_riders()}
         self._cache = self._run_prefix()
-        needed = [*self._suffix.nodes, *self._suffix.boundary, *self._suffix.roots]
-        # every value is kept for the backward pass, and its gradient stands beside it
-        self._chunk = max(1, memory // (2 * trace.nbytes(needed, self._size)))
-        self._check_stacking()
+        self._memory = memory
         self._current_loss: float | None = self._evaluate()
 
     @property
@@ -196,7 +194,7 @@ class Engine:
                 for row in jobs.rows(layer.rows).to(x.device).unbind(1):
                     ops.neuron_grad_norm(
                         x, delta[every, :, row], row, jobs.weight.to(x.device), norms[layer], totals[layer],
-                        **asdict(layer.geometry), p=p,
+                        **asdict(layer.geometry), groups=layer.groups(x, self._live), p=p,
                     )  # fmt: skip
         return self._per_neuron(totals)
 
@@ -356,16 +354,21 @@ class Engine:
             self._trace.run(self._suffix.prefix, env, self._size, keep=keep)
         return {node: env[node] for node in keep}
 
-    def _check_stacking(self) -> None:
-        """Lets jobs run one by one where two that differ do not give the same stacked as alone."""
-        if self._chunk == 1:
-            return
+    @cached_property
+    def _chunk(self) -> int:
+        """How many jobs run at a time: what fits the memory, one where two that differ do not stack."""
+        needed = [*self._suffix.nodes, *self._suffix.boundary, *self._suffix.roots]
+        # every value is kept for the backward pass, and its gradient stands beside it
+        fit = max(1, self._memory // (2 * self._trace.nbytes(needed, self._size)))
+        if fit == 1:
+            return 1
         if not self._trace.dynamic:
             log.warning("%s: the model's batch size is fixed, jobs run one by one", self._group.name)
-            self._chunk = 1
-        elif not self._stacks():
+            return 1
+        if not self._stacks():
             log.warning("%s: samples see each other or do not lie along axis 0, jobs run one by one", self._group.name)
-            self._chunk = 1
+            return 1
+        return fit
 
     def _stacks(self) -> bool:
         with torch.no_grad():

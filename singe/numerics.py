@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 _HALF_TOLERANCE = 3e-2
+
+
+def alike(actual: Any, expected: Any) -> bool:
+    """Whether all tensors of two nested outputs are :func:`close`."""
+    a, e = pytree.tree_leaves(actual), pytree.tree_leaves(expected)
+    return len(a) == len(e) and all(close(x, y) for x, y in zip(a, e, strict=True) if isinstance(y, Tensor))
 
 
 def close(actual: Tensor, expected: Tensor) -> bool:

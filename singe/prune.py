@@ -112,8 +112,7 @@ def prune(
     if seed >= 2**62:
         raise ValueError(f"expected seed < 2**62, got {seed}")
     chosen = resolve(criterion)
-    device = checks.device_of(model)
-    checks.finite_weights(model)
+    device = checks.sound_model(model)
     task = Task(forward, cross_entropy if loss is None else loss)
     stream = Stream(loader, device, task)
     if finetune is not None and not _shuffles(loader):
@@ -250,7 +249,7 @@ class _Run:
         self._stream.restart(self._options.seed + index)
         batch = self._stream.take(self._options.images)
         current = self._plan.rebase(group)
-        if not self._trace.holds_for(self._work, self._options.task.inputs(batch)):
+        if not self._trace.holds_for(self._work, self._sample):
             self._trace = self._traced(batch)
         optimizer = tuner.optimizer if tuner is not None else None
         scoring, tuning = _Stopwatch(), _Stopwatch()
@@ -277,13 +276,15 @@ class _Run:
         here.add(current, selection.taken)
         compact(self._work, here.removed(), optimizer)
         self._plan.add(group, selection.taken)
+        loss_end = loss_removed
         if tuner is not None and tuner.when == "layer":
             with tuning:
                 tuner.pause()
+            loss_end = self._evaluate(batch)
         return GroupRecord(
             group=group.name, size=group.size, removed=tuple(selection.taken), scores=tuple(selection.taken_scores),
             neurons_scored=selection.scored, loss_start=loss_start, loss_removed=loss_removed,
-            loss_end=self._evaluate(batch), seconds_scoring=scoring.seconds, seconds_tuning=tuning.seconds,
+            loss_end=loss_end, seconds_scoring=scoring.seconds, seconds_tuning=tuning.seconds,
         )  # fmt: skip
 
     def _result(self, history: list[GroupRecord]) -> PruneResult:

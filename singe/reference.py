@@ -118,7 +118,7 @@ def fold(model: nn.Module, graph: Trace) -> None:
     live = graph.live(model)
     affine = {n: batchnorm.affine(n, live) for n in graph.nodes if batchnorm.is_batch_norm(n)}
     for node, known in affine.items():
-        norm: Any = model.get_submodule(module_of(batchnorm.owned_tensor(graph, node) or ""))
+        norm: Any = model.get_submodule(batchnorm.module(graph, node))
         norm.running_mean, norm.running_var = torch.zeros_like(known.shift), torch.full_like(known.shift, 1 - norm.eps)
         norm.weight, norm.bias = nn.Parameter(known.scale), nn.Parameter(known.shift)
         call: Any = node.args[0]

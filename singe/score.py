@@ -52,8 +52,7 @@ def score(
     """
     chosen = resolve(criterion)
     checks.integer("memory", memory, 1)
-    device = checks.device_of(model)
-    checks.finite_weights(model)
+    device = checks.sound_model(model)
     with plain_torch(device), preserved_random_state():
         task = Task(forward, loss or cross_entropy)
         here = checks.batch_of(batch, device, task)

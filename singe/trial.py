@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .graph.groups import Group
-from .graph.trace import Forward, answer, named_tensors, plain
+from .graph.trace import Forward, answer, first_line, named_tensors, plain
 from .numerics import close
 from .plan import Plan
 from .surgery import compact, mask
@@ -81,7 +81,7 @@ def _problem(model: nn.Module, chosen: list[tuple[Group, Tensor]], run: Run) -> 
         compact(compacted, plan.removed())
         return difference(masked, compacted, run) or _train_mode_problem(masked, compacted, run)
     except Exception as error:  # whatever the user's forward raises
-        return _first_line(error)
+        return first_line(error)
 
 
 @torch.no_grad()
@@ -94,12 +94,8 @@ def _train_mode_problem(masked: nn.Module, compacted: nn.Module, run: Run) -> st
     try:
         run(compacted.train())
     except Exception as error:
-        return f"in train mode, {_first_line(error)}"
+        return f"in train mode, {first_line(error)}"
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @torch.no_grad()

@@ -139,6 +139,7 @@ def test_memory_sets_how_many_jobs_run_at_once_and_not_what_comes_out(setting):
 
     for memory in (1, 1 << 18, 1 << 40):
         engine, passes = setting.engine(task=Task(loss=loss), memory=memory), []
+        engine.scores(singe.LossChange())  # the first pass is preceded by the check that jobs stack
         forward = engine._forward
         engine._forward = lambda jobs, forward=forward, passes=passes: passes.append(len(jobs)) or forward(jobs)
         evaluated.clear()
@@ -218,11 +219,13 @@ class Mixing(MLP):
 def test_samples_that_see_each_other_run_job_by_job_and_the_log_says_so(caplog):
     x, y = images(3, 10, 1)[0][:, 0, 0], images(3)[1]
     with caplog.at_level(logging.WARNING, "singe"):
-        Setting(randomised(MLP()), (x, y), "layers.0").engine()
+        Setting(randomised(MLP()), (x, y), "layers.0").engine().scores(singe.LossChange())
         assert not caplog.records
-        Setting(randomised(Mixing()), (x, y), "layers.2").engine()  # they meet in front of this layer
+        behind = Setting(randomised(Mixing()), (x, y), "layers.2")  # they meet in front of this layer
+        behind.engine().scores(singe.LossChange())
         assert not caplog.records
         engine = Setting(randomised(Mixing()), (x, y), "layers.0").engine()
+        engine.scores(singe.LossChange())
     assert "layers.0" in caplog.text
     assert engine._chunk == 1
 

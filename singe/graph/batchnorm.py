@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from .groups import module_of
 from .trace import Env, Trace, aten
 
 
@@ -64,6 +65,11 @@ def folded(call: fx.Node, live: Env) -> tuple[Tensor, Tensor]:
     bias = live[arguments[2]] if len(arguments) > 2 and arguments[2] is not None else None
     shift = known.shift if bias is None else torch.addcmul(known.shift, known.scale, bias)
     return weight * known.scale.view(-1, *[1] * (weight.dim() - 1)), shift
+
+
+def module(trace: Trace, node: fx.Node) -> str:
+    """Name of the module whose tensors a batch norm node uses; empty where it has none of the model's."""
+    return module_of(owned_tensor(trace, node) or "")
 
 
 def owned_tensor(trace: Trace, node: fx.Node) -> str | None:

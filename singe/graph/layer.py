@@ -25,7 +25,6 @@ class Geometry:
     stride: list[int]
     padding: list[int]
     dilation: list[int]
-    groups: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +79,10 @@ class Layer:
         odd = [d * (k - 1) % 2 for d, k in zip(g.dilation, g.kernel_size, strict=True)]
         return [side for o in reversed(odd) for side in (0, o)]
 
+    def groups(self, x: Tensor, live: Env) -> int:
+        """Into how many parts the convolution takes x [B, C, ...]; fewer where a depthwise one has lost channels."""
+        return x.shape[1] // live[self.weight_node].shape[1]
+
     def row_norms(self, live: Env, p: float, neurons: Tensor) -> Tensor:
         """float64 [N]: the p-norm of the weight rows of ``neurons``, batch norm folded in; zero for other rows."""
         weight = live[self.weight_node]
@@ -96,7 +99,7 @@ class Layer:
             return torch.einsum("bnt,bct->nc", delta, x)
         g, weight = self.geometry, live[self.weight_node]
         return aten.convolution_backward(
-            delta, self.padded(x), weight, None, g.stride, g.padding, g.dilation, False, [0], g.groups,
+            delta, self.padded(x), weight, None, g.stride, g.padding, g.dilation, False, [0], self.groups(x, live),
             [False, True, False],
         )[1].flatten(1)  # fmt: skip
 
@@ -123,7 +126,7 @@ def _layer(trace: Trace, weight: str, rows: Tensor) -> Layer:
     behind = batchnorm.following(call)
     arguments: tuple[Any, ...] = call.args
     if call.target is aten.linear.default:
-        axis, geometry = -1, Geometry([1], [1], [0], [1], 1)
+        axis, geometry = -1, Geometry([1], [1], [0], [1])
     else:
         axis, geometry = 1, _geometry(call, list(arguments[1].meta["val"].shape[2:]))
     return Layer(weight, call, arguments[0], behind or call, axis, geometry, rows)
@@ -138,7 +141,7 @@ def _geometry(call: fx.Node, kernel_size: list[int]) -> Geometry:
         padding = 0
     elif padding == "same":
         padding = [d * (k - 1) // 2 for d, k in zip(dilation, kernel_size, strict=True)]
-    return Geometry(kernel_size, stride, _per_axis(padding, rank), dilation, _argument(call, 6, "groups", 1))
+    return Geometry(kernel_size, stride, _per_axis(padding, rank), dilation)
 
 
 def _argument(node: fx.Node, index: int, name: str, default: Any) -> Any:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import logging
 import operator
 import os
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +27,9 @@ Env = dict[fx.Node, Any]
 
 Forward = Callable[[nn.Module, Any], Any]
 """(model, inputs) -> outputs, with inputs any nested tensors [B, ...]."""
+
+
+_CONVOLUTIONS = (aten.conv1d, aten.conv2d, aten.conv3d)
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -46,8 +51,10 @@ def answer(model: nn.Module, inputs: Any, forward: Forward = plain) -> Any:
 
 
 def evaluate(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Calls a node's operator."""
+    """Calls a node's operator; a convolution has as many groups as its operands say, since depthwise ones shrink."""
     operator_: Callable[..., Any] = node.target  # type: ignore[assignment]
+    if getattr(operator_, "overloadpacket", None) in _CONVOLUTIONS and len(args) > 6:
+        args = (*args[:6], args[0].shape[1] // args[1].shape[1])
     return operator_(*args, **kwargs)
 
 
@@ -243,17 +250,34 @@ def place_of(node: fx.Node) -> str:
 def _export(model: nn.Module, inputs: Any, forward: Forward) -> Trace:
     tensors, spec = pytree.tree_flatten(inputs)
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # export warns about its own internals
+        with torch.no_grad(), _quietly():
             call = _Call(model, forward, spec)
             shapes = (tuple({0: Dim.AUTO} for _ in tensors),)
             program = export(call, tuple(tensors), dynamic_shapes=shapes, strict=False).run_decompositions({})
     except Exception as error:
         raise ValueError(
             f"expected a model that torch.export can trace, but exporting {type(model).__name__} on inputs of shape "
-            f"{', '.join(str(tuple(t.shape)) for t in tensors)} failed{_line_of(error)}: {error}"
+            f"{', '.join(str(tuple(t.shape)) for t in tensors)} failed{_line_of(error)}: {first_line(error)}"
         ) from error
     return Trace(program, _first_names(model), forward, length(inputs))
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the pages that may follow."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Keeps export from telling the user about its own internals."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = disabled
 
 
 def _line_of(error: BaseException) -> str:

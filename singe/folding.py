@@ -1,0 +1,122 @@
+"""Batch norms folded into the layers in front of them, for deployment."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from . import checks
+from .graph import batchnorm
+from .graph.groups import module_of
+from .graph.layer import is_affine
+from .graph.trace import Env, Forward, Trace, plain, trace
+from .isolation import plain_torch, preserved_random_state
+from .numerics import alike
+from .task import Task
+
+log = logging.getLogger("singe")
+
+
+@dataclass(frozen=True, eq=False)
+class Folding:
+    """A network with batch norms folded away.
+
+    Attributes:
+        model: a copy of the network given, with ``torch.nn.Identity`` where batch norms were folded.
+        folded: names of those batch norms.
+        unfolded: names of the batch norms that stay -> why.
+    """
+
+    model: nn.Module
+    folded: tuple[str, ...]
+    unfolded: dict[str, str]
+
+
+def fold_batchnorm(model: nn.Module, example: Any, *, forward: Forward | None = None) -> Folding:
+    """Folds every batch norm that alone reads a convolution or linear layer into that layer.
+
+    With a = gamma / sqrt(var + eps): W' = a W and b' = a (b - mean) + beta. Outputs in eval mode stay the same, which
+    is checked on the example after every fold. A folded network no longer normalises batches, so train it first.
+
+    Args:
+        model: not modified.
+        example: inputs x [B, ...] of ``model(x)``, or whatever ``forward`` takes; a few samples are enough.
+        forward: (model, example) -> outputs, for a model that is not ``model(x)``.
+
+    Raises:
+        TypeError, ValueError: bad input; see the message.
+    """
+    task = Task(forward or plain)
+    device = checks.sound_model(model)
+    with torch.no_grad(), plain_torch(device), preserved_random_state():
+        inputs = checks.batch_of(example, device, task)
+        work = checks.copied(model)
+        checks.runs(work, inputs, task)
+        graph, expected = trace(work, inputs, task.call), task.outputs(work, inputs)
+        live = graph.live(work)
+        folded, unfolded = [], {}
+        for name, norm in [(n, m) for n, m in work.named_modules() if isinstance(m, _BatchNorm)]:
+            layer = _layer_before(work, graph, live, name)
+            if isinstance(layer, fx.Node):
+                undo = _fold(work, graph, live, layer, norm)
+                if alike(task.outputs(work, inputs), expected):
+                    folded.append(name)
+                    continue
+                undo()
+                layer = "the outputs change: the model's code does more with it than call it"
+            unfolded[name] = layer
+            log.info("%s is not folded: %s", name, layer)
+        for name, module in model.named_modules():
+            work.get_submodule(name).training = module.training
+    return Folding(work, tuple(folded), unfolded)
+
+
+def _layer_before(model: nn.Module, graph: Trace, live: Env, name: str) -> fx.Node | str:
+    """The convolution or linear layer that a batch norm can be folded into, or why there is none."""
+    nodes = [n for n in graph.nodes if batchnorm.is_batch_norm(n) and batchnorm.module(graph, n) == name]
+    if len(nodes) != 1:
+        return (
+            f"is used {len(nodes)} times in eval mode" if nodes else "is not used with its own statistics in eval mode"
+        )
+    layer: Any = nodes[0].args[0]
+    if not is_affine(layer):
+        return f"stands behind {layer.target}, not behind a convolution or linear layer"
+    if batchnorm.following(layer) is not nodes[0]:
+        return "the layer before it is read by others too, or normalised along another axis"
+    weight = graph.parameter(layer, 1, "weight")
+    if weight is None or not batchnorm.folds(layer, live):
+        return "the layer before it has a computed weight, or one of another dtype"
+    if not isinstance(model.get_submodule(module_of(weight)), (_ConvNd, nn.Linear)):
+        return "the weight before it belongs to no convolution or linear module"
+    if len(graph.calls(weight)) != 1:
+        return "the layer before it is used more than once"
+    return layer
+
+
+def _fold(model: nn.Module, graph: Trace, live: Env, call: fx.Node, norm: nn.Module) -> Callable[[], None]:
+    """Puts a batch norm's scale and shift into the layer before it and an identity in its place; returns the undo."""
+    layer: Any = model.get_submodule(module_of(graph.parameter(call, 1, "weight") or ""))
+    before, identity = (layer.weight, layer.bias), nn.Identity()
+    layer.weight, layer.bias = (nn.Parameter(t, layer.weight.requires_grad) for t in batchnorm.folded(call, live))
+    _replace(model, norm, identity)
+
+    def undo() -> None:
+        layer.weight, layer.bias = before
+        _replace(model, identity, norm)
+
+    return undo
+
+
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    new.training = old.training
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            if child is old:
+                setattr(parent, name, new)

@@ -1,0 +1,260 @@
+"""The scripts in benchmarks/: the networks, the data, training and pruning, on few and random images."""
+
+import json
+
+import cifar10
+import pytest
+import torch
+import train_cifar10
+from cifar10_data import Loader, normalised, read
+from models import MODELS, load, random_images
+from safetensors.torch import load_file
+
+import singe
+from singe.result import count_parameters
+
+PARAMETERS = {
+    "resnet20": 272_474,
+    "resnet56": 855_770,
+    "resnet110": 1_730_714,
+    "resnet20_a": 269_722,
+    "resnet56_a": 853_018,
+    "resnet110_a": 1_727_962,
+    "vgg16_bn": 14_728_266,
+    "mobilenet_v2": 2_236_682,
+}
+PER_FILE = 32
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Canonical files of random records, few in each."""
+    folder = tmp_path_factory.mktemp("cifar10")
+    generator = torch.Generator().manual_seed(0)
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+        labels = torch.randint(10, (PER_FILE, 1), generator=generator)
+        pixels = torch.randint(256, (PER_FILE, 3072), generator=generator)
+        (folder / f"{name}.bin").write_bytes(torch.cat([labels, pixels], 1).byte().numpy().tobytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(data):
+    """Those of a ResNet-20 after an epoch."""
+    out = data / "trained" / "resnet20.safetensors"
+    torch.manual_seed(1)  # does not matter: the script has its own seed
+    train_cifar10.main(
+        ["--model", "resnet20", "--data", str(data), "--out", str(out), "--epochs", "1", "--batch-size", "32"]
+    )
+    return out
+
+
+# -- networks ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_network_has_its_known_size_and_ten_logits(name):
+    model = load(name)
+    assert not model.training
+    assert count_parameters(model) == PARAMETERS[name]
+    with torch.no_grad():
+        assert model(random_images(2)[0]).shape == (2, 10)
+
+
+def test_a_shortcut_without_parameters_skips_pixels_and_adds_zeros():
+    x = torch.randn(2, 16, 8, 8)
+    y = load("resnet20_a").blocks[3].down(x)
+    expected = torch.zeros(2, 32, 4, 4)
+    for row in range(4):
+        for column in range(4):
+            expected[:, 8:24, row, column] = x[:, :, 2 * row, 2 * column]
+    assert torch.equal(y, expected)
+
+
+def test_the_kinds_of_shortcut_differ_only_there():
+    a, b = (dict(load(name).state_dict()) for name in ("resnet20_a", "resnet20"))
+    assert {key for key in b if ".down." not in key} == set(a)
+    assert {key.split(".down.")[0] for key in b.keys() - a.keys()} == {"blocks.3", "blocks.6"}
+
+
+def test_the_names_in_resnet56_stay_as_weights_have_them():
+    parts = {key.rpartition(".")[0] for key in load("resnet56").state_dict()}
+    blocks = {f"blocks.{n}.{part}" for n in range(27) for part in ("conv1", "bn1", "conv2", "bn2")}
+    down = {f"blocks.{n}.down.{i}" for n in (9, 18) for i in (0, 1)}
+    assert parts == {"stem.0", "stem.1", "fc"} | blocks | down
+
+
+def test_load_names_the_networks_there_are():
+    with pytest.raises(ValueError, match=r"resnet20, .*mobilenet_v2, got 'resnet21'"):
+        load("resnet21")
+
+
+def test_load_refuses_the_weights_of_another_network(weights):
+    with pytest.raises(RuntimeError, match="Missing key"):
+        load("resnet56", weights)
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        load("resnet20_a", weights)
+
+
+# -- data -------------------------------------------------------------------------------------------------------
+
+
+def test_read_keeps_records_in_order(data):
+    images, labels = read(data, train=True)
+    record = (data / "data_batch_2.bin").read_bytes()[3073 * 5 : 3073 * 6]
+    assert images.shape == (5 * PER_FILE, 3, 32, 32) and images.dtype == torch.uint8
+    assert labels[PER_FILE + 5] == record[0]
+    assert images[PER_FILE + 5, 1, 2, 3] == record[1 + 1024 + 2 * 32 + 3]
+    assert len(read(data, train=False)[0]) == PER_FILE
+
+
+def test_read_says_how_to_fetch(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"fetch_cifar10\.py"):
+        read(tmp_path, train=False)
+
+
+def test_a_seed_makes_batches_repeatable(data):
+    loader = Loader(*read(data, train=True), batch_size=32)
+
+    def epoch(seed):
+        torch.manual_seed(seed)
+        return [torch.cat(parts) for parts in zip(*loader, strict=True)]
+
+    (x, y), (again, y_again), (other, _) = epoch(0), epoch(0), epoch(1)
+    assert torch.equal(x, again) and torch.equal(y, y_again)
+    assert not torch.equal(x, other)
+
+
+def test_augmented_images_are_crops_of_the_padded_ones_or_their_mirrors(data):
+    images, labels = (part[:16] for part in read(data, train=True))
+    torch.manual_seed(0)
+    order = torch.randperm(16)
+    torch.manual_seed(0)
+    ((batch, y),) = Loader(images, labels, batch_size=16)
+    assert torch.equal(y, labels[order])
+    padded = torch.nn.functional.pad(normalised(images[order]), (4, 4, 4, 4))
+    shifts, flips = set(), set()
+    for image, whole in zip(batch, padded, strict=True):
+        crops = {(i, j): whole[:, i : i + 32, j : j + 32] for i in range(9) for j in range(9)}
+        found = [(at, flip) for at, crop in crops.items() for flip in (False, True)
+                 if torch.equal(image, crop.flip(2) if flip else crop)]  # fmt: skip
+        assert len(found) == 1
+        shifts.add(found[0][0])
+        flips.add(found[0][1])
+    assert len(shifts) > 8 and flips == {False, True}
+
+
+def test_without_augmentation_images_are_as_they_are(data):
+    images, labels = read(data, train=True)
+    torch.manual_seed(0)
+    order = torch.randperm(len(images))
+    torch.manual_seed(0)
+    ((x, y),) = Loader(images, labels, batch_size=len(images), augment=False)
+    assert torch.equal(x, normalised(images[order])) and torch.equal(y, labels[order])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_batches_are_where_the_images_are_and_the_same_on_every_device(data, device):
+    images, labels = read(data, train=True)
+    batches = []
+    for part in (images, labels), (images.to(device), labels.to(device)):
+        torch.manual_seed(0)
+        batches.append(next(iter(Loader(*part, batch_size=32))))
+    (x, y), (x_there, y_there) = batches
+    assert x_there.device.type == y_there.device.type == device
+    torch.testing.assert_close(x_there.cpu(), x)
+    assert torch.equal(y_there.cpu(), y)
+
+
+@pytest.mark.parametrize("size", [0, 5 * PER_FILE + 1])
+def test_a_batch_has_at_least_one_image_and_no_more_than_there_are(data, size):
+    with pytest.raises(ValueError, match=f"batch size from 1 to {5 * PER_FILE}.*got {size}"):
+        Loader(*read(data, train=True), batch_size=size)
+
+
+# -- training ---------------------------------------------------------------------------------------------------
+
+
+def test_training_writes_weights_that_load_and_what_they_are_worth(weights, data):
+    trained = load_file(weights)
+    for name, value in load("resnet20", weights).state_dict().items():
+        assert torch.equal(trained[name], value)
+    assert trained["stem.1.num_batches_tracked"] == 5
+    report = json.loads(weights.with_suffix(".json").read_text())
+    assert report["options"]["model"] == "resnet20" and report["options"]["epochs"] == 1
+    assert report["parameters"] == PARAMETERS["resnet20"]
+    assert report["top1_of_epochs"] == [report["top1"]] and 0 <= report["top1"] <= 1
+    assert report["seconds"] > 0 and "torch" in report["machine"]
+    assert str(data) not in json.dumps(report)
+
+
+def test_training_is_repeatable_and_the_seed_matters(weights, data, tmp_path):
+    trained = load_file(weights)["fc.weight"]
+    for seed, same in (("0", True), ("1", False)):
+        out = tmp_path / "again.safetensors"
+        arguments = ["--epochs", "1", "--batch-size", "32", "--seed", seed]
+        train_cifar10.main(["--model", "resnet20", "--data", str(data), "--out", str(out), *arguments])
+        assert torch.equal(load_file(out)["fc.weight"], trained) == same
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_training_in_bfloat16_leaves_float32_weights(data, tmp_path, device):
+    out = tmp_path / "resnet20.safetensors"
+    arguments = ["--epochs", "1", "--batch-size", "160", "--bf16", "--device", device]
+    train_cifar10.main(["--model", "resnet20", "--data", str(data), "--out", str(out), *arguments])
+    assert load_file(out)["fc.weight"].dtype == torch.float32
+
+
+# -- pruning ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_pruning_reports_all_there_is_to_know(weights, data, tmp_path, capsys, device):
+    arguments = ["--model", "resnet20", "--weights", str(weights), "--data", str(data), "--rho", "0.3"]
+    arguments += ["--steps", "2", "--criterion", "magnitude", "--batch-size", "32", "--ignore", "stem"]
+    arguments += ["--device", device]
+    cifar10.main([*arguments, "--json", str(tmp_path / "report.json")])
+    text = (tmp_path / "report.json").read_text()
+    report = json.loads(text)
+    numbers = [f"{name}_{when}" for name in ("params", "macs") for when in ("before", "after", "removed")]
+    numbers += [f"{name}_{when}" for name in ("top1", "latency_64", "latency_1") for when in ("before", "after")]
+    numbers += ["seconds", "seconds_scoring", "seconds_tuning", "neurons_scored", "neurons_removed"]
+    assert report.keys() == {"machine", "options", "frozen", *numbers}
+    assert all(report[name] >= 0 for name in numbers)
+    assert report["params_before"] == PARAMETERS["resnet20"]
+    assert report["params_after"] == round(report["params_before"] * (1 - report["params_removed"]))
+    assert report["params_removed"] == pytest.approx(0.3, abs=0.01)
+    assert report["frozen"]["stem.0"] == "ignored"
+    assert report["options"]["model"] == "resnet20" and report["options"]["weights"] == weights.name
+    assert str(data) not in text
+    printed = capsys.readouterr().out
+    assert all(f"{name}: " in printed for name in numbers)
+
+
+def test_pruning_is_by_the_options(weights, data, monkeypatch):
+    class Caught(Exception):
+        pass
+
+    def prune(model, loader, rho, **arguments):
+        raise Caught({"rho": rho, "batches": len(loader), **arguments})
+
+    monkeypatch.setattr(singe, "prune", prune)
+    text = "--rho .4 --target macs --allocation global --round-to 8 --ignore stem fc --nodes 7 --steps 9 --when after"
+    text += f" --lr .1 --recalibrate-bn 3 --batch-size 16 --seed 5 --model resnet20 --weights {weights} --data {data}"
+    with pytest.raises(Caught) as caught:
+        cifar10.main(text.split())
+    assert caught.value.args[0] == {
+        "rho": 0.4, "target": "macs", "allocation": "global", "round_to": 8, "ignore": ["stem", "fc"], "seed": 5,
+        "criterion": singe.IntegratedGradient(quadrature=singe.GaussLegendre(7)), "recalibrate_bn": 3,
+        "finetune": singe.FineTune(steps=9, when="after", lr=0.1), "batches": 5 * PER_FILE // 16,
+    }  # fmt: skip
+    with pytest.raises(Caught) as caught:
+        cifar10.main([*text.split(), "--steps", "0", "--criterion", "magnitude"])
+    assert caught.value.args[0]["finetune"] is None and caught.value.args[0]["criterion"] == "magnitude"
+
+
+def test_pruning_refuses_random_weights(data, capsys):
+    with pytest.raises(SystemExit):
+        cifar10.main(["--data", str(data)])
+    assert "random weights" in capsys.readouterr().err
