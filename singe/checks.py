@@ -61,9 +61,9 @@ def arithmetic(model: nn.Module) -> None:
     for dtype, device in {(p.dtype, p.device): None for p in model.parameters()}:
         if dtype not in FLOATING:
             raise ValueError(f"expected weights of float64, float32, float16 or bfloat16, got {dtype}")
-        x = torch.ones(2, 1, 3, 3, dtype=dtype, device=device)
         try:
             with plain_torch(device), torch.enable_grad():
+                x = torch.ones(2, 1, 3, 3, dtype=dtype, device=device)
                 weight = torch.ones(1, 1, 3, 3, dtype=dtype, device=device, requires_grad=True)
                 F.conv2d(x, weight).sum().backward(inputs=[weight])
         except RuntimeError as error:
