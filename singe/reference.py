@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from .batches import Batch
-from .criteria import Criterion, LossChange, Magnitude, PathCriterion, resolve
+from .criteria import Criterion, LossChange, Magnitude, PathCriterion, Random, resolve
 from .graph import batchnorm
 from .graph.analysis import find_groups
 from .graph.groups import Group, module_of
@@ -167,6 +167,8 @@ class _Literal:
         if isinstance(criterion, LossChange):
             base = self._value(self._tensors)
             return torch.stack([self._value(self._faded([n], 0.0)) - base for n in every]).double().cpu()
+        if isinstance(criterion, Random):
+            return torch.rand(self._group.size, dtype=torch.float64)
         if isinstance(criterion, Magnitude):
             return torch.stack([self._norms(self._tensors, n, criterion.p).sum() for n in every]).cpu()
         assert isinstance(criterion, PathCriterion)
