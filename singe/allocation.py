@@ -91,6 +91,14 @@ def removable(group: Group, round_to: int) -> list[int]:
     return [0, *sorted(group.size - kept for kept in range(step, group.size, step))]
 
 
+def check_reach(cost: Cost, choices: Sequence[Sequence[int]], rho: float) -> None:
+    """Raises ValueError if the groups cannot lose a share ``rho`` of the cost; says how far it goes."""
+    reach = cost.gone([c[-1] for c in choices])
+    if rho * cost.total > reach:
+        limit = math.floor(reach / cost.total * 1e4) / 1e4
+        raise ValueError(f"expected rho <= {limit:.4f}, which takes all that may go, got {rho}")
+
+
 def fit(cost: Cost, choices: Sequence[Sequence[int]], schedule: Schedule, rho: float) -> list[int]:
     """Neurons to remove from each group so that a share ``rho`` of the cost goes.
 
@@ -106,11 +114,8 @@ def fit(cost: Cost, choices: Sequence[Sequence[int]], schedule: Schedule, rho: f
     Raises:
         ValueError: rho is out of reach; says how far it goes.
     """
+    check_reach(cost, choices, rho)
     target = rho * cost.total
-    reach = cost.gone([c[-1] for c in choices])
-    if target > reach:
-        limit = math.floor(reach / cost.total * 1e4) / 1e4
-        raise ValueError(f"expected rho <= {limit:.4f}, which takes all that may go, got {rho}")
 
     def at(level: float) -> list[int]:
         """Which choice is nearest for each group at a level."""

@@ -5,28 +5,26 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from tqdm import tqdm
 
-from . import allocation as allocations
 from . import checks
 from .batches import Batch, head
-from .cost import mac_cost, parameter_cost
 from .criteria import Criterion, resolve
 from .data import Stream
 from .engine import DEFAULT_MEMORY, Engine
 from .finetune import FineTune, Tuner
+from .goal import Allocation, Goal, Target
 from .graph.analysis import find_groups
 from .graph.groups import Group
 from .graph.trace import Forward, Trace, trace
 from .isolation import plain_torch, preserved_random_state
-from .patterns import named_groups
 from .plan import Plan
 from .recalibration import recalibrate
 from .result import GroupRecord, PruneResult, count_macs, count_parameters
@@ -37,8 +35,6 @@ from .trial import check_result, unsafe_groups
 
 log = logging.getLogger("singe")
 
-Target = Literal["params", "macs"]
-
 
 def prune(
     model: nn.Module,
@@ -47,7 +43,7 @@ def prune(
     *,
     target: Target = "params",
     criterion: str | Criterion = "integrated_gradient",
-    allocation: str | Mapping[str, float] = "uniform",
+    allocation: Allocation = "uniform",
     round_to: int = 1,
     refresh: Refresh = "lazy",
     finetune: FineTune | None = FineTune(),  # noqa: B008 - frozen
@@ -92,21 +88,13 @@ def prune(
     Raises:
         TypeError, ValueError: bad input, refused before any work; or a loss that is not finite during the run.
     """
-    rho = checks.number("rho", rho)
-    if not 0 < rho < 1:
-        raise ValueError(f"expected rho in (0, 1), got {rho}")
-    if target not in ("params", "macs"):
-        raise ValueError(f"expected target 'params' or 'macs', got {target!r}")
-    allocations.check(allocation)
+    goal = Goal(rho, target, allocation, round_to, ignore)
     if refresh not in ("lazy", "full"):
         raise ValueError(f"expected refresh 'lazy' or 'full', got {refresh!r}")
     if finetune is not None and not isinstance(finetune, FineTune):
         raise TypeError(f"expected finetune to be a singe.FineTune or None, got {type(finetune).__name__}")
-    if not isinstance(ignore, (list, tuple, set, frozenset)) or not all(isinstance(p, str) for p in ignore):
-        raise TypeError(f"expected a list of module names for ignore, got {ignore!r}")
     checks.integer("images", images, 1)
     checks.integer("memory", memory, 1)
-    checks.integer("round_to", round_to, 1)
     checks.integer("recalibrate_bn", recalibrate_bn, 0)
     checks.integer("seed", seed, 0)
     if seed >= 2**62:
@@ -123,7 +111,7 @@ def prune(
     options = _Options(chosen, refresh, finetune, images, task, seed, memory, recalibrate_bn, progress)
     with plain_torch(device), preserved_random_state(loader):
         run = _Run(model, stream, options)
-        run.plan_widths(rho, target, allocation, round_to, ignore)
+        run.plan_widths(goal)
         return run.execute()
 
 
@@ -167,50 +155,23 @@ class _Run:
 
     # -- before the first removal ----------------------------------------------------------------------------
 
-    def plan_widths(
-        self, rho: float, target: Target, allocation: str | Mapping[str, float], round_to: int, ignore: Sequence[str]
-    ) -> None:
+    def plan_widths(self, goal: Goal) -> None:
         """Finds the groups that may be pruned and fixes how many neurons each will lose."""
-        groups = self._prunable(find_groups(self._trace), allocation, round_to, ignore)
-        choices = [allocations.removable(g, round_to) for g in groups]
-        if target == "macs":
-            cost = mac_cost(self._original, groups, self._trace, self._macs_before)
-        else:
-            cost = parameter_cost(self._original, groups)
-        if allocation == "global":
-            schedule = allocations.ranked(self._first_scores(groups), cost)
-        else:
-            rates = allocations.rates(allocation, self._original, groups)
-            schedule = allocations.proportional(rates, [g.size for g in groups])
-        counts = allocations.fit(cost, choices, schedule, rho)
-        self._todo = [(g, n) for g, n in zip(groups, counts, strict=True) if n]
-        if not self._todo:
-            log.warning("nothing is removed: rho=%g is less than half of the smallest neuron", rho)
-
-    def _prunable(
-        self, groups: Sequence[Group], allocation: str | Mapping[str, float], round_to: int, ignore: Sequence[str]
-    ) -> list[Group]:
-        """The groups that may lose neurons; records why the others may not."""
-        whole = {g.name: g.frozen for g in groups if g.frozen is not None}
-        whole |= {g.name: "has only one neuron" for g in groups if g.size == 1 and g.frozen is None}
-        for pattern in ignore:
-            whole |= dict.fromkeys(named_groups(self._original, groups, pattern, "ignore"), "ignored")
-        able = [g for g in groups if g.name not in whole]
-        if isinstance(allocation, Mapping):
-            shares = zip(able, allocations.rates(allocation, self._original, able), strict=True)
-            whole |= {g.name: "the allocation gives it no share" for g, rate in shares if not rate}
-        narrow = [g.name for g in able if len(allocations.removable(g, round_to)) == 1]
-        whole |= dict.fromkeys(narrow, f"has no more than round_to={round_to} rows")
-        able = [g for g in groups if g.name not in whole]
+        found = find_groups(self._trace)
+        whole = goal.left_whole(self._original, found)
+        able = [g for g in found if g.name not in whole]
         whole |= unsafe_groups(self._work, able, self._sample, self._options.task.call)
         for name, reason in whole.items():
             log.info("%s is not pruned: %s", name, reason)
-        self._frozen = whole
-        able = [g for g in groups if g.name not in whole]
+        able = [g for g in found if g.name not in whole]
         if not able:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in whole.items())
             raise ValueError(f"expected a model with neurons to prune, found none ({reasons or 'no layers'})")
-        return able
+        counts = goal.counts(self._original, able, self._trace, self._macs_before, lambda: self._first_scores(able))
+        self._frozen = whole
+        self._todo = [(g, n) for g, n in zip(able, counts, strict=True) if n]
+        if not self._todo:
+            log.warning("nothing is removed: rho=%g is less than half of the smallest step", goal.rho)
 
     def _first_scores(self, groups: Sequence[Group]) -> list[Tensor]:
         """Every neuron's score in the unpruned network, on one batch."""

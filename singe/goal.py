@@ -1,0 +1,87 @@
+"""How much is to go and from where: the groups that may lose neurons, and how many each will."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from . import allocation as allocations
+from . import checks
+from .cost import mac_cost, parameter_cost
+from .graph.groups import Group
+from .graph.trace import Trace
+from .patterns import named_groups
+
+Target = Literal["params", "macs"]
+Allocation = str | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """The arguments of :func:`singe.prune` that decide widths; see there.
+
+    Raises:
+        TypeError, ValueError: bad values.
+    """
+
+    rho: float
+    target: Target
+    allocation: Allocation
+    round_to: int
+    ignore: Collection[str]
+
+    def __post_init__(self) -> None:
+        if not 0 < checks.number("rho", self.rho) < 1:
+            raise ValueError(f"expected rho in (0, 1), got {self.rho}")
+        if self.target not in ("params", "macs"):
+            raise ValueError(f"expected target 'params' or 'macs', got {self.target!r}")
+        allocations.check(self.allocation)
+        checks.integer("round_to", self.round_to, 1)
+        names = isinstance(self.ignore, (list, tuple, set, frozenset)) and all(isinstance(p, str) for p in self.ignore)
+        if not names:
+            raise TypeError(f"expected a list of module names for ignore, got {self.ignore!r}")
+
+    def left_whole(self, model: nn.Module, groups: Sequence[Group]) -> dict[str, str]:
+        """Names of the groups that may not lose neurons -> why.
+
+        Raises:
+            ValueError: a pattern of ``ignore`` or ``allocation`` that names no module.
+        """
+        whole = {g.name: g.frozen for g in groups if g.frozen is not None}
+        whole |= {g.name: "has only one neuron" for g in groups if g.size == 1 and g.frozen is None}
+        for pattern in self.ignore:
+            whole |= dict.fromkeys(named_groups(model, groups, pattern, "ignore"), "ignored")
+        able = [g for g in groups if g.name not in whole]
+        if isinstance(self.allocation, Mapping):
+            shares = zip(able, allocations.rates(self.allocation, model, able), strict=True)
+            whole |= {g.name: "the allocation gives it no share" for g, rate in shares if not rate}
+        narrow = [g.name for g in able if len(allocations.removable(g, self.round_to)) == 1]
+        return whole | dict.fromkeys(narrow, f"has no more than round_to={self.round_to} rows")
+
+    def counts(
+        self, model: nn.Module, groups: Sequence[Group], trace: Trace, macs: int, scores: Callable[[], list[Tensor]]
+    ) -> list[int]:
+        """How many neurons each group will lose.
+
+        Args:
+            model: unpruned.
+            groups: those that may lose neurons, in execution order.
+            trace: of the model.
+            macs: its multiply-adds for one sample.
+            scores: gives every group's first scores; called for the global allocation only.
+
+        Raises:
+            ValueError: rho is out of reach.
+        """
+        cost = mac_cost(model, groups, trace, macs) if self.target == "macs" else parameter_cost(model, groups)
+        choices = [allocations.removable(g, self.round_to) for g in groups]
+        allocations.check_reach(cost, choices, self.rho)
+        if self.allocation == "global":
+            schedule = allocations.ranked(scores(), cost)
+        else:
+            rates = allocations.rates(self.allocation, model, groups)
+            schedule = allocations.proportional(rates, [g.size for g in groups])
+        return allocations.fit(cost, choices, schedule, self.rho)
