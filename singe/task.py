@@ -23,6 +23,8 @@ def cross_entropy(outputs: Any, batch: Batch) -> Tensor:
             f"expected the model to return a tensor of logits for the default loss, got {type(outputs).__name__}; "
             "pass loss=(outputs, batch) -> scalar"
         )
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[1], Tensor):
+        raise TypeError(f"expected batches (x, y) for the default loss, got {type(batch).__name__}; pass loss=")
     y = batch[1]
     try:
         return F.cross_entropy(outputs, y)
@@ -69,6 +71,8 @@ class Task:
         try:
             value = self.loss(outputs, batch)
         except TypeError as error:
+            if self.loss is cross_entropy:
+                raise
             raise TypeError(
                 f"expected loss(outputs, batch) -> scalar, with batch as the loader yields it, but calling "
                 f"{self.loss!r} failed: {error}; a loss of (outputs, y) is passed as "
