@@ -4,8 +4,10 @@ import json
 
 import cifar10
 import pytest
+import speed
 import torch
 import train_cifar10
+from baselines import BASELINES
 from cifar10_data import Loader, normalised, read
 from models import MODELS, load, random_images
 from safetensors.torch import load_file
@@ -258,3 +260,48 @@ def test_pruning_refuses_random_weights(data, capsys):
     with pytest.raises(SystemExit):
         cifar10.main(["--data", str(data)])
     assert "random weights" in capsys.readouterr().err
+
+
+# -- speed ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", BASELINES)
+def test_a_baseline_computes_what_the_engine_computes(way):
+    torch.manual_seed(0)
+    x, y = random_images(4)
+    model = singe.fold_batchnorm(load("resnet20"), x).model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    quadrature = singe.GaussLegendre(2)
+    criterion = singe.IntegratedGradient(quadrature=quadrature)
+    expected = float(singe.score(model, (x, y), "blocks.8.conv1", criterion=criterion)[5])
+    assert BASELINES[way](model, (x, y), "blocks.8.conv1", 5, quadrature.dt()) == pytest.approx(expected, rel=1e-4)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_speed_is_reported_layer_by_layer_with_what_bounds_it(tmp_path, capsys):
+    layers = "blocks.[78].conv1"
+    options = [
+        "--model",
+        "resnet20",
+        "--layers",
+        layers,
+        "--batch",
+        "2",
+        "--neurons",
+        "2",
+        "--nodes",
+        "1",
+        "--rounds",
+        "1",
+    ]
+    speed.main([*options, "--json", str(tmp_path / "speed.json")])
+    rows = json.loads((tmp_path / "speed.json").read_text())["rows"]
+    assert [row["layer"] for row in rows] == ["blocks.7.conv1", "blocks.8.conv1"]
+    for row in rows:
+        assert set(row["seconds"]) == set(row["macs"]) == {"engine", *BASELINES}
+        assert min(*row["seconds"].values(), row["floor"]) > 0
+        assert row["macs"]["backward"] > row["macs"]["to the layer"] > row["macs"]["engine"] > 0
+    # behind the last block's first convolution stand the second, 3x3 from 64 to 64 channels on 8x8 pixels, and the head
+    suffix = 64 * 64 * 9 * 64 + 64 * 10
+    assert rows[1]["macs"]["engine"] == 2 * (2 * suffix + 64 * 9 * 64)  # both ways, and one row's gradient, 2 images
+    assert "over the floor" in capsys.readouterr().out
