@@ -95,8 +95,10 @@ def check_reach(cost: Cost, choices: Sequence[Sequence[int]], rho: float) -> Non
     """Raises ValueError if the groups cannot lose a share ``rho`` of the cost; says how far it goes."""
     reach = cost.gone([c[-1] for c in choices])
     if rho * cost.total > reach:
-        limit = math.floor(reach / cost.total * 1e4) / 1e4
-        raise ValueError(f"expected rho <= {limit:.4f}, which takes all that may go, got {rho}")
+        share = reach / cost.total
+        digits = 4 - math.ceil(math.log10(share))
+        limit = math.floor(share * 10**digits) / 10**digits
+        raise ValueError(f"expected rho <= {limit:g}, which takes all that may go, got {rho}")
 
 
 def fit(cost: Cost, choices: Sequence[Sequence[int]], schedule: Schedule, rho: float) -> list[int]:
@@ -126,11 +128,21 @@ def fit(cost: Cost, choices: Sequence[Sequence[int]], schedule: Schedule, rho: f
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if _gone(cost, choices, at(middle)) <= target else (low, middle)
-    return _removed(choices, _adjusted(cost, choices, at(low), target))
+    return _removed(choices, _polished(cost, choices, _filled(cost, choices, at(low), target), target))
 
 
-def _adjusted(cost: Cost, choices: Sequence[Sequence[int]], chosen: list[int], target: float) -> list[int]:
-    """Moves groups to the next choice, from the dearest to the cheapest, again and again while it helps."""
+def _filled(cost: Cost, choices: Sequence[Sequence[int]], chosen: list[int], target: float) -> list[int]:
+    """Moves each group on by one choice where that still fits, from the dearest to the cheapest."""
+    removed = _removed(choices, chosen)
+    for i in sorted(range(len(choices)), key=lambda i: -cost.unit(removed, i)):
+        further = [c + (i == j) for j, c in enumerate(chosen)]
+        if further[i] < len(choices[i]) and _gone(cost, choices, further) <= target:
+            chosen = further
+    return chosen
+
+
+def _polished(cost: Cost, choices: Sequence[Sequence[int]], chosen: list[int], target: float) -> list[int]:
+    """Moves single groups on or back, from the dearest to the cheapest, again and again while it comes closer."""
     missing, changed = target - _gone(cost, choices, chosen), True
     while changed:
         changed = False

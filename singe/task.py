@@ -48,6 +48,12 @@ class Task:
     forward: Forward | None = None
     loss: Loss = cross_entropy
 
+    def __post_init__(self) -> None:
+        for name in ("forward", "loss"):
+            value = getattr(self, name)
+            if value is not None and not callable(value):
+                raise TypeError(f"expected {name} to be a function, got {type(value).__name__}")
+
     @property
     def call(self) -> Forward:
         """(model, inputs) -> outputs."""

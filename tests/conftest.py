@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from hypothesis import settings
@@ -7,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from singe import demo
+from singe.batches import described
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
@@ -29,3 +32,18 @@ def trained(digit_data: tuple[TensorDataset, TensorDataset]) -> nn.Module:
 def digit_batch(digit_data: tuple[TensorDataset, TensorDataset]) -> tuple[Tensor, Tensor]:
     x, y = digit_data[0].tensors
     return x[:64], y[:64]
+
+
+@pytest.fixture
+def one_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports each kind of network once a test: the graph of one copy is run with the live parameters of another."""
+    kept, original = {}, sys.modules["singe.graph.trace"].trace
+
+    def trace(model, inputs, forward):
+        key = type(model), described(inputs), forward
+        if key not in kept:
+            kept[key] = original(model, inputs, forward)
+        return kept[key]
+
+    for module in ("singe.score", "singe.reference"):
+        monkeypatch.setattr(sys.modules[module], "trace", trace)

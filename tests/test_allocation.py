@@ -1,35 +1,16 @@
-import itertools
+import math
 import re
 
+import numpy as np
 import pytest
 import torch
+from chains import chain, group_of
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from singe.allocation import fit, proportional
+from singe.allocation import check, fit, proportional, ranked, rates, removable
 from singe.cost import parameter_cost
-from singe.graph.groups import Group, Slice
-from singe.plan import Plan
-from singe.result import count_parameters
-
-
-def chain(widths):
-    """Linear layers of these widths, and the group of each but the last."""
-    model = nn.Sequential(*[nn.Linear(a, b) for a, b in itertools.pairwise(widths)])
-    groups = []
-    for i, width in enumerate(widths[1:-1]):
-        own = torch.arange(width)
-        slices = (Slice(f"{i}.weight", 0, own), Slice(f"{i}.bias", 0, own), Slice(f"{i + 1}.weight", 1, own))
-        groups.append(Group(str(i), width, (f"{i}.weight",), slices, None))
-    return model, groups
-
-
-def really_gone(model, groups, removed):
-    before, plan = count_parameters(model), Plan()
-    for group, n in zip(groups, removed, strict=True):
-        plan.add(group, list(range(n)))
-    return before - count_parameters(plan.apply(model))
 
 
 def uniform(cost, sizes, rho):
@@ -39,45 +20,235 @@ def uniform(cost, sizes, rho):
 chains = st.lists(st.integers(1, 40), min_size=3, max_size=7).map(chain)
 
 
-@settings(max_examples=60, deadline=None)
+# -- rates -------------------------------------------------------------------------------------------------------
+
+
+class Unit(nn.Module):
+    """Two convolutions, one of them in a container, and a shortcut."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+        self.conv2, self.down = nn.Conv2d(4, 4, 3), nn.Sequential(nn.Conv2d(4, 4, 1))
+
+
+class ConvNorm(nn.Sequential):
+    """A container with a name, as torchvision has them."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+
+
+class Inverted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.ModuleDict({"expand": ConvNorm(), "project": ConvNorm()})
+
+
+class Stage(nn.Module):
+    def __init__(self, depth):
+        super().__init__()
+        self.units = nn.ModuleList(Inverted() for _ in range(depth))
+        self.last = nn.Conv2d(4, 4, 1)
+
+
+class Once(nn.Module):
+    """The only one of its class: no block."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(4, 4), nn.Linear(4, 4)
+
+
+class ResNetLike(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 7)
+        self.layer1, self.layer2 = nn.Sequential(Unit(), Unit()), nn.ModuleList([Unit(), Unit()])
+        self.top = Once()
+
+
+def rated(allocation, model, *groups):
+    return rates(allocation, model, [g if not isinstance(g, str) else group_of(g) for g in groups])
+
+
+def test_uniform_rates_are_the_same_and_linear_ones_rise_to_one():
+    model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(5)])
+    assert rated("uniform", model, *"01234") == [1.0] * 5
+    assert rated("linear", model, *"0123") == [0.25, 0.5, 0.75, 1.0]
+    assert rated("linear", model, "2") == [1.0]
+
+
+def test_block_rates_rise_from_one_repeated_module_to_the_next_whatever_contains_it():
+    layers = ["stem", "layer1.0.conv1.0", "layer1.1.conv1.0", "layer1.1.conv2", "layer2.0.conv1.0"]
+    found = rated("block", ResNetLike(), *layers, "layer2.1.conv1.0", "layer2.1.down.0")
+    assert found == pytest.approx([1 / 5, 2 / 5, 3 / 5, 3 / 5, 4 / 5, 1, 1])
+
+
+def test_a_stream_belongs_to_the_block_of_its_first_layer():
+    stream1 = group_of("stem", "layer1.0.conv2", "layer1.1.conv2")
+    stream2 = group_of("layer2.0.conv2", "layer2.0.down.0", "layer2.1.conv2")
+    found = rated("block", ResNetLike(), stream1, "layer1.0.conv1.0", stream2, "layer2.1.conv1.0")
+    assert found == [1 / 4, 2 / 4, 3 / 4, 1]
+
+
+def test_of_repeated_modules_inside_each_other_the_innermost_is_the_block():
+    model = nn.Sequential(Stage(2), Stage(1))
+    names = ["0.units.0.parts.expand.0", "0.units.0.parts.project.0", "0.units.1.parts.expand.0", "0.last"]
+    found = rated("block", model, *names, "1.units.0.parts.project.0")
+    assert found == pytest.approx([1 / 4, 1 / 4, 2 / 4, 3 / 4, 1])
+
+
+def test_outside_of_repeated_modules_every_layer_is_a_block_of_its_own():
+    features = nn.Sequential(*[part for _ in range(3) for part in (nn.Conv2d(4, 4, 3), nn.ReLU())])
+    vgg = nn.Sequential(features, nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
+    layers = ["0.0", "0.2", "0.4", "1.0"]
+    assert rated("block", vgg, *layers) == rated("linear", vgg, *layers) == [0.25, 0.5, 0.75, 1.0]
+    assert rated("block", ResNetLike(), "stem", "top.fc1", "top.fc2") == rated("linear", vgg, *layers[:3])
+
+
+STREAM = group_of("stem", "layer1.0.conv2", "layer1.1.conv2")
+OTHERS = ["layer1.0.conv1.0", "layer1.1.conv1.0", "layer2.0.conv1.0", "layer2.0.conv2"]
+
+
+@pytest.mark.parametrize(
+    ("mapping", "expected"),
+    [
+        ({}, [1, 1, 1, 1, 1]),
+        ({"stem": 0}, [0, 1, 1, 1, 1]),
+        ({"layer1.1.conv2": 3}, [3, 1, 1, 1, 1]),  # any member names its group
+        ({"layer1.0": 0.5}, [0.5, 0.5, 1, 1, 1]),  # a module stands for all inside it
+        ({"layer2": 2}, [1, 1, 1, 2, 2]),
+        ({"*.conv1": 0.25, "layer2.*": 4.0}, [1, 0.25, 0.25, 4, 4]),
+        ({"layer2.*": 4.0, "*.conv1": 0.25}, [1, 0.25, 0.25, 0.25, 4]),  # the last entry wins
+        ({"*": 0, "layer?.0.conv1": 1}, [0, 1, 0, 1, 0]),
+        ({"*": np.float32(0.5)}, [0.5] * 5),
+    ],
+    ids=str,
+)
+def test_a_mapping_gives_rates_by_name_where_later_entries_override_earlier_ones(mapping, expected):
+    assert rated(mapping, ResNetLike(), STREAM, *OTHERS) == expected
+
+
+@pytest.mark.parametrize("pattern", ["conv1", "layer3", "layer1.0.conv"])
+def test_a_rate_for_what_is_no_module_is_refused_by_name(pattern):
+    with pytest.raises(ValueError, match=rf"allocation, got '{pattern}'"):
+        rated({"stem": 1, pattern: 2}, ResNetLike(), STREAM, *OTHERS)
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "linear", "block", "global", {}, {"a": 0, "b*": 2.5, "c": 7}])
+def test_every_allocation_there_is_passes(allocation):
+    check(allocation)
+
+
+@pytest.mark.parametrize(
+    ("allocation", "kind", "message"),
+    [
+        ("even", ValueError, "among uniform, linear, block, global, or a mapping, got 'even'"),
+        ("", ValueError, "got ''"),
+        (None, TypeError, "a name or a mapping, got NoneType"),
+        (0.5, TypeError, "a name or a mapping, got float"),
+        ([("a", 1)], TypeError, "a name or a mapping, got list"),
+        ({"a": -0.1}, ValueError, "rates >= 0 in allocation, got -0.1 for 'a'"),
+        ({"a": math.nan}, ValueError, "rates >= 0 in allocation, got nan for 'a'"),
+        ({"b": 1, "a": math.inf}, ValueError, "rates >= 0 in allocation, got inf for 'a'"),
+        ({"a": True}, TypeError, r"a number for allocation\['a'\], got bool"),
+        ({"a": "1"}, TypeError, r"a number for allocation\['a'\], got str"),
+        ({"a": None}, TypeError, r"a number for allocation\['a'\], got NoneType"),
+        ({0: 1.0}, TypeError, "module names as keys of allocation, got 0"),
+        ({("a", "b"): 1.0}, TypeError, r"module names as keys of allocation, got \('a', 'b'\)"),
+    ],
+    ids=str,
+)
+def test_what_is_no_allocation_is_refused(allocation, kind, message):
+    with pytest.raises(kind, match=message):
+        check(allocation)
+
+
+# -- schedules ---------------------------------------------------------------------------------------------------
+
+levels = st.floats(0, 1)
+rated_groups = st.lists(st.tuples(st.sampled_from([0, 1e-3, 0.25, 1, 3.5, 40]), st.integers(1, 300)), min_size=1)
+
+
+@given(rated_groups, levels, levels)
+def test_a_proportional_schedule_rises_and_ends_where_all_that_has_a_rate_is_gone(groups, one, other):
+    rate, sizes = zip(*groups, strict=True)
+    schedule = proportional(rate, sizes)
+    low, high = schedule(min(one, other)), schedule(max(one, other))
+    assert all(0 <= a <= b <= n for a, b, n in zip(low, high, sizes, strict=True))
+    assert schedule(0.0) == [0] * len(groups)
+    assert schedule(1.0) == pytest.approx([n if r else 0 for r, n in groups])
+
+
+@given(rated_groups, levels)
+def test_groups_lose_in_proportion_to_their_rates_until_they_have_none_left(groups, level):
+    rate, sizes = zip(*groups, strict=True)
+    shares = [lost / n for lost, n in zip(proportional(rate, sizes)(level), sizes, strict=True)]
+    pairs = [(s, r) for s, r in zip(shares, rate, strict=True) if r]
+    unsaturated = [s / r for s, r in pairs if s < 1]
+    assert unsaturated == pytest.approx([unsaturated[0]] * len(unsaturated) if unsaturated else [])
+    assert all(s / r <= u * (1 + 1e-9) for s, r in pairs if s == 1 for u in unsaturated)
+
+
+def by_hand(scores, units, count):
+    """How many of the ``count`` neurons that are worth least for what they cost each group has."""
+    every = sorted((s / unit, i, j) for i, (own, unit) in enumerate(zip(scores, units, strict=True))
+                   for j, s in enumerate(own))  # fmt: skip
+    return [sum(i == group for _, i, _ in every[:count]) for group in range(len(scores))]
+
+
 @given(chains, st.data())
-def test_the_count_is_what_compaction_takes(case, data):
+def test_the_global_ranking_is_by_score_for_what_a_neuron_saves_negative_scores_first(case, data):
     model, groups = case
-    count = parameter_cost(model, groups)
-    assert count.total == count_parameters(model)
-    removed = [data.draw(st.integers(0, g.size - 1)) for g in groups]
-    gone = count.gone(removed)
-    for i, group in enumerate(groups):
-        more = [n + (j == i) for j, n in enumerate(removed)]
-        if more[i] < group.size:
-            assert count.unit(removed, i) == count.gone(more) - gone > 0
-    assert gone == really_gone(model, groups, removed)
+    cost, values = parameter_cost(model, groups), st.floats(-2, 5, width=16)
+    scores = [data.draw(st.lists(values, min_size=g.size, max_size=g.size)) for g in groups]
+    units = [cost.unit([0] * len(groups), i) for i in range(len(groups))]
+    schedule = ranked([torch.tensor(s, dtype=torch.float64) for s in scores], cost)
+    total = sum(g.size for g in groups)
+    counts = [schedule(k / total) for k in range(total + 1)]
+    assert counts == [by_hand(scores, units, k) for k in range(total + 1)]
+    assert counts[-1] == [g.size for g in groups]
 
 
-def test_parameters_behind_a_flattening_and_fixed_ones_count_exactly():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 5), nn.Linear(5, 2))
-    own = torch.arange(4)
-    slices = [Slice(n, 0, own) for n in ("0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var")]
-    group = Group("0", 4, ("0.weight",), (*slices, Slice("3.weight", 1, own.repeat_interleave(4))), None)
-    count = parameter_cost(model, [group])
-    assert count.gone([3]) == 3 * (27 + 1 + 2 + 4 * 5)
-    assert count.gone([3]) == really_gone(model, [group], [3])
+def test_a_neuron_that_saves_more_goes_before_one_of_the_same_score():
+    model, groups = chain([50, 3, 2, 10])  # a neuron of the first layer saves 53, one of the second 14
+    scores = [torch.tensor([5.0, 6.0, 70.0], dtype=torch.float64), torch.tensor([4.0, 0.5], dtype=torch.float64)]
+    schedule = ranked(scores, parameter_cost(model, groups))
+    order = [schedule(k / 5) for k in range(6)]  # 0.5 / 14, 5 / 53, 6 / 53, 4 / 14, 70 / 53
+    assert order == [[0, 0], [0, 1], [1, 1], [2, 1], [2, 2], [3, 2]]
 
 
-def test_tied_parameters_count_once():
-    model, _ = chain([6, 6, 6, 2])
-    model[1].weight, model[1].bias = model[0].weight, model[0].bias
-    model.again = model[2]
-    own = torch.arange(6)
-    names = [("1.weight", 0), ("0.weight", 1), ("1.bias", 0), ("again.weight", 1)]
-    group = Group("0", 6, ("1.weight",), tuple(Slice(n, d, own) for n, d in names), None)
-    count = parameter_cost(model, [group])
-    assert count.total == 6 * 6 + 6 + 6 * 2 + 2
-    assert count.gone([2]) == 36 - 16 + 2 + 4
-    assert count.gone([2]) == really_gone(model, [group], [2])
+# -- choices -----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 6), st.integers(1, 20))
+def test_what_a_group_may_lose_leaves_a_multiple_of_rows_or_all(size, rows, round_to):
+    kept = [k for k in range(size, 0, -1) if k == size or k * rows % round_to == 0]
+    assert removable(group_of("a", size=size, rows=rows), round_to) == [size - k for k in kept]
+
+
+@pytest.mark.parametrize(
+    ("size", "rows", "round_to", "widths"),
+    [
+        (12, 1, 1, range(12, 0, -1)),
+        (24, 1, 8, [24, 16, 8]),
+        (20, 1, 8, [20, 16, 8]),
+        (8, 1, 8, [8]),
+        (7, 1, 8, [7]),
+        (9, 4, 8, [9, 8, 6, 4, 2]),  # 32, 24, 16 and 8 rows
+        (9, 3, 8, [9, 8]),
+        (5, 8, 8, [5, 4, 3, 2, 1]),
+    ],
+)
+def test_the_widths_left_by_hand(size, rows, round_to, widths):
+    assert [size - n for n in removable(group_of("a", size=size, rows=rows), round_to)] == list(widths)
+
+
+# -- rho to widths -----------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200)
 @given(chains, st.floats(0.001, 0.999))
 def test_uniform_is_within_one_smallest_neuron_of_rho(case, rho):
     model, groups = case
@@ -91,6 +262,28 @@ def test_uniform_is_within_one_smallest_neuron_of_rho(case, rho):
         for step in (-1, 1):
             other = [r + step * (i == j) for j, r in enumerate(removed)]
             assert not 0 <= other[i] < n or abs(target - count.gone(other)) >= gap
+
+
+@settings(max_examples=150)
+@given(chains, st.integers(1, 9), st.floats(0.001, 0.999), st.data())
+def test_widths_are_multiples_and_no_next_choice_of_a_single_group_comes_closer(case, round_to, share, data):
+    model, groups = case
+    cost, sizes = parameter_cost(model, groups), [g.size for g in groups]
+    choices = [removable(g, round_to) for g in groups]
+    rho = share * cost.gone([c[-1] for c in choices]) / cost.total
+    assume(rho > 0)
+    if data.draw(st.booleans(), "ranked"):
+        schedule = ranked([torch.tensor(data.draw(st.permutations(range(n)))).double() for n in sizes], cost)
+    else:
+        schedule = proportional(data.draw(st.lists(st.floats(0, 9), min_size=len(sizes), max_size=len(sizes))), sizes)
+    removed = fit(cost, choices, schedule, rho)
+    assert all((n - r) % round_to == 0 or r == 0 for n, r in zip(sizes, removed, strict=True))
+    gap = abs(rho * cost.total - cost.gone(removed))
+    for i, own in enumerate(choices):
+        at = own.index(removed[i])
+        for other in own[max(0, at - 1) : at + 2]:
+            moved = [other if i == j else r for j, r in enumerate(removed)]
+            assert abs(rho * cost.total - cost.gone(moved)) >= gap
 
 
 @pytest.mark.parametrize(
@@ -112,19 +305,50 @@ def test_uniform_takes_about_the_same_share_everywhere(widths, rho):
     assert lowest <= highest, f"no common rate for {removed} of {sizes}"
 
 
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.integers(20, 60), st.sampled_from([0, 0.5, 1, 2])), min_size=2, max_size=6),
+       st.floats(0.02, 0.6))  # fmt: skip
+def test_shares_follow_the_rates_but_for_a_neuron_or_two(groups, rho):
+    sizes, rate = zip(*groups, strict=True)
+    assume(any(rate))
+    model, found = chain([30, *sizes, 10])
+    cost = parameter_cost(model, found)
+    assume(rho * cost.total < 0.9 * cost.gone([(n - 1) * bool(r) for n, r in zip(sizes, rate, strict=True)]))
+    choices = [range(n if r else 1) for n, r in zip(sizes, rate, strict=True)]
+    removed = fit(cost, choices, proportional(rate, sizes), rho)
+    per_rate = [(n, r, lost) for n, r, lost in zip(sizes, rate, removed, strict=True) if r]
+    bounds = [((lost - 2) / (n * r), (lost + 2) / (n * r) if lost + 2 < n else math.inf) for n, r, lost in per_rate]
+    assert max(low for low, _ in bounds) <= min(high for _, high in bounds), f"no common level for {removed}"
+
+
 def test_the_same_input_gives_the_same_widths():
     model, groups = chain([5, 8, 8, 8, 3])
     count = parameter_cost(model, groups)
     assert uniform(count, [8, 8, 8], 0.4) == uniform(count, [8, 8, 8], 0.4)
 
 
-@pytest.mark.parametrize("widths", [[3, 4, 5, 2], [30, 7, 40], [9, 6, 6, 90], [11, 3, 13]])
-def test_rho_out_of_reach_is_refused_and_the_limit_named_is_within_reach(widths):
+def refused(cost, choices, rho=0.99):
+    """The limit that the refusal of ``rho`` names."""
+    schedule = proportional([1.0] * len(choices), [c[-1] + 1 for c in choices])
+    with pytest.raises(ValueError, match=rf"expected rho <= .* got {rho}") as caught:
+        fit(cost, choices, schedule, rho)
+    return float(re.search(r"<= ([\d.e-]+),", str(caught.value))[1]), schedule
+
+
+@pytest.mark.parametrize("round_to", [1, 2, 4])
+@pytest.mark.parametrize("widths", [[3, 9, 5, 2], [30, 7, 40], [9, 6, 6, 90], [11, 6, 13]])
+def test_rho_out_of_reach_is_refused_and_the_limit_named_is_within_reach(widths, round_to):
     model, groups = chain(widths)
-    count, sizes = parameter_cost(model, groups), [g.size for g in groups]
-    with pytest.raises(ValueError, match=r"expected rho <= .* got 0.99") as refused:
-        uniform(count, sizes, 0.99)
-    limit = float(re.search(r"<= ([\d.]+)", str(refused.value))[1])
-    assert limit == pytest.approx(count.gone([n - 1 for n in sizes]) / count.total, abs=2e-4)
-    removed = uniform(count, sizes, limit)
-    assert sum(removed) >= sum(sizes) - len(sizes) - 1
+    cost, choices = parameter_cost(model, groups), [removable(g, round_to) for g in groups]
+    limit, schedule = refused(cost, choices)
+    assert limit == pytest.approx(cost.gone([c[-1] for c in choices]) / cost.total, abs=2e-4)
+    removed = fit(cost, choices, schedule, limit)
+    assert sum(own.index(own[-1]) - own.index(lost) for own, lost in zip(choices, removed, strict=True)) <= 1
+    assert refused(cost, choices, limit + 2e-4)[0] == limit
+
+
+def test_a_limit_that_is_next_to_nothing_is_not_called_zero():
+    model, groups = chain([1, 2, 1, 300, 300, 1])
+    limit, schedule = refused(parameter_cost(model, groups[:1]), [[0, 1]], 0.5)
+    assert 0 < limit < 1e-4
+    assert fit(parameter_cost(model, groups[:1]), [[0, 1]], schedule, limit) == [1]

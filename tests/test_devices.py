@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from networks import DigitNet, PlainNet, PreActNet, images, randomised
+from networks import DigitNet, MobileNet, PlainNet, PreActNet, ResNeXt, images, randomised
 from torch.nn import functional as F
 
 import singe
@@ -13,9 +13,14 @@ CRITERIA = [singe.IntegratedGradient(), singe.IntegratedGradient(path="layer"), 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
-    ("make", "layer"), [(PlainNet, "features.4"), (PreActNet, "stem"), (PlainNet, "classifier.0")], ids=str
-)
-def test_scores_equal_the_reference(device, make, layer):
+    ("make", "layer"),
+    [
+        (PlainNet, "features.4"), (PreActNet, "stem"), (PlainNet, "classifier.0"), (MobileNet, "down.0"),
+        (ResNeXt, "conv2"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_scores_equal_the_reference(device, make, layer, one_export):
     model = randomised(make()).double().to(device)
     x, y = images()
     batch = x.double().to(device), y.to(device)

@@ -1,17 +1,32 @@
 import copy
 import math
 import random
-import sys
 
 import numpy as np
 import pytest
 import torch
-from networks import MLP, DigitNet, FlattenNet, PlainNet, PreActNet, images, randomised
+from networks import (
+    MLP,
+    DenseNet,
+    DigitNet,
+    ExciteNet,
+    FlattenNet,
+    MobileNet,
+    OptionANet,
+    PlainNet,
+    PreActNet,
+    ResNeXt,
+    images,
+    randomised,
+)  # fmt: skip
 from torch import nn
 from torch.nn import functional as F
 
 import singe
 from singe import reference
+from singe.graph.analysis import find_groups
+from singe.graph.trace import trace
+from singe.plan import Plan
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 
@@ -164,6 +179,12 @@ FEW = [
     singe.IntegratedGradient(math.inf, TWO, "layer"),
     singe.SummedGradient(1, TWO),
 ]
+FOUR = [
+    singe.LossChange(),
+    singe.Magnitude(),
+    singe.IntegratedGradient(quadrature=TWO),
+    singe.SummedGradient(math.inf, TWO, "layer"),
+]
 EVERY = [
     *FEW,
     *(kind(p) for kind in (singe.Magnitude, singe.Gradient, singe.MagnitudeGradient) for p in (1, 2, math.inf)),
@@ -178,21 +199,6 @@ def error(actual, expected):
     return float((actual - expected).norm() / expected.norm())
 
 
-@pytest.fixture
-def one_export(monkeypatch):
-    """Exports each kind of network once a test: the graph of one copy is run with the live parameters of another."""
-    kept, original = {}, sys.modules["singe.graph.trace"].trace
-
-    def trace(model, x, forward):
-        key = type(model), x.shape, x.dtype
-        if key not in kept:
-            kept[key] = original(model, x, forward)
-        return kept[key]
-
-    for module in ("singe.score", "singe.reference"):
-        monkeypatch.setattr(sys.modules[module], "trace", trace)
-
-
 NETWORKS = [
     (PlainNet, images, ["features.0", "features.4", "features.7", "classifier.0", "classifier.3"], FEW),
     (FlattenNet, images, ["conv", "hidden"], FEW),
@@ -204,8 +210,16 @@ NETWORKS = [
     (ReversedSum, images, ["a"], FEW),
     (ManyRows, images, ["up", "gated"], FEW),
     (OtherRanks, images, ["one", "three"], FEW),
+    (MobileNet, images, ["stem.0", "down.0", "down.4", "block.0"], FOUR),
+    (ResNeXt, images, ["stem", "conv1", "conv2", "before", "behind"], FOUR),
+    (ExciteNet, images, ["expand", "fc1", "conv"], FOUR),
+    (OptionANet, images, ["stem", "conv1", "conv2", "last"], FOUR),
+    (DenseNet, images, ["stem", "first", "second"], FOUR),
 ]
-IDS = ["plain", "flatten", "same", "residual", "preact", "vectors", "sequences", "reversed", "rows", "ranks"]
+IDS = [
+    "plain", "flatten", "same", "residual", "preact", "vectors", "sequences", "reversed", "rows", "ranks", "mobile",
+    "grouped", "excite", "padded", "dense",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
@@ -280,6 +294,75 @@ def test_loss_change_is_that_of_a_real_removal():
     expected = F.cross_entropy(smaller(x), y) - F.cross_entropy(model(x), y)
     actual = singe.score(model, (x, y), "features.7", criterion="loss_change")
     assert float(actual[2]) == pytest.approx(float(expected.detach()), abs=1e-12)
+
+
+@pytest.mark.parametrize("make", [MobileNet, ResNeXt, ExciteNet, OptionANet, DenseNet])
+def test_loss_change_is_that_of_a_real_removal_for_every_kind_of_group(make, one_export):
+    model, (x, y) = randomised(make()).double(), images()
+    x = x.double()
+    groups = [g for g in find_groups(trace(model, x)) if g.frozen is None]
+    assert len(groups) >= 3
+    for group in groups:
+        expected = []
+        for neuron in range(group.size):
+            plan = Plan()
+            plan.add(group, [neuron])
+            smaller = plan.apply(copy.deepcopy(model))
+            expected.append(F.cross_entropy(smaller(x), y) - F.cross_entropy(model(x), y))
+        actual = singe.score(model, (x, y), group.name, criterion="loss_change")
+        assert error(actual, torch.stack(expected).detach()) < 1e-9, group.name
+
+
+class Depthwise(nn.Module):
+    """Two depthwise channels for each of four, shifted by a bias of their own or by a batch norm."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.first, self.depthwise = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 3, padding=1, groups=4, bias=not norm)
+        self.norm = nn.BatchNorm2d(8) if norm else nn.Identity()
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(F.relu(self.norm(self.depthwise(F.relu(self.first(x))))).mean((2, 3)))
+
+    def folded(self):
+        """Weight and bias of the depthwise convolution with the batch norm in it."""
+        if isinstance(self.norm, nn.Identity):
+            return self.depthwise.weight, self.depthwise.bias
+        scale = self.norm.weight / (self.norm.running_var + self.norm.eps).sqrt()
+        return self.depthwise.weight * scale[:, None, None, None], self.norm.bias - scale * self.norm.running_mean
+
+
+def integral_with_depthwise(model, x, y, fading):
+    """Two nodes of the integrated gradient of ``first``; ``fading``: what of its depthwise rows fades with it."""
+    weight, bias, (deep, shift) = model.first.weight.detach(), model.first.bias.detach(), model.folded()
+    deep, shift, total = deep.detach(), shift.detach(), torch.zeros(4, dtype=torch.float64)
+    for n in range(4):
+        for t, node_weight in zip(*(v.tolist() for v in TWO.dt()), strict=True):
+            one = torch.ones(4, dtype=torch.float64)
+            one[n] = t
+            two, still = one.repeat_interleave(2), torch.ones(8, dtype=torch.float64)
+            a = (weight * one[:, None, None, None]).requires_grad_()
+            b = (deep * (two if "weight" in fading else still)[:, None, None, None]).requires_grad_()
+            c = shift * (two if "shift" in fading else still)
+            z = F.conv2d(F.relu(F.conv2d(x, a, bias * one)), b, c, padding=1, groups=4)
+            da, db = torch.autograd.grad(F.cross_entropy(model.head(F.relu(z).mean((2, 3))), y), (a, b))
+            total[n] += node_weight * weight[n].norm() * da[n].norm()
+            total[n] += sum(node_weight * deep[row].norm() * db[row].norm() for row in (2 * n, 2 * n + 1))
+    return total
+
+
+@pytest.mark.parametrize("norm", [False, True], ids=["bias", "batch norm"])
+def test_what_a_depthwise_convolution_adds_to_a_neuron_fades_with_it(norm):
+    model, (x, y) = randomised(Depthwise(norm)).double(), images()
+    x = x.double()
+    careful = integral_with_depthwise(model, x, y, {"weight", "shift"})
+    for forgetful in ({"weight"}, set()):
+        careless = integral_with_depthwise(model, x, y, forgetful)
+        assert (careful - careless).abs().max() > 1e-3 * careful.max()
+    for layer in ("first", "depthwise"):
+        actual = singe.score(model, (x, y), layer, criterion=singe.IntegratedGradient(quadrature=TWO))
+        assert error(actual, careful) < 1e-9
 
 
 # -- losses and outputs ------------------------------------------------------------------------------------------

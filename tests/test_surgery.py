@@ -3,11 +3,12 @@ import random
 
 import pytest
 import torch
+from architectures import STAGES, Assembled
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from networks import PlainNet, images, randomised
 from torch import nn
-from wiring import Assembled, normal
+from wiring import normal
 
 from singe.cost import parameter_cost
 from singe.graph.analysis import find_groups
@@ -17,6 +18,7 @@ from singe.numerics import close
 from singe.plan import Plan
 from singe.result import count_parameters
 from singe.surgery import compact, held_at_zero, mask
+from singe.trial import expanded
 
 
 def pair(**options):
@@ -46,7 +48,7 @@ def trained(model, optimizer, steps=2, shape=(4, 3, 8, 8)):
 
 
 widths = st.integers(2, 6)
-stages = st.lists(st.tuples(st.sampled_from(Assembled.KINDS), widths), min_size=1, max_size=3)
+stages = st.lists(st.tuples(st.sampled_from(sorted(STAGES)), widths), min_size=1, max_size=3)
 QUICK = settings(  # an export each: no shrinking
     max_examples=8, deadline=None, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.too_slow],
@@ -55,10 +57,10 @@ QUICK = settings(  # an export each: no shrinking
 
 @QUICK
 @given(stages, st.sampled_from(["flatten", "mean"]), st.integers(0, 999))
-@example([(kind, 3) for kind in Assembled.KINDS], "flatten", 0)
+@example([(kind, 3) for kind in STAGES], "flatten", 0)
 def test_removed_neurons_are_as_if_masked_and_the_rest_trains_on(stages, tail, seed):
     chance = random.Random(seed)
-    model = Assembled(stages, tail).double()
+    model = Assembled(stages, tail, "silu").double()
     x = normal(4, 3, 6, 6, dtype=torch.float64)
     groups = [g for g in find_groups(trace(model, x)) if g.frozen is None and g.size > 1]
     assert {"stem", "hidden"} <= {module for g in groups for module in g.members}
@@ -124,6 +126,90 @@ def test_attributes_follow_the_tensors():
     assert (model[2].in_channels, model[2].out_channels, model[2].groups) == (6, 4, 2)
     assert (model[3].in_features, model[3].out_features) == (5, 3)
     assert "Conv1d(4, 4" in repr(model)
+
+
+def cut_in_turns(model, x, *turns, optimizer=None):
+    """Removes {group: neurons} turn by turn, as a run does: what is left is cut again."""
+    groups, plan = {g.name: g for g in find_groups(trace(model, x))}, Plan()
+    for turn in turns:
+        here = Plan()
+        for name, neurons in turn.items():
+            here.add(plan.rebase(groups[name]), neurons)
+        compact(model, here.removed(), optimizer)
+        for name, neurons in turn.items():
+            plan.add(groups[name], neurons)
+    return plan
+
+
+CONVOLUTIONS = [nn.Conv1d, nn.Conv2d, nn.Conv3d]
+
+
+@pytest.mark.parametrize("multiplier", [1, 3])
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_a_depthwise_convolution_loses_whole_groups(kind, multiplier):
+    width, rank = 4 * multiplier, CONVOLUTIONS.index(kind) + 1
+    model = randomised(
+        nn.Sequential(kind(3, 4, 1), nn.ReLU(), kind(4, width, 3, padding=1, groups=4), nn.ReLU(), kind(width, 2, 1))
+    )
+    x, old = normal(2, 3, *[5] * rank), copy.deepcopy(model)
+    plan = cut_in_turns(model, x, {"0": [0, 2]})
+    kept = [multiplier * neuron + i for neuron in (1, 3) for i in range(multiplier)]
+    assert torch.equal(model[2].weight, old[2].weight[kept]) and torch.equal(model[2].bias, old[2].bias[kept])
+    assert (model[2].groups, model[2].in_channels, model[2].out_channels) == (2, 2, 2 * multiplier)
+    assert model[4].in_channels == 2 * multiplier
+    assert f"(2, {2 * multiplier}, kernel_size=" in repr(model[2]) and "groups=2" in repr(model[2])
+    assert close(model(x), expanded(old, model, plan)(x))
+
+
+def test_a_depthwise_convolution_of_one_channel_is_a_convolution_without_groups():
+    model = randomised(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 8, 3, groups=4), nn.Conv2d(8, 2, 1)))
+    x, old = images()[0], copy.deepcopy(model)
+    plan = cut_in_turns(model, x, {"0": [0, 2, 3]})
+    assert (model[2].groups, model[2].in_channels, model[2].out_channels) == (1, 1, 2)
+    assert "groups" not in repr(model[2])
+    assert close(model(x), expanded(old, model, plan)(x))
+
+
+def grouped():
+    return randomised(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 6, 3, groups=2), nn.Conv2d(6, 2, 1)))
+
+
+def test_a_grouped_convolution_keeps_its_groups_and_loses_the_same_of_each():
+    model, x = grouped(), images()[0]
+    old = copy.deepcopy(model)
+    plan = cut_in_turns(model, x, {"0": [0]}, {"2": [1]})
+    assert (model[2].groups, model[2].in_channels, model[2].out_channels) == (2, 2, 4)
+    assert torch.equal(model[0].weight, old[0].weight[[1, 3]])
+    assert torch.equal(model[2].weight, old[2].weight[[0, 2, 3, 5]][:, [1]])
+    assert "Conv2d(2, 4, kernel_size=(3, 3), stride=(1, 1), groups=2)" in repr(model)
+    assert close(model(x), expanded(old, model, plan)(x))
+
+
+def test_a_grouped_convolution_left_with_one_column_is_not_taken_for_a_depthwise_one():
+    model, x = grouped(), images()[0]
+    old = copy.deepcopy(model)
+    plan = cut_in_turns(model, x, {"0": [1]}, {"2": [2]}, {"2": [0]})
+    assert model[2].weight.shape[:2] == (2, 1)
+    assert (model[2].groups, model[2].in_channels, model[2].out_channels) == (2, 2, 2)
+    at_once = plan.apply(copy.deepcopy(old))
+    assert at_once[2].groups == 2 and torch.equal(at_once(x), model(x))
+    assert close(model(x), expanded(old, model, plan)(x))
+
+
+@pytest.mark.parametrize(
+    ("groups", "kept", "columns"), [(4, [2, 3, 4, 5], [0]), (2, [0, 2, 4, 6], [1])], ids=["depthwise", "grouped"]
+)
+def test_momentum_of_grouped_convolutions_goes_with_its_rows_and_columns(groups, kept, columns):
+    layers = nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 8, 3, groups=groups), nn.Conv2d(8, 2, 1)
+    model = randomised(nn.Sequential(*layers))
+    optimizer = MAKE["sgd"](model.parameters())
+    x, turn = images()[0], {"0": [0, 3]} if groups == 4 else {"0": [0], "2": [1, 3]}
+    trained(model, optimizer)
+    old = optimizer.state[model[2].weight]["momentum_buffer"].clone()
+    cut_in_turns(model.eval(), x, turn, optimizer=optimizer)
+    found = optimizer.state[model[2].weight]["momentum_buffer"]
+    assert torch.equal(found, old[kept][:, columns]) and found.any()
+    trained(model, optimizer)
 
 
 def test_requires_grad_train_mode_and_kind_stay():

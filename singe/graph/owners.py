@@ -88,10 +88,11 @@ class Owners:
         return first
 
     @staticmethod
-    def differ_along(owners: Tensor, axis: int) -> bool:
-        """Whether neurons lie along ``axis``, rather than positions of one neuron."""
-        owned = torch.where(owners == NOBODY, owners.amax(axis, keepdim=True), owners)
-        return not torch.equal(owned.amin(axis), owned.amax(axis))
+    def lie_along(owners: Tensor, axis: int) -> bool:
+        """Whether neurons lie along ``axis``, one or more at every index of their own, rather than positions."""
+        slabs = [slab[slab != NOBODY].unique() for slab in owners.unbind(axis)]
+        owned = [slab for slab in slabs if len(slab)]
+        return len(owned) > 1 and len(torch.cat(owned).unique()) == sum(map(len, owned))
 
     def freeze(self, owners: Tensor, reason: str) -> None:
         """Marks every neuron in ``owners`` as not removable."""

@@ -19,13 +19,12 @@ _MOVES = {
     aten.view, aten._unsafe_view, aten.reshape, aten.permute, aten.transpose, aten.t, aten.movedim, aten.squeeze,
     aten.unsqueeze, aten.flatten, aten.unflatten, aten.slice, aten.select, aten.narrow, aten.index_select,
     aten.stack, aten.expand, aten.repeat, aten.unbind, aten.flip, aten.roll, aten.pixel_shuffle, aten.pixel_unshuffle,
-    aten.channel_shuffle,
 }  # fmt: skip
 # leave every element where it is
 _IDENTITIES = {
     aten.clone, aten.contiguous, aten.alias, aten.detach, aten.lift_fresh_copy, aten.dropout, aten.feature_dropout,
-    aten.alpha_dropout, aten._to_copy, aten.to, aten.hardswish, aten.hardsigmoid, aten.zeros_like, aten.ones_like,
-    aten.full_like,
+    aten.alpha_dropout, aten._to_copy, aten.to, aten.type_as, aten.hardswish, aten.hardsigmoid, aten.zeros_like,
+    aten.ones_like, aten.full_like,
 }  # fmt: skip
 # combine elements of one channel over trailing axes; the value is the number of those axes
 _POOLS = {
@@ -64,6 +63,7 @@ class Rules:
             **dict.fromkeys(_POOLS, self._pool),
             **dict.fromkeys(_CONSTANTS, self._constant),
             aten.cat: self._cat,
+            aten.channel_shuffle: self._shuffle,
             **dict.fromkeys(_REDUCTIONS, self._reduce),
         }
 
@@ -100,9 +100,16 @@ class Rules:
                 self._owners.unite(parts[0], part)
         return parts
 
+    def _shuffle(self, node: fx.Node, x: Tensor, groups: int) -> Tensor:
+        """Parts are interleaved: a channel goes from all of them or the others change places."""
+        for part in x.chunk(groups, 1):
+            self._owners.unite(x.chunk(groups, 1)[0], part)
+        shuffled: Tensor = aten.channel_shuffle(x, groups)
+        return shuffled
+
     def _pad(self, node: fx.Node, x: Tensor, pad: list[int], *args: Any) -> Tensor:
         if args and isinstance(args[0], str) and args[0] != "constant":
-            return self._unknown(node, x)
+            return aten.pad(x.double(), pad, args[0]).long()  # reflections and the like know no integers
         inside = aten.constant_pad_nd(torch.ones_like(x, dtype=torch.bool), pad)
         return self._beside_constants(node, aten.constant_pad_nd(x, pad), inside)
 
@@ -119,7 +126,7 @@ class Rules:
         """
         for axis in range(owners.dim()):
             slabs = inside.movedim(axis, 0).flatten(1).any(1)
-            if not slabs.all() and self._owners.differ_along(owners, axis):
+            if not slabs.all() and self._owners.lie_along(owners, axis):
                 fixed = self._owners.issue((len(slabs),))
                 self._owners.freeze(fixed[~slabs], f"joins constants of a fixed width ({_name(node)})")
                 owners = torch.where(_along(slabs, axis, owners.dim()), owners, _along(fixed, axis, owners.dim()))

@@ -77,7 +77,9 @@ class Trace:
         _restore_batch_norm(program.graph)
         _infer_flattened_widths(program.graph)
         placeholders = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
-        self.nodes: list[fx.Node] = [n for n in program.graph.nodes if n.op == "call_function"]
+        # assertions that export inserts have no value
+        calls = [n for n in program.graph.nodes if n.op == "call_function"]
+        self.nodes: list[fx.Node] = [n for n in calls if "val" in n.meta]
         self.inputs: list[fx.Node] = [placeholders[str(name)] for name in signature.user_inputs]
         named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         self.state: dict[fx.Node, str] = {
@@ -284,7 +286,7 @@ def _line_of(error: BaseException) -> str:
     """Where in the user's code an export failed: the innermost line outside of torch and this package."""
     while error.__cause__ is not None:
         error = error.__cause__
-    own = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)))
+    own = tuple(os.path.join(os.path.dirname(p), "") for p in (torch.__file__, os.path.dirname(__file__)))
     lines = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*own, "<"))]
     return f" at {lines[-1].filename}:{lines[-1].lineno} ({lines[-1].line})" if lines else ""
 

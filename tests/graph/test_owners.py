@@ -97,3 +97,36 @@ def test_groups_of_one_writer_get_names_of_their_own():
     owners.claim("b.weight", 1, rows[:2])
     owners.claim("c.weight", 1, rows[2:])
     assert [(g.name, g.size) for g in owners.groups()] == [("a", 2), ("a#2", 3)]
+
+
+def test_rows_may_belong_to_neurons_that_another_weight_writes():
+    owners, rows = written_and_read(3)
+    owners.rows_of("d.weight", rows.repeat_interleave(2))
+    (group,) = owners.groups()
+    assert group.writers == ("a.weight", "d.weight")
+    assert group.rows("d.weight").tolist() == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_a_weight_whose_rows_belong_to_neurons_twice_is_frozen_with_them():
+    owners, rows = written_and_read(4)
+    owners.rows_of("d.weight", rows[:2])
+    owners.rows_of("d.weight", rows[2:])
+    (group,) = owners.groups()
+    assert group.frozen == "the weight d.weight is used more than once"
+    assert group.size == 2 and group.rows("a.weight").tolist() == [[0, 2], [1, 3]]
+
+
+def test_places_of_equal_parts_are_one_neuron():
+    owners, rows = written_and_read(6)
+    assert torch.equal(owners.unite_parts(rows, 3), rows[:2])
+    place = neurons(owners, 6)
+    assert place[0] == place[2] == place[4] != place[1] == place[3] == place[5]
+    assert torch.equal(owners.unite_parts(rows, 1), rows)
+
+
+def test_constants_differ_from_nobody():
+    owners, rows = written_and_read(3)
+    picture = rows.view(3, 1).expand(3, 4).clone()
+    picture[:, 0] = NOBODY
+    assert owners.lie_along(picture, 0)
+    assert not owners.lie_along(picture, 1), "positions of one neuron, with padding around"

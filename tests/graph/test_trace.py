@@ -1,3 +1,6 @@
+import linecache
+import os
+
 import pytest
 import torch
 from networks import MLP, DigitNet, FlattenNet, PlainNet, PreActNet, images, randomised
@@ -5,6 +8,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from wiring import Wired, normal, run
 
+import singe
 from singe.graph.trace import aten, named_tensors, trace
 from singe.surgery import compact
 
@@ -101,6 +105,24 @@ class Stubborn(nn.Module):
 def test_a_model_that_cannot_be_exported_is_named():
     with pytest.raises(ValueError, match="Stubborn"):
         trace(Stubborn(), normal(4, 3))
+
+
+BRANCH = "def forward(self, x):\n    return x if x.sum() > 0 else -x\n"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/home/me/net.py", f"{os.path.dirname(torch.__file__)}vision/net.py", f"{os.path.dirname(singe.__file__)}_net.py"],
+    ids=["elsewhere", "torchvision", "beside this package"],
+)
+def test_the_line_that_cannot_be_exported_is_named_wherever_it_stands(path, monkeypatch):
+    monkeypatch.setitem(linecache.cache, path, (len(BRANCH), None, BRANCH.splitlines(True), path))
+    namespace = {}
+    exec(compile(BRANCH, path, "exec"), namespace)
+    model = type("Branch", (nn.Module,), namespace)()
+    with pytest.raises(ValueError, match="Branch") as caught:
+        trace(model, normal(4, 3))
+    assert f"at {path}:2 (return x if x.sum() > 0 else -x)" in str(caught.value)
 
 
 @pytest.mark.parametrize(
