@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -85,17 +85,16 @@ def ranked(scores: Sequence[Tensor], cost: Cost) -> Schedule:
 
 
 def removable(group: Group, round_to: int) -> list[int]:
-    """How many neurons a group may lose, ascending from 0, so that its first layer is left with k * round_to rows."""
-    rows = group.slice(group.writers[0], 0).multiplicity
-    step = round_to // math.gcd(round_to, rows)
+    """How many neurons a group may lose, ascending from 0, so that all its layers keep a multiple of round_to rows."""
+    rows = [group.slice(writer, 0).multiplicity for writer in group.writers]
+    step = math.lcm(*(round_to // math.gcd(round_to, r) for r in rows))
     return [0, *sorted(group.size - kept for kept in range(step, group.size, step))]
 
 
 def check_reach(cost: Cost, choices: Sequence[Sequence[int]], rho: float) -> None:
     """Raises ValueError if the groups cannot lose a share ``rho`` of the cost; says how far it goes."""
-    reach = cost.gone([c[-1] for c in choices])
-    if rho * cost.total > reach:
-        share = reach / cost.total
+    share = cost.gone([c[-1] for c in choices]) / cost.total
+    if rho > share:
         digits = 4 - math.ceil(math.log10(share))
         limit = math.floor(share * 10**digits) / 10**digits
         raise ValueError(f"expected rho <= {limit:g}, which takes all that may go, got {rho}")
@@ -111,7 +110,8 @@ def fit(cost: Cost, choices: Sequence[Sequence[int]], schedule: Schedule, rho: f
         rho: share of the whole cost that must go, in (0, 1).
 
     Returns:
-        one of its choices for each group; no other choice of a single group that is next to it comes closer to rho.
+        one of its choices for each group, within one smallest move of rho where single moves lead there; else no move
+        of a single group comes closer.
 
     Raises:
         ValueError: rho is out of reach; says how far it goes.
@@ -128,33 +128,48 @@ def fit(cost: Cost, choices: Sequence[Sequence[int]], schedule: Schedule, rho: f
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if _gone(cost, choices, at(middle)) <= target else (low, middle)
-    return _removed(choices, _polished(cost, choices, _filled(cost, choices, at(low), target), target))
+    return _removed(choices, _adjusted(cost, choices, at(low), target))
 
 
-def _filled(cost: Cost, choices: Sequence[Sequence[int]], chosen: list[int], target: float) -> list[int]:
-    """Moves each group on by one choice where that still fits, from the dearest to the cheapest."""
-    removed = _removed(choices, chosen)
-    for i in sorted(range(len(choices)), key=lambda i: -cost.unit(removed, i)):
-        further = [c + (i == j) for j, c in enumerate(chosen)]
-        if further[i] < len(choices[i]) and _gone(cost, choices, further) <= target:
-            chosen = further
+def _adjusted(cost: Cost, choices: Sequence[Sequence[int]], base: list[int], target: float) -> list[int]:
+    """Moves groups on or back by single choices, none further than it takes to come within the smallest move."""
+    chosen = base
+    for far in range(1, max(map(len, choices))):
+        chosen = _moved(cost, choices, chosen, target, [range(b - far, b + far + 1) for b in base])
+        gone = _gone(cost, choices, chosen)
+        moves = [abs(gone - _gone(cost, choices, near)) for near in _neighbours(choices, chosen)]
+        if abs(target - gone) < min(moves):
+            break
     return chosen
 
 
-def _polished(cost: Cost, choices: Sequence[Sequence[int]], chosen: list[int], target: float) -> list[int]:
-    """Moves single groups on or back, from the dearest to the cheapest, again and again while it comes closer."""
-    missing, changed = target - _gone(cost, choices, chosen), True
-    while changed:
-        changed = False
-        removed = _removed(choices, chosen)
-        for i in sorted(range(len(choices)), key=lambda i: -cost.unit(removed, i)):
-            trial = list(chosen)
-            trial[i] += 1 if missing > 0 else -1
-            if 0 <= trial[i] < len(choices[i]):
+def _moved(
+    cost: Cost, choices: Sequence[Sequence[int]], chosen: list[int], target: float, allowed: Sequence[range]
+) -> list[int]:
+    """Moves groups from the dearest to the cheapest while it comes closer: first what fits, then beyond the target."""
+    missing = target - _gone(cost, choices, chosen)
+    for beyond in (False, True):
+        changed = True
+        while changed:
+            changed = False
+            removed = _removed(choices, chosen)
+            for i in sorted(range(len(choices)), key=lambda i: -cost.unit(removed, i)):
+                trial = list(chosen)
+                trial[i] += 1 if missing > 0 else -1
+                if not 0 <= trial[i] < len(choices[i]) or trial[i] not in allowed[i]:
+                    continue
                 gap = target - _gone(cost, choices, trial)
-                if abs(gap) < abs(missing):
+                if abs(gap) < abs(missing) and (beyond or gap >= 0):
                     chosen, missing, changed = trial, gap, True
     return chosen
+
+
+def _neighbours(choices: Sequence[Sequence[int]], chosen: Sequence[int]) -> Iterator[list[int]]:
+    """All that differ in one group by one choice."""
+    for i, own in enumerate(choices):
+        for other in (chosen[i] - 1, chosen[i] + 1):
+            if 0 <= other < len(own):
+                yield [*chosen[:i], other, *chosen[i + 1 :]]
 
 
 def _removed(choices: Sequence[Sequence[int]], chosen: Sequence[int]) -> list[int]:

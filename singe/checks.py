@@ -49,7 +49,7 @@ def device_of(model: nn.Module) -> torch.device:
 def finite_weights(model: nn.Module) -> None:
     """Raises ValueError, naming the tensor, if a parameter holds NaN or infinity, or a buffer NaN."""
     for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
+        if not parameter.detach().isfinite().all():
             raise ValueError(f"expected finite weights, got NaN or infinity in {name}")
     for name, tensor in model.named_buffers():
         if tensor.isnan().any():  # infinity is what masks are made of
@@ -87,10 +87,16 @@ def batch_of(item: Any, device: torch.device, task: Task) -> Batch:
         raise TypeError(f"expected a batch of tensors in lists, tuples and dicts, got {_describe(item)}")
     if any(leaf.dim() == 0 or len(leaf) == 0 or len(leaf) != len(leaves[0]) for leaf in leaves):
         raise ValueError(f"expected a batch of tensors of one length, at least 1, got {described(item)}")
-    if task.forward is None and leaves[0].is_floating_point() and not leaves[0].isfinite().all():
-        raise ValueError("expected finite inputs, got NaN or infinity in x")
+    if task.forward is None:
+        finite_inputs(leaves[0])
     moved: Batch = pytree.tree_map(lambda t: _plain(t).to(device, non_blocking=True), item)
     return moved
+
+
+def finite_inputs(inputs: Batch) -> None:
+    """Raises ValueError if a tensor of ``inputs`` holds NaN or infinity."""
+    if not all(t.isfinite().all() for t in pytree.tree_leaves(inputs)):
+        raise ValueError("expected finite inputs, got NaN or infinity in x")
 
 
 def _plain(t: Tensor) -> Tensor:

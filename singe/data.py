@@ -9,7 +9,7 @@ import torch
 
 from . import checks
 from .batches import Batch, head, joined, length
-from .isolation import seed_everything
+from .isolation import callers_device, seed_everything
 from .task import Task
 
 _END = object()
@@ -47,14 +47,13 @@ class Stream:
             ValueError: the loader is empty, or the batch holds NaN.
             TypeError: the batch is not what the task takes.
         """
-        if self._batches is None:
-            self._batches = iter(self._loader)
-        item = next(self._batches, _END)
-        if item is _END:
-            self._batches = iter(self._loader)
-            item = next(self._batches, _END)
+        with callers_device():
+            item = _END if self._batches is None else next(self._batches, _END)
             if item is _END:
-                raise ValueError("expected a loader with at least one batch, got an empty one")
+                self._batches = iter(self._loader)
+                item = next(self._batches, _END)
+        if item is _END:
+            raise ValueError("expected a loader with at least one batch, got an empty one")
         return checks.batch_of(item, self._device, self._task)
 
     def take(self, images: int) -> Batch:

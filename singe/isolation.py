@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -30,10 +31,32 @@ def preserved_random_state(loader: Any = None) -> Iterator[None]:
             generator.set_state(state)
 
 
+_CALLERS_DEVICE: ContextVar[torch.device | None] = ContextVar("callers_device", default=None)
+"""The default device that the caller's own code expects; None where it is the CPU anyway."""
+
+
 @contextmanager
 def plain_torch(device: torch.device) -> Iterator[None]:
-    """No inference mode and no autocast inside, whatever the caller's."""
-    with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
+    """No inference mode, no autocast and no default device but the CPU inside, whatever the caller's."""
+    default = torch.get_default_device()
+    foreign = default.type != "cpu"
+    token = _CALLERS_DEVICE.set(default if foreign else None)
+    try:
+        with (
+            torch.inference_mode(False),
+            torch.autocast(device.type, enabled=False),
+            torch.device("cpu") if foreign else nullcontext(),
+        ):
+            yield
+    finally:
+        _CALLERS_DEVICE.reset(token)
+
+
+@contextmanager
+def callers_device() -> Iterator[None]:
+    """Gives the caller's code (model, loss, loader) the default device it expects, inside :func:`plain_torch`."""
+    device = _CALLERS_DEVICE.get()
+    with device if device is not None else nullcontext():
         yield
 
 

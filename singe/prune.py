@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import time
@@ -26,7 +27,7 @@ from .graph.groups import Group
 from .graph.trace import Forward, Trace, trace
 from .isolation import plain_torch, preserved_random_state
 from .plan import Plan
-from .recalibration import recalibrate
+from .recalibration import recalibrate, running_norms
 from .result import GroupRecord, PruneResult, count_macs, count_parameters
 from .selection import Refresh, Selection
 from .surgery import compact, held_at_zero, mask
@@ -111,6 +112,7 @@ def prune(
     options = _Options(chosen, refresh, finetune, images, task, seed, memory, recalibrate_bn, progress)
     with plain_torch(device), preserved_random_state(loader):
         run = _Run(model, stream, options)
+        run.rehearse()
         run.plan_widths(goal)
         return run.execute()
 
@@ -197,6 +199,11 @@ class _Run:
             self._stream.restart(self._options.seed + len(self._todo) + 1)
             recalibrate(self._work, self._stream, self._options.task, self._options.recalibrate_bn, self._still)
         return self._result(history)
+
+    def rehearse(self) -> None:
+        """Refuses a loader that batch norms cannot be recalibrated on before any work."""
+        if self._options.recalibrate_bn and running_norms(self._work, self._still):
+            recalibrate(copy.deepcopy(self._work), self._stream, self._options.task, 1, self._still)
 
     def _tuner(self, neurons: int) -> Tuner | None:
         if self._options.finetune is None:

@@ -16,6 +16,12 @@ from .task import Task
 log = logging.getLogger("singe")
 
 
+def running_norms(model: nn.Module, still: Sequence[str] = ()) -> list[_BatchNorm]:
+    """The batch norms that keep statistics, but for those that are ``still``."""
+    norms = [(name, m) for name, m in model.named_modules() if isinstance(m, _BatchNorm)]
+    return [norm for name, norm in norms if norm.running_mean is not None and name not in still]
+
+
 @torch.no_grad()
 def recalibrate(model: nn.Module, stream: Stream, task: Task, images: int, still: Sequence[str] = ()) -> None:
     """Replaces the running mean and variance of every batch norm by their average over some batches.
@@ -28,25 +34,29 @@ def recalibrate(model: nn.Module, stream: Stream, task: Task, images: int, still
         task: how the model is called.
         images: at least so many samples are drawn, in whole batches.
         still: names of modules that keep their statistics.
+
+    Raises:
+        ValueError: the network cannot normalise the loader's batches, since they have one sample each.
     """
-    norms = {
-        norm: norm.momentum
-        for name, norm in model.named_modules()
-        if isinstance(norm, _BatchNorm) and norm.running_mean is not None and name not in still
-    }
+    norms = {norm: norm.momentum for norm in running_norms(model, still)}
     if not norms:
-        log.warning("recalibrate_bn changes nothing: the network has no batch norm with running statistics")
+        log.warning("recalibrate_bn changes nothing: the network has no batch norm with running statistics to change")
         return
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the plain average of all batches
         norm.train()
     try:
-        seen = 0
+        seen = lone = 0
         while seen < images:
             batch = stream.next()
-            task.outputs(model, batch)
-            seen += length(batch)
+            try:
+                task.outputs(model, batch)
+                seen += length(batch)
+            except ValueError as error:
+                lone += 1  # the last batch of an epoch may be too small to have a variance
+                if length(batch) > 1 or lone > images:
+                    raise ValueError(f"expected batches that batch norms can be recalibrated on: {error}") from error
     finally:
         for norm, momentum in norms.items():
             norm.momentum = momentum

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from .batches import Batch
 from .graph.trace import Forward, answer, plain
+from .isolation import callers_device
 
 Loss = Callable[[Any, Batch], Tensor]
 """(model outputs, batch) -> scalar."""
@@ -75,7 +76,8 @@ class Task:
             ValueError: it is not a scalar.
         """
         try:
-            value = self.loss(outputs, batch)
+            with callers_device():
+                value = self.loss(outputs, batch)
         except TypeError as error:
             if self.loss is cross_entropy:
                 raise

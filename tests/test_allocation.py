@@ -1,11 +1,12 @@
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from chains import chain, group_of
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -248,6 +249,16 @@ def test_the_widths_left_by_hand(size, rows, round_to, widths):
 # -- rho to widths -----------------------------------------------------------------------------------------------
 
 
+def assert_close_to(target, cost, choices, removed):
+    """Within the smallest move of a single group, or at least no such move comes closer."""
+    gap, moves = target - cost.gone(removed), []
+    for i, own in enumerate(choices):
+        at = own.index(removed[i])
+        for other in (*own[max(0, at - 1) : at], *own[at + 1 : at + 2]):
+            moves.append(cost.gone([*removed[:i], other, *removed[i + 1 :]]) - cost.gone(removed))
+    assert abs(gap) < min(map(abs, moves)) or all(abs(gap - move) >= abs(gap) for move in moves)
+
+
 @settings(max_examples=200)
 @given(chains, st.floats(0.001, 0.999))
 def test_uniform_is_within_one_smallest_neuron_of_rho(case, rho):
@@ -257,16 +268,12 @@ def test_uniform_is_within_one_smallest_neuron_of_rho(case, rho):
     assume(target <= count.gone([n - 1 for n in sizes]))
     removed = uniform(count, sizes, rho)
     assert all(0 <= r < n for r, n in zip(removed, sizes, strict=True))
-    gap = abs(target - count.gone(removed))
-    for i, n in enumerate(sizes):
-        for step in (-1, 1):
-            other = [r + step * (i == j) for j, r in enumerate(removed)]
-            assert not 0 <= other[i] < n or abs(target - count.gone(other)) >= gap
+    assert_close_to(target, count, [range(n) for n in sizes], removed)
 
 
 @settings(max_examples=150)
 @given(chains, st.integers(1, 9), st.floats(0.001, 0.999), st.data())
-def test_widths_are_multiples_and_no_next_choice_of_a_single_group_comes_closer(case, round_to, share, data):
+def test_widths_are_multiples_and_within_the_smallest_move_of_rho(case, round_to, share, data):
     model, groups = case
     cost, sizes = parameter_cost(model, groups), [g.size for g in groups]
     choices = [removable(g, round_to) for g in groups]
@@ -278,12 +285,7 @@ def test_widths_are_multiples_and_no_next_choice_of_a_single_group_comes_closer(
         schedule = proportional(data.draw(st.lists(st.floats(0, 9), min_size=len(sizes), max_size=len(sizes))), sizes)
     removed = fit(cost, choices, schedule, rho)
     assert all((n - r) % round_to == 0 or r == 0 for n, r in zip(sizes, removed, strict=True))
-    gap = abs(rho * cost.total - cost.gone(removed))
-    for i, own in enumerate(choices):
-        at = own.index(removed[i])
-        for other in own[max(0, at - 1) : at + 2]:
-            moved = [other if i == j else r for j, r in enumerate(removed)]
-            assert abs(rho * cost.total - cost.gone(moved)) >= gap
+    assert_close_to(rho * cost.total, cost, choices, removed)
 
 
 @pytest.mark.parametrize(
@@ -352,3 +354,13 @@ def test_a_limit_that_is_next_to_nothing_is_not_called_zero():
     limit, schedule = refused(parameter_cost(model, groups[:1]), [[0, 1]], 0.5)
     assert 0 < limit < 1e-4
     assert fit(parameter_cost(model, groups[:1]), [[0, 1]], schedule, limit) == [1]
+
+
+@given(st.integers(2, 10**7), st.integers(1, 10**7))
+@example(100, 7)  # 0.07 * 100 > 7
+def test_the_limit_named_is_taken_whatever_it_is(total, reach):
+    assume(reach < 0.999 * total)
+    cost = SimpleNamespace(total=total, gone=lambda counts: reach * counts[0], unit=lambda counts, group: reach)
+    limit, schedule = refused(cost, [[0, 1]], 0.9999999)
+    assert 0.999 * reach / total <= limit <= reach / total
+    assert fit(cost, [[0, 1]], schedule, limit) == [1]

@@ -2,6 +2,9 @@ import math
 
 import pytest
 import torch
+from networks import images
+from torch import nn
+from wiring import Wired, normal
 
 import singe
 from singe.criteria import resolve
@@ -13,6 +16,7 @@ NAMES = {
     "summed_gradient": singe.SummedGradient,
     "integrated_gradient": singe.IntegratedGradient,
     "loss_change": singe.LossChange,
+    "random": singe.Random,
 }
 
 
@@ -47,11 +51,11 @@ def test_only_criteria_that_fade_one_neuron_at_a_time_can_score_a_few_for_less()
     for criterion in (singe.SummedGradient(), singe.IntegratedGradient(), singe.LossChange()):
         assert not criterion.scores_together
     layer = singe.IntegratedGradient(path="layer"), singe.SummedGradient(path="layer")
-    for criterion in (singe.Gradient(), singe.MagnitudeGradient(), *layer):
+    for criterion in (singe.Gradient(), singe.MagnitudeGradient(), singe.Random(), *layer):
         assert criterion.scores_together
 
 
-@pytest.mark.parametrize("kind", [k for k in NAMES.values() if k is not singe.LossChange])
+@pytest.mark.parametrize("kind", [k for k in NAMES.values() if k not in (singe.LossChange, singe.Random)])
 @pytest.mark.parametrize("p", [0, 3, -1, math.nan, "2", None])
 def test_an_unknown_order_of_the_norm_is_refused(kind, p):
     with pytest.raises(ValueError, match=r"\bp\b"):
@@ -75,3 +79,43 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
 def test_what_is_no_criterion_is_refused(criterion):
     with pytest.raises(TypeError, match="criterion"):
         resolve(criterion)
+
+
+# -- chance ------------------------------------------------------------------------------------------------------
+
+
+def equals():
+    """Three layers of the same width, so that picks can be compared."""
+    parts = {name: nn.Linear(10, 10) for name in "abc"}
+    wiring = lambda self, x: self.head(self.c(self.b(self.a(x).relu()).relu()).relu())  # noqa: E731
+    return Wired(wiring, **parts, head=nn.Linear(10, 4))
+
+
+def drawn(model, layer, seed=None):
+    if seed is not None:
+        torch.manual_seed(seed)
+    return singe.score(model, (normal(6, 10), images(6)[1]), layer, criterion="random")
+
+
+def test_chance_is_drawn_from_the_global_generator_and_hands_it_back():
+    model = equals()
+    first, other = drawn(model, "b", seed=3), drawn(model, "b", seed=4)
+    assert first.shape == (10,) and first.dtype == torch.float64 and ((first >= 0) & (first < 1)).all()
+    assert len(first.unique()) == 10 and not torch.equal(first, other)
+    assert torch.equal(drawn(model, "b", seed=3), first)
+    state = torch.get_rng_state()
+    assert torch.equal(drawn(model, "b"), first) and torch.equal(torch.get_rng_state(), state)
+
+
+def test_chance_prunes_alike_for_one_seed_and_other_neurons_for_another_and_in_every_layer():
+    loader = [(normal(16, 10), images(16)[1])]
+    options = {"rho": 0.5, "criterion": "random", "finetune": None, "images": 16, "progress": False}
+    plans = []
+    for outer, seed in ((0, 1), (5, 1), (0, 7)):
+        torch.manual_seed(outer)
+        plans.append(singe.prune(equals(), loader, seed=seed, **options).plan)
+    assert plans[0] == plans[1]
+    picks = [[removal.neurons for removal in plan.removals] for plan in plans]
+    assert all(a != b for a, b in zip(picks[0], picks[2], strict=True))
+    assert len({neurons[:2] for neurons in picks[0]}) == 3
+    assert any(list(neurons) != sorted(neurons) for neurons in picks[0])

@@ -29,6 +29,20 @@ def test_a_missing_native_module_is_reported(monkeypatch):
     assert "pip install" in info.info()["native module"]
 
 
-def test_importing_starts_no_cuda_context():
-    code = "import singe, singe.ops, singe.info, torch; assert not torch.cuda.is_initialized()"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_importing_starts_no_cuda_context_reaches_no_network_and_prints_nothing():
+    code = """if True:
+        import socket
+
+        class Refused(socket.socket):
+            def __init__(self, *_, **__):
+                raise AssertionError("the network was reached for")
+
+        socket.socket, socket.getaddrinfo = Refused, Refused
+        import torch
+        before = torch.get_rng_state()
+        import singe, singe.demo, singe.info, singe.ops
+        assert not torch.cuda.is_initialized()
+        assert torch.equal(torch.get_rng_state(), before)
+    """
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert done.stdout == done.stderr == b""

@@ -1,4 +1,5 @@
 import copy
+import itertools
 import logging
 import math
 import random
@@ -6,19 +7,21 @@ import random
 import numpy as np
 import pytest
 import torch
-from networks import MLP, DigitNet, PlainNet, images, randomised
+from networks import MLP, DigitNet, MobileNet, PlainNet, images, randomised
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader, TensorDataset
 
 import singe
-from singe import FineTune, reference
+from singe import FineTune, demo, reference
+from singe.cost import mac_cost
 from singe.data import Stream
 from singe.graph.analysis import find_groups
 from singe.graph.trace import trace
+from singe.isolation import preserved_random_state
 from singe.plan import Plan
-from singe.prune import ignored_groups
+from singe.result import count_macs
 from singe.surgery import compact, mask
 from singe.trial import expanded
 
@@ -380,41 +383,6 @@ def test_model_and_random_state_are_as_before_also_after_an_error():
 # -- what is left alone ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def digit_groups():
-    model = randomised(DigitNet(3))
-    return model, find_groups(trace(model, images(4, channels=1)[0]))
-
-
-STREAM_1 = {"stem"}
-BLOCK_1 = {"blocks.1.conv1", "blocks.1.conv2"}
-
-
-@pytest.mark.parametrize(
-    ("patterns", "expected"),
-    [
-        ((), set()),
-        (["blocks.1.conv1"], {"blocks.1.conv1"}),
-        (["blocks.0.conv2"], STREAM_1),  # writes into the stem's stream
-        (["blocks.1.bn1"], {"blocks.1.conv1"}),
-        (["blocks.1"], BLOCK_1),
-        (["*.conv1"], {"blocks.0.conv1", "blocks.1.conv1", "blocks.2.conv1"}),
-        (["blocks.[12].conv1", "stem"], {"blocks.1.conv1", "blocks.2.conv1", "stem"}),
-        (["blocks.[1]"], BLOCK_1),  # a pattern that names a parent
-        (["*"], {"stem", "blocks.0.conv1", *BLOCK_1, "blocks.2.conv1", "blocks.2.conv2", "head"}),
-    ],
-)
-def test_ignore_takes_names_parents_and_patterns(digit_groups, patterns, expected):
-    assert ignored_groups(*digit_groups, patterns) == expected
-
-
-@pytest.mark.parametrize("pattern", ["conv1", "block", "blocks.9", "blocks.1.conv", "*.norm"])
-def test_an_ignore_that_names_nothing_is_refused(digit_groups, pattern):
-    with pytest.raises(ValueError, match="ignore") as caught:
-        ignored_groups(*digit_groups, ["stem", pattern])
-    assert repr(pattern) in str(caught.value)
-
-
 def test_an_ignored_layer_stays_whole_and_is_reported():
     result = prune(mlp(), rho=0.2, ignore=["layers.0"])
     assert result.model.layers[0].out_features == 12
@@ -465,7 +433,9 @@ def test_an_untrained_network_that_loses_nothing_is_not_called_collapsed(caplog)
     with caplog.at_level(logging.WARNING, "singe"):
         result = prune(mlp(), rho=1e-6)
     assert result.loss_after == result.loss_before
-    assert not caplog.records
+    assert [r.getMessage() for r in caplog.records] == [
+        "nothing is removed: rho=1e-06 is less than half of the smallest step"
+    ]
 
 
 def test_nothing_is_printed_without_progress_and_a_bar_goes_to_stderr(capfd):
@@ -491,7 +461,7 @@ def test_nothing_is_printed_without_progress_and_a_bar_goes_to_stderr(capfd):
         ({"rho": True}, TypeError, r"rho.*bool"),
         ({"criterion": "taylor"}, ValueError, "taylor"),
         ({"criterion": None}, TypeError, "criterion"),
-        ({"allocation": "global"}, ValueError, r"uniform.*'global'"),
+        ({"allocation": "even"}, ValueError, r"uniform.*'even'"),
         ({"refresh": "eager"}, ValueError, r"lazy.*'eager'"),
         ({"finetune": 100}, TypeError, r"FineTune.*int"),
         ({"images": 0}, ValueError, "images"),
@@ -600,7 +570,7 @@ def test_generators_of_nested_samplers_are_seeded_and_given_back():
     ("arguments", "message"),
     [
         ({"loss": nn.CrossEntropyLoss()}, r"lambda outputs, batch: loss\(outputs, batch\[1\]\)"),
-        ({"loss": "mse"}, "calling 'mse' failed"),
+        ({"loss": "mse"}, "loss to be a function, got str"),
         ({"loss": lambda out, batch: out.detach().sum()}, "can be trained"),
         ({"loss": lambda out, batch: out.sum().to(torch.complex64)}, "real number"),
         ({"criterion": singe.IntegratedGradient}, "the class IntegratedGradient"),
@@ -628,3 +598,254 @@ def test_a_model_that_cannot_be_copied_or_trained_on_the_loaders_batches_is_refu
 
 def test_numpys_numbers_will_do_for_rho():
     assert small(rho=np.float32(0.2)).plan == small(rho=float(np.float32(0.2))).plan
+
+
+# -- targets and allocations -------------------------------------------------------------------------------------
+
+
+def deep(*widths):
+    """Linear layers "0", "2", "4", ... with activations between, for ``vectors``."""
+    layers = [part for a, b in itertools.pairwise((10, *widths, 4)) for part in (nn.Linear(a, b), nn.ReLU())]
+    return randomised(nn.Sequential(*layers[:-1]))
+
+
+def shares(result):
+    """{group: the share of its neurons that is gone} for every group that lost any."""
+    return {r.group: len(r.removed) / r.size for r in result.history}
+
+
+@pytest.mark.parametrize(("make", "rho"), [(PlainNet, 0.35), (MobileNet, 0.5)])
+def test_a_share_of_the_multiply_adds_goes_and_no_neuron_more_or_less_comes_closer(make, rho):
+    model, (x, y) = randomised(make()), images(8)
+    result = prune(model, [(x, y)], rho, target="macs", criterion="magnitude", images=8)
+    assert (count_macs(model, x), count_macs(result.model, x)) == (result.macs_before, result.macs_after)
+    graph, lost = trace(model, x), {r.group: len(r.removed) for r in result.history}
+    groups = [g for g in find_groups(graph) if g.name not in result.frozen]
+    cost, removed = mac_cost(model, groups, graph, result.macs_before), [lost.get(g.name, 0) for g in groups]
+    gap = abs(rho * result.macs_before - cost.gone(removed))
+    assert gap / result.macs_before == pytest.approx(abs(result.macs_removed - rho)) and gap < 0.02 * result.macs_before
+    for i, group in enumerate(groups):
+        for n in {removed[i] - 1, removed[i] + 1} & set(range(group.size)):
+            other = [n if i == j else r for j, r in enumerate(removed)]
+            assert abs(rho * result.macs_before - cost.gone(other)) >= gap
+    assert abs(result.params_removed - rho) > 2 * abs(result.macs_removed - rho)
+
+
+def test_a_share_of_the_multiply_adds_out_of_reach_says_how_far_it_goes():
+    model = mlp()
+    reach = 1 - (10 + 1 + 4) / (120 + 108 + 36)
+    with pytest.raises(ValueError, match=rf"rho <= {math.floor(reach * 1e4) / 1e4}.*got 0\.95"):
+        prune(model, rho=0.95, target="macs", criterion="magnitude")
+
+
+def test_linear_takes_larger_shares_from_later_groups():
+    result = prune(deep(20, 20, 20, 20), rho=0.4, allocation="linear", criterion="magnitude")
+    taken = shares(result)
+    assert list(taken) == ["0", "2", "4", "6"]
+    assert all(later == pytest.approx((i + 1) * taken["0"], abs=1.5 * (i + 2) / 20)
+               for i, later in enumerate(taken.values()))  # fmt: skip
+    assert list(taken.values()) == sorted(set(taken.values()))
+
+
+def test_block_takes_the_same_share_within_a_block_and_more_from_later_ones():
+    loader = [images(8, channels=1)]
+    taken = shares(prune(randomised(DigitNet(8)), loader, 0.6, allocation="block", criterion="magnitude", images=8))
+    stem, first, *rest = taken.values()
+    assert list(taken) == ["stem", "blocks.0.conv1", *(f"blocks.{i}.conv{j}" for i in (1, 2) for j in (1, 2))]
+    assert 0 < stem < first < min(rest[:2]) and max(rest[:2]) < min(rest[2:])
+    assert rest[0] == pytest.approx(rest[1], abs=1 / 16) and rest[2] == pytest.approx(rest[3], abs=1 / 32)
+
+
+def test_a_mapping_says_how_much_more_or_less_a_layer_loses():
+    mapping = {"*": 1, "[246]": 3, "4": 0.5, "6": 0}
+    result = prune(deep(40, 40, 40, 40), rho=0.25, allocation=mapping, criterion="magnitude")
+    taken = shares(result)
+    assert taken == {"0": taken["0"], "2": pytest.approx(3 * taken["0"], abs=0.06),
+                     "4": pytest.approx(0.5 * taken["0"], abs=0.06)}  # fmt: skip
+    assert result.params_removed == pytest.approx(0.25, abs=0.01)
+    assert result.model[6].out_features == 40
+    assert result.frozen == {"6": "the allocation gives it no share", "8": "network output"}
+    for nothing in ({"*": 0}, {"0": 0, "2": 0.0}):
+        with pytest.raises(ValueError, match=r"neurons to prune.*0: the allocation gives it no share"):
+            prune(deep(5, 5), allocation=nothing)
+
+
+def test_a_rate_for_a_layer_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match=r"allocation, got 'layers\.1\.conv'"):
+        prune(mlp(), allocation={"layers.1.conv": 2})
+
+
+@pytest.mark.parametrize("target", ["params", "macs"])
+def test_global_is_the_ranking_of_first_scores_for_what_a_neuron_saves(target):
+    model, loader = learned(deep(24, 16, 12), 20), vectors()
+    result = prune(model, loader, 0.5, allocation="global", target=target, seed=5)
+    with preserved_random_state(loader):
+        stream = Stream(loader, torch.device("cpu"))
+        stream.restart(5)
+        batch = stream.take(20)  # as for the first group
+    bias = target == "params"
+    saved = {"0": 10 + 16 + bias, "2": 24 + 12 + bias, "4": 16 + 4 + bias}
+    every = sorted((float(s) / unit, name) for name, unit in saved.items() for s in singe.score(model, batch, name))
+    lost = [{name: sum(n == name for _, n in every[:k]) for name in saved} for k in range(len(every) + 1)]
+    ours = {r.group: len(r.removed) for r in result.history}
+    assert any(all(abs(ours.get(n, 0) - counts[n]) <= 1 for n in counts) for counts in lost)
+    uniform = prune(model, loader, 0.5, target=target, criterion="magnitude")
+    assert {r.group: len(r.removed) for r in uniform.history} not in lost  # the ranking says something
+    assert (result.params_removed if bias else result.macs_removed) == pytest.approx(0.5, abs=0.02)
+
+
+def test_round_to_leaves_multiples_in_every_layer_that_loses_any():
+    result = prune(deep(24, 20, 7, 16, 8), rho=0.4, round_to=8, criterion="magnitude")
+    widths = {r.group: r.size - len(r.removed) for r in result.history}
+    assert widths.keys() == {"0", "2", "6"}
+    assert set(widths.values()) <= {8, 16}
+    assert [m.out_features for m in result.model[::2]] == [widths["0"], widths["2"], 7, widths["6"], 8, 4]
+    assert result.frozen == {"4": "has no more than round_to=8 rows", "8": "has no more than round_to=8 rows",
+                             "10": "network output"}  # fmt: skip
+    with pytest.raises(ValueError, match=r"neurons to prune.*has no more than round_to=32 rows"):
+        prune(mlp(), round_to=32)
+
+
+class Unequal(nn.Module):
+    """A neuron is four rows of one layer, by a pixel shuffle, and one of the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.side, self.head = nn.Conv2d(3, 48, 3), nn.Conv2d(3, 12, 3), nn.Linear(12, 4)
+
+    def forward(self, x):
+        return self.head(F.relu(F.pixel_shuffle(self.up(x), 2)).mean((2, 3)) + self.side(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("rho", [0.1, 0.25, 0.5])
+def test_round_to_holds_for_every_layer_of_a_group(rho):
+    result = prune(randomised(Unequal()), [images(8)], rho, round_to=4, criterion="magnitude", images=8)
+    assert [m.out_channels % 4 for m in (result.model.up, result.model.side)] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "options", [{"target": "macs"}, {"allocation": "global"}, {"round_to": 4, "rho": 0.02}], ids=str
+)
+def test_a_rho_too_small_for_anything_is_warned_about(options, caplog):
+    with caplog.at_level(logging.WARNING, "singe"):
+        result = prune(mlp(), **{"rho": 1e-6, "criterion": "magnitude", **options})
+    assert result.plan.removals == [] and result.params_after == result.params_before
+    assert [r.getMessage().partition(":")[0] for r in caplog.records] == ["nothing is removed"]
+
+
+class Untouched:
+    """A loader that is not to be read."""
+
+    def __iter__(self):
+        pytest.fail("the loader was read")
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "match"),
+    [
+        ({"rho": 1.5}, ValueError, r"rho in \(0, 1\), got 1\.5"),
+        ({"target": "flops"}, ValueError, "target 'params' or 'macs', got 'flops'"),
+        ({"target": None}, ValueError, "target 'params' or 'macs', got None"),
+        ({"allocation": "even"}, ValueError, "got 'even'"),
+        ({"allocation": {"layers.0": -1}}, ValueError, r"got -1 for 'layers\.0'"),
+        ({"allocation": {"layers.0": math.nan}}, ValueError, r"got nan for 'layers\.0'"),
+        ({"allocation": {"layers.0": True}}, TypeError, r"allocation\['layers\.0'\], got bool"),
+        ({"allocation": {1: 1}}, TypeError, "module names as keys of allocation, got 1"),
+        ({"round_to": 0}, ValueError, "round_to >= 1, got 0"),
+        ({"round_to": 8.0}, TypeError, "int for round_to, got float"),
+        ({"recalibrate_bn": -1}, ValueError, "recalibrate_bn >= 0, got -1"),
+        ({"recalibrate_bn": True}, TypeError, "int for recalibrate_bn, got bool"),
+        ({"criterion": "taylor"}, ValueError, "taylor"),
+        ({"refresh": "eager"}, ValueError, "eager"),
+        ({"finetune": 100}, TypeError, "FineTune"),
+        ({"images": 0}, ValueError, "images >= 1, got 0"),
+        ({"memory": 0}, ValueError, "memory >= 1, got 0"),
+        ({"seed": -1}, ValueError, "seed >= 0, got -1"),
+        ({"ignore": "head"}, TypeError, "ignore"),
+        ({"loss": "mse"}, TypeError, "loss to be a function, got str"),
+        ({"forward": 3}, TypeError, "forward to be a function, got int"),
+        ({"model": nn.Linear(2, 2, dtype=torch.complex64)}, ValueError, "complex64"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_refused_before_the_loader_is_read(options, kind, match):
+    options = {"model": mlp(), "loader": Untouched(), **options}
+    with pytest.raises(kind, match=match):
+        prune(options.pop("model"), options.pop("loader"), **options)
+
+
+# -- batch norm statistics estimated anew ------------------------------------------------------------------------
+
+
+def normed():
+    layers = [nn.Linear(10, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.5), nn.Linear(12, 9), nn.BatchNorm1d(9)]
+    return randomised(nn.Sequential(*layers, nn.ReLU(), nn.Linear(9, 4)))
+
+
+def statistics(model):
+    return {n: (m.running_mean, m.running_var) for n, m in model.named_modules() if isinstance(m, nn.BatchNorm1d)}
+
+
+@pytest.mark.parametrize("finetune", [None, FineTune(3, when="after")], ids=["untuned", "tuned"])
+def test_statistics_are_those_of_the_final_network(finetune):
+    model, (x, y) = normed().train(), next(iter(vectors()))
+    result = prune(model, [(x, y)], images=16, finetune=finetune, recalibrate_bn=1, criterion="magnitude")
+    final = copy.deepcopy(result.model).eval().requires_grad_(False)
+    assert result.loss_after == pytest.approx(float(F.cross_entropy(final(x), y)), rel=1e-5)
+    assert all(m.training for m in result.model.modules())
+    assert [result.model[i].momentum for i in (1, 5)] == [0.1, 0.1]
+    for i in (1, 5):  # the second norm sees what the first one makes of the batch's own statistics
+        seen, here = final[:i](x), statistics(result.model)[str(i)]
+        torch.testing.assert_close(here, (seen.mean(0), seen.var(0)), rtol=1e-4, atol=1e-5)
+        final[i].running_var.copy_(seen.var(0, correction=0))
+
+
+def test_the_same_seed_gives_the_same_statistics_and_another_seed_others():
+    results = [prune(normed(), recalibrate_bn=16, seed=s, criterion="magnitude") for s in (1, 1, 2)]
+    assert same_plan(results[0], results[1]) and same_plan(results[0], results[2])
+    first, again, other = (statistics(r.model) for r in results)
+    assert same(first, again)
+    assert not same(first, other)
+
+
+def test_batch_norms_that_are_frozen_keep_their_statistics():
+    model = normed().train()
+    model[1].eval()
+    options = {"recalibrate_bn": 20, "criterion": "magnitude", "ignore": ["0", "4"]}
+    with pytest.raises(ValueError, match="neurons to prune"):
+        prune(model, **options)
+    result = prune(model, **{**options, "ignore": ["0"]})
+    kept = [i for i in range(9) if i not in result.plan.removals[0].neurons]
+    assert same(statistics(result.model)["1"], statistics(model)["1"])
+    assert not torch.isclose(result.model[5].running_mean, model[5].running_mean[kept]).any()
+    assert not result.model[1].training and result.model[5].training
+
+
+def test_a_network_in_eval_mode_is_recalibrated_whole():
+    model = normed()
+    result = prune(model, recalibrate_bn=20, criterion="magnitude", ignore=["0"])
+    assert not torch.isclose(result.model[1].running_mean, model[1].running_mean).any()
+    assert not any(m.training for m in result.model.modules())
+
+
+def test_without_batch_norm_recalibration_is_warned_about_and_without_recalibration_nothing_is(caplog):
+    with caplog.at_level(logging.WARNING, "singe"):
+        prune(learned(mlp()), rho=0.1, criterion="magnitude", recalibrate_bn=0)
+        assert not caplog.records
+        prune(learned(mlp()), rho=0.1, criterion="magnitude", recalibrate_bn=5)
+    assert [r.getMessage().partition(":")[0] for r in caplog.records] == ["recalibrate_bn changes nothing"]
+
+
+def test_recalibration_makes_a_pruned_network_better_without_training(trained, digit_data):
+    loader = DataLoader(digit_data[0], batch_size=64, shuffle=True)
+    options = {"rho": 0.4, "criterion": "magnitude", "finetune": None, "progress": False}
+    plain, better = (singe.prune(trained, loader, recalibrate_bn=n, **options) for n in (0, 512))
+    assert same_plan(plain, better)
+    assert better.loss_after < 0.8 * plain.loss_after
+    assert demo.accuracy(better.model, digit_data[1]) > demo.accuracy(plain.model, digit_data[1])
+
+
+def test_a_last_batch_of_one_image_does_not_stop_recalibration_at_the_end_of_a_run():
+    data = vectors(count=33).dataset
+    result = prune(normed(), DataLoader(data, batch_size=16), recalibrate_bn=33, criterion="magnitude")
+    assert all(t.isfinite().all() for pair in statistics(result.model).values() for t in pair)

@@ -19,6 +19,7 @@ from torch.export.graph_signature import OutputKind
 from torch.utils import _pytree as pytree
 
 from ..batches import copied, head, joined, length
+from ..isolation import callers_device
 from ..numerics import close
 
 aten = torch.ops.aten
@@ -47,7 +48,8 @@ def plain(model: nn.Module, x: Any) -> Any:
 
 def answer(model: nn.Module, inputs: Any, forward: Forward = plain) -> Any:
     """``forward(model, inputs)`` on a copy of the inputs, since some models work in place on them."""
-    return forward(model, copied(inputs))
+    with callers_device():
+        return forward(model, copied(inputs))
 
 
 def evaluate(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -239,7 +241,8 @@ class _Call(nn.Module):
         self._forward, self._spec = forward, spec
 
     def forward(self, *tensors: Tensor) -> Any:
-        return self._forward(self.model, pytree.tree_unflatten(tensors, self._spec))
+        with callers_device():
+            return self._forward(self.model, pytree.tree_unflatten(tensors, self._spec))
 
 
 def place_of(node: fx.Node) -> str:
