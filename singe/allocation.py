@@ -7,6 +7,7 @@ all that it ever takes at 1, and never fewer at a higher level. ``fit`` finds th
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -121,14 +122,21 @@ def fit(cost: Cost, choices: Sequence[Sequence[int]], schedule: Schedule, rho: f
 
     def at(level: float) -> list[int]:
         """Which choice is nearest for each group at a level."""
-        pairs = zip(choices, schedule(level), strict=True)
-        return [min(range(len(own)), key=lambda i: abs(own[i] - lost)) for own, lost in pairs]
+        return [_nearest(own, lost) for own, lost in zip(choices, schedule(level), strict=True)]
 
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if _gone(cost, choices, at(middle)) <= target else (low, middle)
     return _removed(choices, _adjusted(cost, choices, at(low), target))
+
+
+def _nearest(choices: Sequence[int], value: float) -> int:
+    """Index of the ascending choice that is nearest to a value."""
+    above = bisect_left(choices, value)
+    if above == 0 or above == len(choices):
+        return min(above, len(choices) - 1)
+    return above - (value - choices[above - 1] <= choices[above] - value)
 
 
 def _adjusted(cost: Cost, choices: Sequence[Sequence[int]], base: list[int], target: float) -> list[int]:
