@@ -57,7 +57,7 @@ def prune(
     memory: int = DEFAULT_MEMORY,
     progress: bool = True,
 ) -> PruneResult:
-    """Removes whole neurons until a share ``rho`` of the parameters is gone, and fine-tunes in between.
+    """Removes whole neurons until a share ``rho`` of the parameters (or multiply-adds) is gone; fine-tunes in between.
 
     Args:
         model: any module ``model(x)`` that ``torch.export`` can trace; not modified. Its hooks go with the copies that

@@ -102,8 +102,9 @@ class Rules:
 
     def _shuffle(self, node: fx.Node, x: Tensor, groups: int) -> Tensor:
         """Parts are interleaved: a channel goes from all of them or the others change places."""
-        for part in x.chunk(groups, 1):
-            self._owners.unite(x.chunk(groups, 1)[0], part)
+        first, *others = x.chunk(groups, 1)
+        for other in others:
+            self._owners.unite(first, other)
         shuffled: Tensor = aten.channel_shuffle(x, groups)
         return shuffled
 
