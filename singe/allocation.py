@@ -96,7 +96,7 @@ def check_reach(cost: Cost, choices: Sequence[Sequence[int]], rho: float) -> Non
     """Raises ValueError if the groups cannot lose a share ``rho`` of the cost; says how far it goes."""
     share = cost.gone([c[-1] for c in choices]) / cost.total
     if rho > share:
-        digits = 4 - math.ceil(math.log10(share))
+        digits = 4 - math.ceil(math.log10(share)) if share else 0
         limit = math.floor(share * 10**digits) / 10**digits
         raise ValueError(f"expected rho <= {limit:g}, which takes all that may go, got {rho}")
 

@@ -82,9 +82,16 @@ def batch_of(item: Any, device: torch.device, task: Task) -> Batch:
             raise TypeError(f"expected a batch (x, y), got {_describe(item)}; other batches need forward= and loss=")
         if not all(isinstance(v, Tensor) for v in item):
             raise TypeError(f"expected a batch (x, y) of tensors, got {_describe(item)}")
+    for path, leaf in pytree.tree_flatten_with_path(item)[0]:
+        if not isinstance(leaf, Tensor):
+            where = f" at {pytree.keystr(path)}" if path else ""
+            raise TypeError(
+                f"expected a batch of tensors in lists, tuples and dicts, got {type(leaf).__name__}{where}, which the "
+                "loader should leave out"
+            )
     leaves = pytree.tree_leaves(item)
-    if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
-        raise TypeError(f"expected a batch of tensors in lists, tuples and dicts, got {_describe(item)}")
+    if not leaves:
+        raise TypeError(f"expected a batch of tensors, got {_describe(item)} without any")
     if any(leaf.dim() == 0 or len(leaf) == 0 or len(leaf) != len(leaves[0]) for leaf in leaves):
         raise ValueError(f"expected a batch of tensors of one length, at least 1, got {described(item)}")
     if task.forward is None:

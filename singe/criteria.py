@@ -147,7 +147,7 @@ class LossChange(Criterion):
 
 @dataclass(frozen=True)
 class Random(Criterion):
-    """A number drawn anew from torch's global generator: the baseline that every other criterion must beat."""
+    """A number from torch's global generator, which is seeded for every group: the baseline that others must beat."""
 
 
 _BY_NAME: dict[str, Criterion] = {

@@ -290,7 +290,11 @@ class Engine:
     def _unstack(self, node: fx.Node, value: Tensor, count: int) -> Sequence[Tensor]:
         """Undoes ``_stack``."""
         axes = self._trace.batch_axes(node)
-        return value.chunk(count, dim=axes[0]) if axes else [value] * count
+        if not axes:
+            return [value] * count
+        each = value.shape[axes[0]] // count
+        # narrow, not chunk: a loss may write into a view of its own
+        return [value.narrow(axes[0], k * each, each) for k in range(count)]
 
     def _fade_root(self, layer: Layer, jobs: Jobs) -> Tensor:
         z = self._cache[layer.output]

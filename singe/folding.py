@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from . import checks
+from .batches import Batch
 from .graph import batchnorm
 from .graph.groups import module_of
 from .graph.layer import is_affine
-from .graph.trace import Env, Forward, Trace, plain, trace
-from .isolation import plain_torch, preserved_random_state
+from .graph.trace import Env, Forward, Trace, trace
+from .isolation import plain_torch, preserved_random_state, same_modes
 from .numerics import alike
 from .task import Task
 
@@ -53,73 +54,77 @@ def fold_batchnorm(model: nn.Module, example: Any, *, forward: Forward | None = 
     Raises:
         TypeError, ValueError: bad input; see the message.
     """
-    task = Task(forward or plain)
-    device = checks.sound_model(model)
+    task, device = Task(forward), checks.sound_model(model)
+    if forward is None and not isinstance(example, Tensor):
+        raise TypeError(f"expected example to be a tensor x, got {type(example).__name__}; other models need forward=")
     with torch.no_grad(), plain_torch(device), preserved_random_state():
-        inputs = checks.batch_of(example, device, task)
-        if forward is None:
-            checks.finite_inputs(inputs)
+        # a task's batch is a pair unless forward is given; nobody looks at y here
+        batch = checks.batch_of((example, example) if forward is None else example, device, task)
         work = checks.copied(model)
-        checks.runs(work, inputs, task)
-        graph, expected = trace(work, inputs, task.call), task.outputs(work, inputs)
+        checks.runs(work, batch, task)
+        graph, expected = trace(work, task.inputs(batch), task.call), task.outputs(work, batch)
         live = graph.live(work)
-        folded, unfolded = [], {}
-        for name, norm in [(n, m) for n, m in work.named_modules() if isinstance(m, _BatchNorm)]:
-            layer = _layer_before(work, graph, live, name)
-            if isinstance(layer, fx.Node):
-                undo = _fold(work, graph, live, layer, norm)
-                if _answers(work, inputs, task, expected):
-                    folded.append(name)
-                    continue
-                undo()
-                layer = "the outputs change: the model's code does more with it than call it"
-            unfolded[name] = layer
-            log.info("%s is not folded: %s", name, layer)
-        for name, module in model.named_modules():
-            work.get_submodule(name).training = module.training
+        folded: list[str] = []
+        unfolded: dict[str, str] = {}
+        for name in [n for n, m in work.named_modules() if isinstance(m, _BatchNorm)]:
+            try:
+                undo = _fold(work, graph, live, _layer_before(work, graph, live, name), name)
+                if not _answers(work, batch, task, expected):
+                    undo()
+                    raise _Unfoldable("the outputs change: the model's code does more with it than call it")
+                folded.append(name)
+            except _Unfoldable as reason:
+                unfolded[name] = str(reason)
+                log.info("%s is not folded: %s", name, reason)
+        same_modes(work, model)
     return Folding(work, tuple(folded), unfolded)
 
 
-def _layer_before(model: nn.Module, graph: Trace, live: Env, name: str) -> fx.Node | str:
-    """The convolution or linear layer that a batch norm can be folded into, or why there is none."""
+class _Unfoldable(Exception):
+    """Why a batch norm stays."""
+
+
+def _layer_before(model: nn.Module, graph: Trace, live: Env, name: str) -> fx.Node:
+    """The convolution or linear layer that a batch norm can be folded into; raises _Unfoldable if there is none."""
     norm = model.get_submodule(name)
     if type(norm).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
-        return f"{type(norm).__name__} has a forward of its own"
+        raise _Unfoldable(f"{type(norm).__name__} has a forward of its own")
     if norm._forward_hooks or norm._forward_pre_hooks:
-        return "it has forward hooks"
+        raise _Unfoldable("it has forward hooks")
     nodes = [n for n in graph.nodes if batchnorm.is_batch_norm(n) and batchnorm.module(graph, n) == name]
-    if len(nodes) != 1:
-        return (
-            f"is used {len(nodes)} times in eval mode" if nodes else "is not used with its own statistics in eval mode"
-        )
+    if not nodes:
+        raise _Unfoldable("is not used with its own statistics in eval mode")
+    if len(nodes) > 1:
+        raise _Unfoldable(f"is used {len(nodes)} times in eval mode")
     layer: Any = nodes[0].args[0]
     if not is_affine(layer):
-        return f"stands behind {layer.target}, not behind a convolution or linear layer"
+        place = "the input" if layer in graph.inputs else str(layer.target)
+        raise _Unfoldable(f"stands behind {place}, which it cannot be folded into")
     if batchnorm.following(layer) is not nodes[0]:
-        return "the layer before it is read by others too, or normalised along another axis"
+        raise _Unfoldable("the layer before it is read by others too, or normalised along another axis")
     weight = graph.parameter(layer, 1, "weight")
     if weight is None or not batchnorm.folds(layer, live):
-        return "the layer before it has a computed weight, or one of another dtype"
+        raise _Unfoldable("the layer before it has a computed weight, or one of another dtype")
     if not isinstance(model.get_submodule(module_of(weight)), (_ConvNd, nn.Linear)):
-        return "the weight before it belongs to no convolution or linear module"
+        raise _Unfoldable("the weight before it belongs to no convolution or linear module")
     if len(graph.calls(weight)) != 1:
-        return "the layer before it is used more than once"
+        raise _Unfoldable("the layer before it is used more than once")
     return layer
 
 
-def _answers(model: nn.Module, inputs: Any, task: Task, expected: Any) -> bool:
+def _answers(model: nn.Module, batch: Batch, task: Task, expected: Any) -> bool:
     """Whether the model's outputs are the expected ones; the user's code may not get along with an identity."""
     try:
-        return alike(task.outputs(model, inputs), expected)
+        return alike(task.outputs(model, batch), expected)
     except Exception as error:
         log.debug("a folded network failed: %s", error)
         return False
 
 
-def _fold(model: nn.Module, graph: Trace, live: Env, call: fx.Node, norm: nn.Module) -> Callable[[], None]:
+def _fold(model: nn.Module, graph: Trace, live: Env, call: fx.Node, name: str) -> Callable[[], None]:
     """Puts a batch norm's scale and shift into the layer before it and an identity in its place; returns the undo."""
     layer: Any = model.get_submodule(module_of(graph.parameter(call, 1, "weight") or ""))
-    before, identity = (layer.weight, layer.bias), nn.Identity()
+    before, norm, identity = (layer.weight, layer.bias), model.get_submodule(name), nn.Identity()
     layer.weight, layer.bias = (nn.Parameter(t, layer.weight.requires_grad) for t in batchnorm.folded(call, live))
     _replace(model, norm, identity)
 
@@ -131,7 +136,6 @@ def _fold(model: nn.Module, graph: Trace, live: Env, call: fx.Node, norm: nn.Mod
 
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    new.training = old.training
     for parent in model.modules():
         for name, child in list(parent._modules.items()):  # every name: named_children tells one only
             if child is old:

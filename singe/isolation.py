@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 
 @contextmanager
@@ -58,6 +59,13 @@ def callers_device() -> Iterator[None]:
     device = _CALLERS_DEVICE.get()
     with device if device is not None else nullcontext():
         yield
+
+
+def same_modes(model: nn.Module, like: nn.Module) -> None:
+    """Puts every module of a model into train or eval mode as its namesake in another, where it has one."""
+    modes = {name: module.training for name, module in like.named_modules()}
+    for name, module in model.named_modules():
+        module.training = modes.get(name, module.training)
 
 
 def seed_everything(seed: int, loader: Any = None) -> None:

@@ -16,15 +16,17 @@ def named_groups(model: nn.Module, groups: Iterable[Group], pattern: str, argume
     Args:
         model: whose modules the pattern names.
         groups: of that model.
-        pattern: a module's name or a glob over them; a module stands for all inside it too.
+        pattern: a module's or group's name or a glob over them; a module stands for all inside it too.
         argument: where the pattern came from, for the message.
 
     Raises:
-        ValueError: the pattern names no module.
+        ValueError: the pattern names nothing.
     """
     modules = [name for name, _ in model.named_modules() if name]
     found = [m for m in modules if fnmatchcase(m, pattern)]
-    if not found:
+    groups = list(groups)
+    by_name = {g.name for g in groups if fnmatchcase(g.name, pattern)}
+    if not found and not by_name:
         raise ValueError(f"expected module names or patterns that match one in {argument}, got {pattern!r}")
     inside = {m for m in modules if any(m == f or m.startswith(f"{f}.") for f in found)}
-    return {g.name for g in groups if inside.intersection(g.members)}
+    return by_name | {g.name for g in groups if inside.intersection(g.members)}

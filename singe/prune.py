@@ -22,10 +22,10 @@ from .data import Stream
 from .engine import DEFAULT_MEMORY, Engine
 from .finetune import FineTune, Tuner
 from .goal import Allocation, Goal, Target
-from .graph.analysis import find_groups
+from .graph.analysis import analyse
 from .graph.groups import Group
 from .graph.trace import Forward, Trace, trace
-from .isolation import plain_torch, preserved_random_state
+from .isolation import plain_torch, preserved_random_state, same_modes
 from .plan import Plan
 from .recalibration import recalibrate, running_norms
 from .result import GroupRecord, PruneResult, count_macs, count_parameters
@@ -61,16 +61,17 @@ def prune(
 
     Args:
         model: any module ``model(x)`` that ``torch.export`` can trace; not modified. Its hooks go with the copies that
-            are worked on. Modules in eval mode inside a model in train mode stay so while fine-tuning.
+            are worked on and are called there. Modules in eval mode inside a model in train mode stay so.
         loader: yields batches (x, y), again and again; shuffle it, every group of neurons begins a new epoch.
         rho: share of what ``target`` names to remove, in (0, 1), met to within one neuron.
-        target: "params", the model's parameters, tied ones once; or "macs", its multiply-adds as torch counts them.
+        target: "params", the model's parameters, tied ones once; or "macs", all multiply-adds of a forward pass,
+            as torch counts them.
         criterion: what relevance is: a name or an object of ``singe.criteria``.
         allocation: how rho is shared among groups. "uniform" removes the same share of neurons everywhere, "linear" a
             share that rises from the first group to the last, "block" one that rises from block to block; a mapping
             {module name or glob: relative rate} says it for some groups (1 for the others, 0 leaves whole); "global"
             ranks the neurons of all groups by their first scores per parameter (or multiply-add) that they save.
-        round_to: leave every layer a multiple of this many rows; those that have no more are left whole.
+        round_to: a layer that loses rows keeps a multiple of this many; one that has no more is left whole.
         refresh: after a removal, re-score all of the group ("full", the paper's) or only the least relevant
             candidates until the least is up to date ("lazy").
         finetune: how to train between removals; None for not at all.
@@ -98,8 +99,8 @@ def prune(
     checks.integer("memory", memory, 1)
     checks.integer("recalibrate_bn", recalibrate_bn, 0)
     checks.integer("seed", seed, 0)
-    if seed >= 2**62:
-        raise ValueError(f"expected seed < 2**62, got {seed}")
+    if seed >= 2**40:
+        raise ValueError(f"expected seed < 2**40, got {seed}")
     chosen = resolve(criterion)
     device = checks.sound_model(model)
     task = Task(forward, cross_entropy if loss is None else loss)
@@ -142,7 +143,7 @@ class _Run:
         self._plan = Plan()
         self._todo: list[tuple[Group, int]] = []
         self._frozen: dict[str, str] = {}  # names of groups left whole -> why
-        stream.restart(options.seed)
+        self._restart(0)
         self._probe = stream.take(options.images)
         checks.runs(self._work, self._probe, options.task)
         self._trace = self._traced(self._probe)
@@ -159,8 +160,8 @@ class _Run:
 
     def plan_widths(self, goal: Goal) -> None:
         """Finds the groups that may be pruned and fixes how many neurons each will lose."""
-        found = find_groups(self._trace)
-        whole = goal.left_whole(self._original, found)
+        found, unfollowed = analyse(self._trace)
+        whole = unfollowed | goal.left_whole(self._original, found)
         able = [g for g in found if g.name not in whole]
         whole |= unsafe_groups(self._work, able, self._sample, self._options.task.call)
         for name, reason in whole.items():
@@ -193,10 +194,10 @@ class _Run:
                 history.append(self._prune_group(index, group, count, tuner, bar))
                 bar.set_postfix(loss=f"{history[-1].loss_end:.3f}")
         if tuner is not None and tuner.when == "after":
-            self._stream.restart(self._options.seed + len(self._todo))
+            self._restart(len(self._todo))
             tuner.pause()
         if self._options.recalibrate_bn:
-            self._stream.restart(self._options.seed + len(self._todo) + 1)
+            self._restart(len(self._todo) + 1)
             recalibrate(self._work, self._stream, self._options.task, self._options.recalibrate_bn, self._still)
         return self._result(history)
 
@@ -214,7 +215,7 @@ class _Run:
         return tuner
 
     def _prune_group(self, index: int, group: Group, count: int, tuner: Tuner | None, bar: tqdm) -> GroupRecord:
-        self._stream.restart(self._options.seed + index)
+        self._restart(index)
         batch = self._stream.take(self._options.images)
         current = self._plan.rebase(group)
         if not self._trace.holds_for(self._work, self._sample):
@@ -260,8 +261,7 @@ class _Run:
         loss_after = self._evaluate(self._probe)
         self._warn_if_collapsed(loss_after)
         macs_after = count_macs(self._work, self._sample, self._options.task.call)
-        for name, module in self._original.named_modules():
-            self._work.get_submodule(name).training = module.training
+        same_modes(self._work, self._original)
         return PruneResult(
             model=self._work, plan=self._plan,
             params_before=count_parameters(self._original), params_after=count_parameters(self._work),
@@ -272,6 +272,10 @@ class _Run:
     def _evaluate(self, batch: Batch) -> float:
         with torch.no_grad():
             return self._options.task(self._work, batch).item()
+
+    def _restart(self, phase: int) -> None:
+        """Begins a new epoch, seeded so that no two phases of any two seeds see the same."""
+        self._stream.restart((self._options.seed << 20) + phase)
 
     def _engine(self, group: Group, batch: Batch) -> Engine:
         return Engine(self._work, self._trace, group, batch, self._options.task, self._options.memory)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .batches import length
@@ -38,26 +39,37 @@ def recalibrate(model: nn.Module, stream: Stream, task: Task, images: int, still
     Raises:
         ValueError: the network cannot normalise the loader's batches, since they have one sample each.
     """
-    norms = {norm: norm.momentum for norm in running_norms(model, still)}
+    norms = running_norms(model, still)
     if not norms:
         log.warning("recalibrate_bn changes nothing: the network has no batch norm with running statistics to change")
         return
+    before = {n: (n.momentum, [s.clone() for s in _statistics(n)]) for n in norms}
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # the plain average of all batches
         norm.train()
     try:
-        seen = lone = 0
+        seen = count = lone = 0
         while seen < images:
             batch = stream.next()
+            for norm in norms:
+                norm.momentum = 1 / (count + 1)  # the plain average of all batches
             try:
                 task.outputs(model, batch)
-                seen += length(batch)
+                seen, count = seen + length(batch), count + 1
             except ValueError as error:
                 lone += 1  # the last batch of an epoch may be too small to have a variance
                 if length(batch) > 1 or lone > images:
                     raise ValueError(f"expected batches that batch norms can be recalibrated on: {error}") from error
     finally:
-        for norm, momentum in norms.items():
+        for norm, (momentum, statistics) in before.items():
             norm.momentum = momentum
             norm.eval()
+            if (
+                not norm.running_mean.any() and norm.running_var.eq(1).all()
+            ):  # the network does not come by in eval mode
+                for now, then in zip(_statistics(norm), statistics, strict=True):
+                    now.copy_(then)
+
+
+def _statistics(norm: Any) -> list[Tensor]:
+    return [norm.running_mean, norm.running_var, norm.num_batches_tracked]

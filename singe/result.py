@@ -57,7 +57,7 @@ class PruneResult:
         macs_before, macs_after: multiply-adds for one sample.
         loss_before, loss_after: on one batch of calibration samples, in eval mode.
         history: one record per pruned group, in order.
-        frozen: the groups that were left whole -> why.
+        frozen: the groups that were left whole, and the modules whose weights could not be followed -> why.
     """
 
     model: nn.Module

@@ -74,7 +74,9 @@ def groups_of(layer: str, groups: Iterable[Group], model: nn.Module) -> list[Gro
         raise ValueError(f"expected the name of a module of {type(model).__name__}, got {layer!r}")
     found = [g for g in groups if layer in g.members]
     if not found:
-        raise ValueError(f"expected a layer with neurons (convolution, linear or batch norm), got {layer!r}")
+        raise ValueError(
+            f"expected a layer with neurons (convolution, linear or batch norm with weights of its own), got {layer!r}"
+        )
     return found
 
 

@@ -21,9 +21,11 @@ Removed = Mapping[tuple[str, int], Tensor]
 @torch.no_grad()
 def mask(model: nn.Module, slices: Iterable[Slice], neurons: Tensor, optimizer: Optimizer | None = None) -> None:
     """Zeroes all that ``neurons`` (int64) own, their readers' columns included, and the optimiser's state of it."""
-    tensors = named_tensors(model)
     for s in slices:
-        tensor, index = tensors[s.tensor], s.indices(neurons)
+        tensor, index = (
+            getattr(model.get_submodule(module_of(s.tensor)), s.tensor.rpartition(".")[2]),
+            s.indices(neurons),
+        )
         index = index.to(tensor.device)
         tensor.index_fill_(s.dim, index, 0)
         for state in _matching_state(optimizer, tensor).values():

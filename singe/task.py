@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 from .batches import Batch
 from .graph.trace import Forward, answer, plain
@@ -77,8 +78,8 @@ class Task:
         """
         try:
             with callers_device():
-                value = self.loss(outputs, batch)
-        except TypeError as error:
+                value = self.loss(outputs, pytree.tree_map(lambda t: t, batch))  # containers of its own
+        except (TypeError, AttributeError) as error:
             if self.loss is cross_entropy:
                 raise
             raise TypeError(

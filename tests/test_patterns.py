@@ -1,5 +1,9 @@
 import pytest
+import torch
 from networks import DigitNet, images, randomised
+from torch import nn
+from torch.nn import functional as F
+from wiring import Wired
 
 from singe.graph.analysis import find_groups
 from singe.graph.trace import trace
@@ -41,3 +45,12 @@ def test_a_pattern_that_names_nothing_is_refused(digit_groups, pattern):
     with pytest.raises(ValueError, match="ignore") as caught:
         named_groups(*digit_groups, pattern, "ignore")
     assert repr(pattern) in str(caught.value)
+
+
+def test_a_group_goes_by_its_own_name_too():
+    model = Wired(lambda self, x: F.linear(F.conv2d(x, self.w).relu().mean((2, 3)), self.v), bn=nn.BatchNorm2d(1))
+    model.w, model.v = nn.Parameter(torch.randn(6, 3, 3, 3)), nn.Parameter(torch.randn(2, 6))
+    groups = find_groups(trace(model, images()[0]))
+    assert [g.name for g in groups] == ["w", "v"]  # no module holds them but the network
+    assert named_groups(model, groups, "w", "ignore") == {"w"}
+    assert named_groups(model, groups, "*", "ignore") == {"w", "v"}

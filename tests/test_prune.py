@@ -235,7 +235,7 @@ def test_full_without_tuning_is_algorithm_1_written_out_on_the_reference(criteri
     work, stream = copy.deepcopy(model), Stream(loader, torch.device("cpu"))
     state = torch.get_rng_state()
     for index, (removal, record) in enumerate(zip(result.plan.removals, result.history, strict=True)):
-        stream.restart(5 + index)
+        stream.restart((5 << 20) + index)
         batch = stream.take(20)
         group = next(g for g in find_groups(trace(work, batch[0])) if g.name == removal.group)
         gone = []
@@ -411,8 +411,13 @@ def test_what_cannot_be_pruned_is_reported_and_logged_with_the_reason(caplog):
     loader = DataLoader(TensorDataset(*images(20)), batch_size=10)
     with caplog.at_level(logging.INFO, "singe"):
         result = prune(randomised(Left()), loader, 0.02)
-    assert set(result.frozen) == {"first", "single", "head"}
-    for name, reason in (("first", "is computed"), ("single", "one neuron"), ("head", "output")):
+    assert set(result.frozen) == {"first", "computed", "single", "head"}
+    for name, reason in (
+        ("first", "is computed"),
+        ("computed", "is an operand"),
+        ("single", "one neuron"),
+        ("head", "output"),
+    ):
         assert reason in result.frozen[name]
         messages = [r.getMessage() for r in caplog.records if r.name == "singe"]
         assert any(m.startswith(f"{name} ") and result.frozen[name] in m for m in messages)
@@ -681,7 +686,7 @@ def test_global_is_the_ranking_of_first_scores_for_what_a_neuron_saves(target):
     result = prune(model, loader, 0.5, allocation="global", target=target, seed=5)
     with preserved_random_state(loader):
         stream = Stream(loader, torch.device("cpu"))
-        stream.restart(5)
+        stream.restart(5 << 20)
         batch = stream.take(20)  # as for the first group
     bias = target == "params"
     saved = {"0": 10 + 16 + bias, "2": 24 + 12 + bias, "4": 16 + 4 + bias}

@@ -161,3 +161,36 @@ def test_whatever_the_model_is_called_with_will_do():
     pairs = [(b["image"], b["y"]) for b in batches]
     recalibrate(plain, Stream(pairs, torch.device("cpu")), Task(), 8)
     assert same(statistics(model), statistics(plain))
+
+
+class Outside(nn.Module):
+    """A batch norm called as a function with all its attributes, and one that only training comes by."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.aside = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.BatchNorm2d(6)
+        randomised(self)
+
+    def forward(self, x):
+        n = self.norm
+        y = self.conv(x)
+        z = F.batch_norm(y, n.running_mean, n.running_var, n.weight, n.bias, n.training, n.momentum, n.eps)
+        return z.mean((2, 3)) + (self.aside(y).mean((2, 3)) if self.training else 0)
+
+
+def test_a_norm_that_is_called_as_a_function_is_averaged_and_one_not_come_by_keeps_its_own():
+    model = Outside()
+    aside = [model.aside.running_mean.clone(), model.aside.running_var.clone()]
+    batches = [images(4), images(4, seed=9)]
+    recalibrate(model, Stream(batches, torch.device("cpu")), Task(), 8)
+    means = torch.stack([model.conv(x).mean((0, 2, 3)) for x, _ in batches]).mean(0)
+    torch.testing.assert_close(model.norm.running_mean, means)
+    assert model.norm.momentum == 0.1
+    assert all(
+        torch.equal(a, b) for a, b in zip(aside, (model.aside.running_mean, model.aside.running_var), strict=True)
+    )
+
+
+def test_batches_of_one_sample_alone_are_refused():
+    with pytest.raises(ValueError, match="recalibrated on"):
+        recalibrate(Net(), stream(3, batch_size=1), Task(), 2)

@@ -244,9 +244,9 @@ def test_batches_whose_structures_differ_cannot_be_joined_and_are_shown(loader, 
 
 
 NO_BATCHES = {
-    "number": (captioned() | {"weight": 2.0}, TypeError, "lists, tuples and dicts, got dict"),
-    "none": (captioned() | {"mask": None}, TypeError, "got dict"),
-    "strings": ((normal(10, 5), ["name"] * 10), TypeError, r"tuple of \(Tensor, list\)"),
+    "number": (captioned() | {"weight": 2.0}, TypeError, r"lists, tuples and dicts, got float at \['weight'\]"),
+    "none": (captioned() | {"mask": None}, TypeError, r"got NoneType at \['mask'\]"),
+    "strings": ((normal(10, 5), ["name"] * 10), TypeError, r"got str at \[1\]\[0\]"),
     "empty": ({}, TypeError, "got dict"),
     "scalar": (captioned() | {"weight": torch.tensor(2.0)}, ValueError, r"one length.*weight: \(\) torch.float32"),
     "lengths": (captioned() | {"label": torch.arange(9)}, ValueError, r"one length.*\(10, 5\).*\(9,\)"),
@@ -317,3 +317,25 @@ def test_the_network_sees_x_of_a_pair_or_all_of_what_forward_takes():
 def test_a_loss_of_one_element_is_a_scalar():
     value = Task(loss=lambda o, b: o.mean().reshape(1, 1)).judge(normal(3, 4), None)
     assert value.shape == ()
+
+
+@pytest.mark.parametrize(
+    "loss", [nn.MSELoss(), lambda o, b: o.logits.sum()], ids=["of (outputs, y)", "wrong attribute"]
+)
+def test_a_loss_that_takes_other_things_is_told_what_it_gets(loss):
+    model, (x, y) = randomised(MLP()), (normal(6, 10), torch.arange(6) % 4)
+    with pytest.raises(TypeError, match=r"loss\(outputs, batch\) -> scalar.*batch\[1\]"):
+        singe.score(model, (x, y), "layers.0", loss=loss)
+
+
+def test_a_loss_may_work_in_place_and_take_the_batch_apart():
+    def loss(outputs, batch):
+        return F.cross_entropy(outputs["logits"].div_(2), batch.pop("label"))
+
+    def plain(outputs, batch):
+        return F.cross_entropy(outputs["logits"] / 2, batch["label"])
+
+    model, batch = randomised(Captioned()), captioned()
+    scores = [singe.score(model, batch, "conv", forward=by_keyword, loss=of) for of in (loss, plain)]
+    torch.testing.assert_close(*scores)
+    assert "label" in batch

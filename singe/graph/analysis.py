@@ -12,6 +12,11 @@ from .trace import Env, Trace
 
 def find_groups(trace: Trace) -> list[Group]:
     """Every group of coupled neurons in the network, frozen ones with their reason, in execution order."""
+    return analyse(trace)[0]
+
+
+def analyse(trace: Trace) -> tuple[list[Group], dict[str, str]]:
+    """The groups of :func:`find_groups`, and the modules whose weights write no neuron of any of them -> why."""
     owners = Owners()
     rules = Rules(owners, trace)
     env: Env = {node: Weight(name, tuple(node.meta["val"].shape)) for node, name in trace.state.items()}
@@ -24,7 +29,7 @@ def find_groups(trace: Trace) -> list[Group]:
     trace.run(trace.nodes, env, trace.example_batch, keep=trace.outputs, call=rules.apply)
     for node in trace.outputs:
         if isinstance(env[node], Weight):
-            owners.freeze_tensor(env[node].name, "network output")
+            owners.freeze_tensor(env[node], "network output")
         else:
             owners.freeze(env[node], "network output")
-    return owners.groups()
+    return owners.groups(), owners.unfollowed()

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from . import batchnorm
 from .groups import Group, module_of
-from .trace import Env, Trace, aten
+from .trace import CONVOLUTIONS, Env, Trace, aten
 
-_AFFINE = (aten.conv1d, aten.conv2d, aten.conv3d, aten.linear)
+_AFFINE = (*CONVOLUTIONS, aten.linear)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class Owners:
         self._pairs: list[Tensor] = []
         self._frozen: list[tuple[Tensor, str]] = []
         self._claims: dict[tuple[str, int], Tensor] = {}
-        self._frozen_tensors: dict[str, str] = {}
+        self._frozen_tensors: dict[Weight, str] = {}
         self._rows: dict[str, Tensor] = {}
 
     def issue(self, shape: tuple[int, ...]) -> Tensor:
@@ -98,9 +98,9 @@ class Owners:
         """Marks every neuron in ``owners`` as not removable."""
         self._frozen.append((torch.unique(owners), reason))
 
-    def freeze_tensor(self, name: str, reason: str) -> None:
+    def freeze_tensor(self, weight: Weight, reason: str) -> None:
         """Marks every neuron that claims any axis of a parameter as not removable."""
-        self._frozen_tensors.setdefault(name, reason)
+        self._frozen_tensors.setdefault(weight, reason)
 
     def claim(self, tensor: str, dim: int, owners: Tensor) -> None:
         """Says that index i along ``dim`` of a parameter or buffer belongs to owners[i]."""
@@ -115,6 +115,15 @@ class Owners:
         for root in dict.fromkeys(r for ids in self._rows.values() for r in labels[ids].tolist() if r != NOBODY):
             gathered[tuple(footprints[root]), frozen.get(root)].append(root)
         return _unique_names([self._group(roots, key, reason, labels) for (key, reason), roots in gathered.items()])
+
+    def unfollowed(self) -> dict[str, str]:
+        """Modules with weights that write no neuron of any group, since an operator without a rule uses them -> why."""
+        found: dict[str, str] = {}
+        for weight, reason in self._frozen_tensors.items():
+            module = module_of(weight.name).partition(".parametrizations")[0]
+            if len(weight.shape) > 1 and weight.name not in self._rows:
+                found.setdefault(module or weight.name, reason)
+        return found
 
     def _labels(self) -> Tensor:
         """int64 [ids]: the smallest id each id is united with."""
@@ -145,11 +154,12 @@ class Owners:
         for ids, reason in self._frozen:
             for root in labels[ids].unique().tolist():
                 reasons.setdefault(root, reason)
+        by_name = {weight.name: reason for weight, reason in self._frozen_tensors.items()}
         for root, footprint in footprints.items():
             axes = [axis for axis, _ in footprint]
             for tensor, _ in axes:
-                if tensor in self._frozen_tensors:
-                    reasons.setdefault(root, self._frozen_tensors[tensor])
+                if tensor in by_name:
+                    reasons.setdefault(root, by_name[tensor])
             if all(dim == 0 for _, dim in axes):
                 reasons.setdefault(root, "nothing reads it")
         return reasons
@@ -160,7 +170,7 @@ class Owners:
         axes = [axis for axis, _ in footprint]
         writers = tuple(weight for weight in self._rows if (weight, 0) in axes)
         slices = tuple(Slice(tensor, dim, neuron_of[labels[self._claims[tensor, dim]]]) for tensor, dim in axes)
-        return Group(module_of(writers[0]), len(roots), writers, slices, frozen)
+        return Group(module_of(writers[0]) or writers[0], len(roots), writers, slices, frozen)
 
 
 def _unique_names(groups: list[Group]) -> list[Group]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from .owners import NOBODY, Owners, Weight
-from .trace import Trace, evaluate, place_of
+from .trace import CONVOLUTIONS, Trace, evaluate, place_of
 
 aten = torch.ops.aten
 
@@ -32,7 +33,9 @@ _POOLS = {
     aten.avg_pool3d: 3, aten.adaptive_avg_pool1d: 1, aten.adaptive_avg_pool2d: 2, aten.adaptive_avg_pool3d: 3,
     aten._adaptive_avg_pool2d: 2, aten._adaptive_avg_pool3d: 3, aten.max_pool2d_with_indices: 2,
     aten.max_pool3d_with_indices: 3, aten.adaptive_max_pool1d: 1, aten.adaptive_max_pool2d: 2,
-    aten.adaptive_max_pool3d: 3,
+    aten.adaptive_max_pool3d: 3, aten.upsample_nearest1d: 1, aten.upsample_nearest2d: 2, aten.upsample_nearest3d: 3,
+    aten._upsample_nearest_exact1d: 1, aten._upsample_nearest_exact2d: 2, aten._upsample_nearest_exact3d: 3,
+    aten.upsample_linear1d: 1, aten.upsample_bilinear2d: 2, aten.upsample_bicubic2d: 2, aten.upsample_trilinear3d: 3,
 }  # fmt: skip
 _SPLITS = {aten.split, aten.split_with_sizes, aten.chunk}
 _PADS = {aten.pad, aten.constant_pad_nd}
@@ -41,7 +44,6 @@ _CONSTANTS = {
     aten.new_full,
 }  # fmt: skip
 _REDUCTIONS = {aten.mean, aten.sum, aten.amax, aten.amin}
-_CONVOLUTIONS = {aten.conv1d, aten.conv2d, aten.conv3d}
 
 
 class Rules:
@@ -51,9 +53,10 @@ class Rules:
         self._owners = owners
         self._trace = trace
         self._weighted: dict[Any, Callable[..., Any]] = {
-            **dict.fromkeys(_CONVOLUTIONS, self._convolution),
+            **dict.fromkeys(CONVOLUTIONS, self._convolution),
             aten.linear: self._linear,
             aten.batch_norm: self._batch_norm,
+            aten.prelu: self._prelu,
         }
         self._weightless: dict[Any, Callable[..., Any]] = {
             **dict.fromkeys(_MOVES, self._move),
@@ -75,15 +78,17 @@ class Rules:
         packet = _packet(node)
         if packet in self._weighted:
             return self._weighted[packet]
+        pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
         if packet is not None and _weights(args, kwargs):
-            return self._unknown
+            reason = f"a parameter or buffer is an operand of {_name(node)}" if pointwise else None
+            return partial(self._unknown, reason=reason)
         if packet in self._weightless:
             return self._weightless[packet]
         if packet is None:
             return lambda node, *args, **kwargs: evaluate(node, args, kwargs)  # getitem and the like
         if packet is aten.div and len(node.all_input_nodes) > 1:
             return self._unknown  # a removed divisor divides by zero
-        return self._pointwise if torch.Tag.pointwise in getattr(node.target, "tags", ()) else self._unknown
+        return self._pointwise if pointwise else self._unknown
 
     # -- operators that only move or combine what is there ---------------------------------------------------
 
@@ -211,12 +216,16 @@ class Rules:
                 self._owners.claim(vector.name, 0, channels)
         return _along(channels, 1, x.dim()).expand_as(x).contiguous()
 
+    def _prelu(self, node: fx.Node, x: Any, slope: Any) -> Any:
+        one_for_all = isinstance(slope, Weight) and slope.shape == (1,) and isinstance(x, Tensor)
+        return x if one_for_all else self._unknown(node, x, slope)
+
     def _unknown(self, node: fx.Node, *args: Any, reason: str | None = None, **kwargs: Any) -> Any:
         """Freezes every neuron an operator without a rule reads, and issues frozen ids for what it writes."""
         reason = reason or f"no rule for {_name(node)}"
         for value in pytree.tree_leaves((args, kwargs)):
             if isinstance(value, Weight):
-                self._owners.freeze_tensor(value.name, reason)
+                self._owners.freeze_tensor(value, reason)
             elif isinstance(value, Tensor):
                 self._owners.freeze(value, reason)
 

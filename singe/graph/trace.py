@@ -30,7 +30,7 @@ Forward = Callable[[nn.Module, Any], Any]
 """(model, inputs) -> outputs, with inputs any nested tensors [B, ...]."""
 
 
-_CONVOLUTIONS = (aten.conv1d, aten.conv2d, aten.conv3d)
+CONVOLUTIONS = (aten.conv1d, aten.conv2d, aten.conv3d)
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -55,7 +55,7 @@ def answer(model: nn.Module, inputs: Any, forward: Forward = plain) -> Any:
 def evaluate(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Calls a node's operator; a convolution has as many groups as its operands say, since depthwise ones shrink."""
     operator_: Callable[..., Any] = node.target  # type: ignore[assignment]
-    if getattr(operator_, "overloadpacket", None) in _CONVOLUTIONS and len(args) > 6:
+    if getattr(operator_, "overloadpacket", None) in CONVOLUTIONS and len(args) > 6:
         args = (*args[:6], args[0].shape[1] // args[1].shape[1])
     return operator_(*args, **kwargs)
 

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from singe.graph.owners import NOBODY, Owners
+from singe.graph.owners import NOBODY, Owners, Weight
 
 
 def written_and_read(count):
@@ -77,7 +77,7 @@ def test_the_first_reason_is_the_one_given():
     owners, rows = written_and_read(3)
     owners.freeze(rows[:1], "first")
     owners.freeze(rows[:2], "second")
-    owners.freeze_tensor("b.weight", "third")
+    owners.freeze_tensor(Weight("b.weight", (3, 3)), "third")
     assert [(g.size, g.frozen) for g in owners.groups()] == [(1, "first"), (1, "second"), (1, "third")]
 
 

@@ -6,6 +6,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from wiring import Wired, free, frozen, groups_of, normal, once, owned
 
+from singe.graph.analysis import analyse
+from singe.graph.trace import trace
 from singe.trial import unsafe_groups
 
 
@@ -200,7 +202,11 @@ REFUSED = {
         "the weight of aten.linear.default in inner is computed",
     ),
     "transposed weight": (lambda self, y: y @ self.inner.weight.T, nn.Linear(6, 6, bias=False), "no rule for aten."),
-    "elementwise parameter": (lambda self, y: y * self.inner.weight, nn.Embedding(1, 6), "no rule for aten.mul.Tensor"),
+    "elementwise parameter": (
+        lambda self, y: y * self.inner.weight,
+        nn.Embedding(1, 6),
+        "is an operand of aten.mul.Tensor",
+    ),
     "averaged parameter": (
         lambda self, y: F.linear(y, self.inner.weight - self.inner.weight.mean(1, keepdim=True)),
         nn.Linear(6, 6, bias=False),
@@ -409,3 +415,40 @@ def test_of_an_outer_product_at_most_one_side_can_be_pruned(a, b):
     groups = groups_of(model, x)
     assert len(free(groups)) <= 1
     assert unsafe_groups(model, [groups[name] for name in free(groups)], x) == {}
+
+
+UPSAMPLINGS = {
+    "nearest": lambda y: F.interpolate(y, scale_factor=2),
+    "exact": lambda y: F.interpolate(y, size=(13, 11), mode="nearest-exact"),
+    "bilinear": lambda y: F.interpolate(y, scale_factor=1.5, mode="bilinear", align_corners=False),
+    "bicubic": lambda y: F.interpolate(y, size=12, mode="bicubic", antialias=False),
+}
+
+
+@pytest.mark.parametrize("upsample", UPSAMPLINGS.values(), ids=UPSAMPLINGS.keys())
+def test_upsampling_keeps_channels_apart(upsample):
+    model = Wired(lambda self, x: self.head(self.b(upsample(self.a(x).relu())).mean((2, 3))), a=nn.Conv2d(3, 6, 1))
+    model.b, model.head = nn.Conv2d(6, 5, 3), nn.Linear(5, 2)
+    x = images()[0]
+    groups = groups_of(model, x)
+    assert free(groups) == {"a": 6, "b": 5}
+    assert unsafe_groups(model, [groups["a"], groups["b"]], x) == {}
+
+
+def test_one_slope_for_all_channels_binds_none():
+    model = Wired(
+        lambda self, x: self.head(self.act(self.a(x))), a=nn.Linear(4, 6), act=nn.PReLU(), head=nn.Linear(6, 2)
+    )
+    assert free(groups_of(model, normal(3, 4))) == {"a": 6}
+
+
+def test_modules_whose_weights_are_not_followed_are_named_with_the_reason():
+    model = Wired(
+        lambda self, x: self.head(self.up(self.a(x)).mean((2, 3))), a=nn.Conv2d(3, 6, 1), head=nn.Linear(5, 2)
+    )
+    model.up = nn.ConvTranspose2d(6, 5, 3)
+    parametrizations.weight_norm(model.head)
+    model(images()[0])
+    _, unfollowed = analyse(trace(model, images()[0]))
+    assert unfollowed.keys() == {"up", "head"}
+    assert "conv_transpose2d" in unfollowed["up"] and "_weight_norm" in unfollowed["head"]
