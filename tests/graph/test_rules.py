@@ -205,7 +205,7 @@ REFUSED = {
     "elementwise parameter": (
         lambda self, y: y * self.inner.weight,
         nn.Embedding(1, 6),
-        "is an operand of aten.mul.Tensor",
+        "a parameter or buffer is an operand of aten.mul.Tensor",
     ),
     "averaged parameter": (
         lambda self, y: F.linear(y, self.inner.weight - self.inner.weight.mean(1, keepdim=True)),
