@@ -64,9 +64,8 @@ def recalibrate(model: nn.Module, stream: Stream, task: Task, images: int, still
         for norm, (momentum, statistics) in before.items():
             norm.momentum = momentum
             norm.eval()
-            if (
-                not norm.running_mean.any() and norm.running_var.eq(1).all()
-            ):  # the network does not come by in eval mode
+            mean, var, _ = _statistics(norm)
+            if not mean.any() and var.eq(1).all():  # the network does not come by in eval mode
                 for now, then in zip(_statistics(norm), statistics, strict=True):
                     now.copy_(then)
 
