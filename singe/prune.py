@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from . import checks
 from .batches import Batch, head
+from .collapse import Watch
 from .criteria import Criterion, resolve
 from .data import Stream
 from .engine import DEFAULT_MEMORY, Engine
@@ -150,10 +151,9 @@ class _Run:
         # a few samples where the model takes any number
         few = head(self._probe, 4) if self._trace.dynamic else self._probe
         self._sample = options.task.inputs(few)
-        self._loss_before = self._evaluate(self._probe)
-        if not math.isfinite(self._loss_before):
-            raise ValueError(f"expected a finite loss before pruning, got {self._loss_before}")
-        self._constant_loss = self._constant_answer_loss()
+        self._watch = Watch(self._work, self._probe, options.task)
+        if not math.isfinite(self._watch.loss):
+            raise ValueError(f"expected a finite loss before pruning, got {self._watch.loss}")
         self._macs_before = count_macs(self._work, self._sample, self._options.task.call)
 
     # -- before the first removal ----------------------------------------------------------------------------
@@ -258,15 +258,14 @@ class _Run:
 
     def _result(self, history: list[GroupRecord]) -> PruneResult:
         check_result(self._original, self._work, self._plan, self._sample, self._options.task.call)
-        loss_after = self._evaluate(self._probe)
-        self._warn_if_collapsed(loss_after)
+        loss_after = self._watch.loss_after(self._work)
         macs_after = count_macs(self._work, self._sample, self._options.task.call)
         same_modes(self._work, self._original)
         return PruneResult(
             model=self._work, plan=self._plan,
             params_before=count_parameters(self._original), params_after=count_parameters(self._work),
             macs_before=self._macs_before, macs_after=macs_after,
-            loss_before=self._loss_before, loss_after=loss_after, history=history, frozen=self._frozen,
+            loss_before=self._watch.loss, loss_after=loss_after, history=history, frozen=self._frozen,
         )  # fmt: skip
 
     def _evaluate(self, batch: Batch) -> float:
@@ -283,27 +282,6 @@ class _Run:
     def _traced(self, batch: Batch) -> Trace:
         task = self._options.task
         return trace(self._work, task.inputs(batch), task.call)
-
-    def _warn_if_collapsed(self, loss_after: float) -> None:
-        """Warns where more than half of what the network knew beyond a constant answer is gone."""
-        knew = self._constant_loss - self._loss_before
-        knew_something = knew > 0.05 * abs(self._constant_loss)
-        if math.isfinite(loss_after) and not (knew_something and loss_after > self._loss_before + knew / 2):
-            return
-        log.warning(
-            "the pruned network may have collapsed: its loss on %d samples is %.3f, it was %.3f before pruning, and "
-            "a constant answer has %.3f; prune less, fine-tune longer, or ignore= what matters",
-            self._options.images, loss_after, self._loss_before, self._constant_loss,
-        )  # fmt: skip
-
-    def _constant_answer_loss(self) -> float:
-        """The loss of giving every sample one answer, the mean output or less of it; NaN where outputs have no mean."""
-        with torch.no_grad():
-            outputs = self._options.task.outputs(self._work, self._probe)
-            if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
-                return math.nan
-            mean = outputs.mean(0, keepdim=True).expand_as(outputs)
-            return min(self._options.task.judge(mean * part, self._probe).item() for part in (0, 0.25, 0.5, 1))
 
 
 def _shuffles(loader: Iterable[Any]) -> bool:
