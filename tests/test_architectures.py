@@ -49,18 +49,20 @@ def parameters_without(model, groups, removed):
     return parameters(plan.apply(copy.deepcopy(model)))
 
 
-def assert_closest_to(rho, model, result):
-    """Rho is met so well that one neuron more or less of any group does not come closer."""
+def assert_close_to(rho, model, result):
+    """Rho is met to within the smallest move of a single neuron, or at least no such move comes closer."""
     groups = [g for g in find_groups(trace(model, LOADER[0][0])) if g.name not in result.frozen]
     removed = {g.name: [] for g in groups} | {r.group: list(r.neurons) for r in result.plan.removals}
-    left = (1 - rho) * result.params_before
-    assert parameters_without(model, groups, removed) == result.params_after
+    wanted, left = (1 - rho) * result.params_before, result.params_after
+    assert parameters_without(model, groups, removed) == left
+    others = []
     for group in groups:
         gone = removed[group.name]
         more = [n for n in range(group.size) if n not in gone]
         for other in [gone + more[:1]] * (len(more) > 1) + [gone[1:]] * (len(gone) > 0):
-            alternative = parameters_without(model, groups, removed | {group.name: other})
-            assert abs(result.params_after - left) <= abs(alternative - left) + 1e-6, group.name
+            others.append(parameters_without(model, groups, removed | {group.name: other}))
+    within = abs(left - wanted) < min(abs(left - other) for other in others)
+    assert within or all(abs(left - wanted) <= abs(other - wanted) + 1e-6 for other in others)
 
 
 def assert_widths_agree(model):
@@ -102,7 +104,7 @@ def assert_prunes(stages, tail, act, rho, criterion):
     assert (actual - expected).norm() <= 1e-4 * expected.norm()
     assert (result.params_before, result.params_after) == (parameters(model), parameters(result.model))
     assert_widths_agree(result.model)
-    assert_closest_to(rho, model, result)
+    assert_close_to(rho, model, result)
     assert_trains(result.model)
     assert_reloads(result, Assembled(stages, tail, act), x)
     assert all(result.frozen.values())

@@ -92,6 +92,8 @@ class Owners:
         """Whether neurons lie along ``axis``, one or more at every index of their own, rather than positions."""
         slabs = [slab[slab != NOBODY].unique() for slab in owners.unbind(axis)]
         owned = [slab for slab in slabs if len(slab)]
+        if len(owned) == 1:
+            return len(owned[0]) == 1  # the only neuron there is may as well be the only channel
         return len(owned) > 1 and len(torch.cat(owned).unique()) == sum(map(len, owned))
 
     def freeze(self, owners: Tensor, reason: str) -> None:

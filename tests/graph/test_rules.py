@@ -150,7 +150,6 @@ def test_padding_of_positions_that_were_channels_freezes_nobody():
     assert free(groups_of(model, images()[0])) == {"a": 2, "b": 5}
 
 
-@pytest.mark.xfail(strict=True, reason="a single channel looks like positions of one neuron")
 def test_constants_beside_a_single_channel_freeze_what_joins_them():
     model = Wired(joined(lambda y: F.pad(y, (0, 0, 0, 0, 1, 2))), a=nn.Conv2d(3, 1, 1), b=nn.Conv2d(1, 4, 1))
     model.head = nn.Linear(4, 2)
