@@ -103,12 +103,12 @@ def measure(
         name: (partial(way, model, batch, group.name, 0, quadrature.dt()), 1) for name, way in BASELINES.items()
     }
     ways["engine"] = (partial(engine.scores, criterion, neurons), len(neurons))
-    jobs = len(neurons) * options.nodes
+    jobs = min(len(neurons) * options.nodes, engine.chunk)  # that the engine runs at a time
     floor = suffix_layers(model, graph, group, jobs * options.batch)
-    ways["floor"] = (lambda: [layer() for layer in floor], len(neurons))
+    ways["floor"] = (lambda: [layer() for layer in floor], jobs)
     times = in_turns({name: way for name, (way, _) in ways.items()}, options.rounds, batch[0].device)
     seconds = {name: times[name] / ways[name][1] for name in ways}
-    alone = seconds.pop("floor")
+    alone = seconds.pop("floor") * options.nodes
     macs = {name: multiply_adds(*ways[name]) for name in seconds}
     macs["vmap"] = macs["to the layer"]  # the same mathematics; not all of it is counted under vmap
     macs["engine"] += options.nodes * options.batch * row_macs(model, graph, group)

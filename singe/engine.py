@@ -202,7 +202,7 @@ class Engine:
         norms = {layer: self._norms(layer, rule, p, neurons) for layer in self._layers}
         totals = {layer: torch.zeros_like(norm) for layer, norm in norms.items()}
         t, weight = rule.nodes
-        for chunk in torch.arange(len(t)).split(self._chunk):
+        for chunk in torch.arange(len(t)).split(self.chunk):
             jobs = Jobs(None, t[chunk], weight[chunk])
             done, deltas = self._differentiate(jobs)
             for layer in self._layers:
@@ -233,7 +233,7 @@ class Engine:
     def _neuron_jobs(self, neurons: Tensor, nodes: Nodes) -> Iterator[Jobs]:
         """Every neuron at every node, in chunks that fit the memory."""
         t, weight = nodes
-        for index in torch.arange(len(neurons) * len(t)).split(self._chunk):
+        for index in torch.arange(len(neurons) * len(t)).split(self.chunk):
             node = index % len(t)
             yield Jobs(neurons[index // len(t)], t[node], weight[node])
 
@@ -359,7 +359,7 @@ class Engine:
         return {node: env[node] for node in keep}
 
     @cached_property
-    def _chunk(self) -> int:
+    def chunk(self) -> int:
         """How many jobs run at a time: what fits the memory, one where two that differ do not stack."""
         needed = [*self._suffix.nodes, *self._suffix.boundary, *self._suffix.roots]
         # every value is kept for the backward pass, and its gradient stands beside it

@@ -227,7 +227,7 @@ def test_samples_that_see_each_other_run_job_by_job_and_the_log_says_so(caplog):
         engine = Setting(randomised(Mixing()), (x, y), "layers.0").engine()
         engine.scores(singe.LossChange())
     assert "layers.0" in caplog.text
-    assert engine._chunk == 1
+    assert engine.chunk == 1
 
 
 def test_a_loss_that_is_not_finite_is_refused():
