@@ -161,7 +161,9 @@ class _Run:
     def plan_widths(self, goal: Goal) -> None:
         """Finds the groups that may be pruned and fixes how many neurons each will lose."""
         found, unfollowed = analyse(self._trace)
-        whole = unfollowed | goal.left_whole(self._original, found)
+        names = {g.name for g in found}  # a module may hold a weight that is followed beside one that is not
+        whole = {name: reason for name, reason in unfollowed.items() if name not in names}
+        whole |= goal.left_whole(self._original, found)
         able = [g for g in found if g.name not in whole]
         whole |= unsafe_groups(self._work, able, self._sample, self._options.task.call)
         for name, reason in whole.items():
@@ -273,7 +275,7 @@ class _Run:
             return self._options.task(self._work, batch).item()
 
     def _restart(self, phase: int) -> None:
-        """Begins a new epoch, seeded so that no two phases of any two seeds see the same."""
+        """Begins a new epoch; no two phases of any two seeds below 4096 see the same."""
         self._stream.restart((self._options.seed << 20) + phase)
 
     def _engine(self, group: Group, batch: Batch) -> Engine:

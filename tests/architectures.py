@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 Activation = Callable[[Tensor], Tensor]
 
 
-class Stage(nn.Module):
+class Stage(nn.Module, ABC):
     """From [B, channels, H, W] to [B, ``width``, h, w].
 
     Args:
@@ -26,8 +27,9 @@ class Stage(nn.Module):
         self.act, self.width = act, width
         self.build(channels, width)
 
+    @abstractmethod
     def build(self, c: int, w: int) -> None:
-        raise NotImplementedError
+        """Makes the layers and says how wide the stage is where that is not ``w``."""
 
 
 class Conv(Stage):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from networks import MLP, DigitNet, MobileNet, PlainNet, images, randomised
+from states import same
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -75,16 +76,6 @@ def snapshot(model):
         [p.requires_grad for p in model.parameters()],
         [None if p.grad is None else p.grad.clone() for p in model.parameters()],
     )
-
-
-def same(a, b):
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(v, b[k]) for k, v in a.items())
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(same(u, v) for u, v in zip(a, b, strict=True))
-    return a == b
 
 
 def same_plan(a, b):
@@ -422,6 +413,21 @@ def test_what_cannot_be_pruned_is_reported_and_logged_with_the_reason(caplog):
         messages = [r.getMessage() for r in caplog.records if r.name == "singe"]
         assert any(m.startswith(f"{name} ") and result.frozen[name] in m for m in messages)
     assert [r.group for r in result.plan.removals] == ["free"]
+
+
+def test_a_weight_that_is_not_followed_freezes_no_other_of_its_module():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.head = nn.Module(), nn.Linear(6, 4)
+            self.inner.weight = nn.Parameter(torch.randn(6, 10))
+            self.inner.scale = nn.Parameter(torch.randn(1, 4))
+
+        def forward(self, x):
+            return self.head(F.linear(x, self.inner.weight).relu()) * self.inner.scale
+
+    result = prune(Both(), rho=0.3)
+    assert [r.group for r in result.history] == ["inner"] and "inner" not in result.frozen
 
 
 def test_a_collapsed_network_is_called_one_and_a_sound_one_is_not(caplog):
