@@ -11,6 +11,11 @@ DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 CONVOLUTIONS = [(64, 64, 16, 32, 3), (64, 64, 64, 8, 3), (64, 64, 64, 8, 1)]
 LINEAR = [(64, 64, 512), (64, 64, 4096)]
 
+# On the CPU, outputs of 16 MiB: malloc gives those over 32 MiB back to the kernel, and getting fresh pages for the next
+# one takes longer than any operator.
+IMAGES = {"cpu": 16, "cuda": 64}
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
 
 def measure(benchmark, device, f):
     """CUDA returns before it is done: wait for it."""
@@ -80,15 +85,15 @@ def test_linear(benchmark, device, way, shape):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("way", ["singe", "torch"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.benchmark(group="fade_neurons")
-def test_fade_neurons(benchmark, device, way):
-    jobs, z = 32, torch.randn(64, 16, 32, 32, device=device)
-    neuron = torch.arange(jobs, device=device) % 16
-    t = torch.rand(jobs, dtype=torch.float64, device=device)
-    every, factor = torch.arange(jobs, device=device), t.float()[:, None, None, None]
+def test_fade_neurons(benchmark, device, way, layout):
+    z = torch.randn(IMAGES[device], 16, 32, 32, device=device).contiguous(memory_format=layout)
+    neuron, t, _ = vectors(16, device)
+    every, factor = torch.arange(len(t), device=device), t.float()[:, None, None, None]
 
     def plain():
-        copies = z.expand(jobs, *z.shape).clone()
+        copies = z.expand(len(t), *z.shape).clone()
         copies[every, :, neuron] *= factor
         return copies.flatten(0, 1)
 
@@ -101,17 +106,39 @@ def test_fade_neurons(benchmark, device, way):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("way", ["singe", "torch"])
-@pytest.mark.benchmark(group="path_scores")
-def test_path_scores(benchmark, device, way):
-    grad = torch.randn(4, 512, 4608, device=device)
-    weight_norm = torch.rand(512, dtype=torch.float64, device=device)
-    node_weight = torch.rand(4, dtype=torch.float64, device=device)
-
-    def singe():
-        return ops.path_scores(grad, weight_norm, node_weight)
+@pytest.mark.parametrize("jobs_per_row", [1, 4])
+@pytest.mark.benchmark(group="fade_next")
+def test_fade_next(benchmark, device, way, jobs_per_row):
+    base = torch.randn(IMAGES[device], 16, 32, 32, device=device)
+    contribution = torch.randn(16, *base.shape, device=device)
+    neuron, t, _ = vectors(16, device)
+    index, factor = neuron // jobs_per_row, (t - 1).float()[:, None, None, None, None]
 
     def plain():
-        return weight_norm * (node_weight[:, None] * grad.norm(dim=2)).sum(0)
+        return torch.addcmul(base, factor, contribution[index]).relu_().flatten(0, 1)
 
-    torch.testing.assert_close(singe(), plain(), rtol=1e-4, atol=0)
+    def singe():
+        return ops.fade_next(base, contribution, index, t, relu=True)
+
+    torch.testing.assert_close(singe(), plain(), rtol=1e-5, atol=1e-5)
+    measure(benchmark, device, singe if way == "singe" else plain)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("way", ["singe", "torch"])
+@pytest.mark.parametrize("rows", [1, 8])
+@pytest.mark.benchmark(group="remove_neurons")
+def test_remove_neurons(benchmark, device, way, rows):
+    base = torch.randn(IMAGES[device], 16, 32, 32, device=device)
+    contribution = torch.randn(16, *base.shape, device=device)
+    index = torch.randperm(16, device=device)[:rows]
+
+    def plain(out=base):
+        return out.sub_(contribution[index].sum(0))
+
+    def singe(out=base):
+        ops.remove_neurons(out, contribution, index)
+        return out
+
+    torch.testing.assert_close(singe(base.clone()), plain(base.clone()), rtol=1e-5, atol=1e-5)
     measure(benchmark, device, singe if way == "singe" else plain)

@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 namespace singe {
@@ -16,8 +17,19 @@ using torch::stable::Tensor;
 
 inline void check_vector(const Tensor& v, ScalarType type, int64_t length, const char* name) {
   STD_TORCH_CHECK(v.dim() == 1 && v.size(0) == length && v.scalar_type() == type, name,
-                  ": expected a vector of length ", length, ", float64 (int64 for neuron)");
+                  ": expected a vector of length ", length, ", float64 (int64 for rows)");
 }
+
+// Rows of a tensor, -1 for none.
+inline void check_rows(const int64_t* row, int64_t count, int64_t rows, const char* name) {
+  for (int64_t i = 0; i < count; ++i) {
+    STD_TORCH_CHECK(row[i] >= -1 && row[i] < rows, name, ": expected rows below ", rows, ", got ", row[i]);
+  }
+}
+
+// What a dtype is computed in.
+template <class T>
+using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 // Calls f.template operator()<T>() with the C++ type of a floating dtype.
 template <class F>
@@ -41,24 +53,41 @@ inline Tensor empty(const Tensor& like, std::vector<int64_t> sizes, ScalarType t
   return torch::stable::new_empty(like, sizes, type);
 }
 
-// The product of sizes [from, dim).
-inline int64_t numel_from(const Tensor& t, int64_t from) {
+// The product of sizes [from, to).
+inline int64_t numel_between(const Tensor& t, int64_t from, int64_t to) {
   int64_t n = 1;
-  for (int64_t d = from; d < t.dim(); ++d) n *= t.size(d);
+  for (int64_t d = from; d < to; ++d) n *= t.size(d);
   return n;
 }
 
-// The sizes of fade_neurons' result, [K*B, N, *S], with its arguments checked.
-inline std::vector<int64_t> faded_sizes(const Tensor& z, const Tensor& neuron, const Tensor& t) {
-  STD_TORCH_CHECK(z.dim() >= 2, "z: expected [batch, neurons, ...]");
+// The sizes of `jobs` copies of a tensor, one after the other along the first axis.
+inline std::vector<int64_t> copied_sizes(const Tensor& t, int64_t jobs) {
+  std::vector<int64_t> sizes(t.sizes().begin(), t.sizes().end());
+  sizes[0] *= jobs;
+  return sizes;
+}
+
+// The arguments of fade_neurons.
+inline void check_fade(const Tensor& z, const Tensor& neuron, const Tensor& t, int64_t axis) {
+  STD_TORCH_CHECK(axis >= 1 && axis < z.dim(), "axis: expected 1 to ", z.dim() - 1, ", got ", axis);
   STD_TORCH_CHECK(t.dim() == 1, "t: expected a vector");
   STD_TORCH_CHECK(neuron.dim() == 1 || neuron.dim() == 2, "neuron: expected [K] or [K, R]");
   STD_TORCH_CHECK(neuron.scalar_type() == ScalarType::Long && neuron.size(0) == t.size(0),
                   "neuron: expected int64 with a row per element of t");
   check_vector(t, ScalarType::Double, t.size(0), "t");
-  std::vector<int64_t> sizes(z.sizes().begin(), z.sizes().end());
-  sizes[0] *= t.size(0);
-  return sizes;
+}
+
+// What fade_next and remove_neurons have in common: contribution is [C, *base], index names rows of it.
+inline void check_contribution(const Tensor& base, const Tensor& contribution, const Tensor& index) {
+  STD_TORCH_CHECK(base.dim() >= 1, "base: expected [batch, ...]");
+  STD_TORCH_CHECK(contribution.scalar_type() == base.scalar_type() && contribution.dim() == base.dim() + 1,
+                  "contribution: expected [C, *base] in the dtype of base");
+  for (int64_t d = 0; d < base.dim(); ++d) {
+    STD_TORCH_CHECK(contribution.size(d + 1) == base.size(d), "contribution: expected ", base.size(d),
+                    " along axis ", d + 1, ", got ", contribution.size(d + 1));
+  }
+  STD_TORCH_CHECK(index.dim() == 1, "index: expected a vector");
+  check_vector(index, ScalarType::Long, index.size(0), "index");
 }
 
 }  // namespace singe

@@ -3,10 +3,11 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(singe, m) {
-  m.def("fade_neurons(Tensor z, Tensor neuron, Tensor t) -> Tensor");
+  m.def("fade_neurons(Tensor z, Tensor neuron, Tensor t, int axis) -> Tensor");
+  m.def("fade_next(Tensor base, Tensor contribution, Tensor index, Tensor t, bool relu) -> Tensor");
   m.def(
       "neuron_grad_norm(Tensor x, Tensor delta, Tensor neuron, Tensor node_weight, Tensor weight_norm, "
       "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, float p, "
       "Tensor(a!) scores) -> ()");
-  m.def("path_scores(Tensor grad, Tensor weight_norm, Tensor node_weight, float p) -> Tensor");
+  m.def("remove_neurons(Tensor(a!) base, Tensor contribution, Tensor index) -> ()");
 }

@@ -3,9 +3,10 @@
 Each operator has a plain-torch twin of the same name and signature in `singe.reference`. Below, K counts
 jobs (a neuron at a node of the path), B images, N neurons of the layer, C input channels, and *S stands for
 the spatial axes. Vectors with a value per job or neuron are float64, rows of neurons are int64, and
-everything else is float64, float32, float16 or bfloat16. Tensors may have any strides.
+everything else is float64, float32, float16 or bfloat16; the half types are computed in float32. Tensors may
+have any strides.
 
-Results carry no gradient.
+Results carry no gradient. They keep the order of their input's axes in memory: channels last stays channels last.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ except ImportError as error:
         f"The import failed with: {error}"
     ) from error
 
-__all__ = ["build_info", "fade_neurons", "neuron_grad_norm", "path_scores"]
+__all__ = ["build_info", "fade_neurons", "fade_next", "neuron_grad_norm", "remove_neurons"]
 
 FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 MAX_RANK = 3
@@ -37,26 +38,75 @@ def build_info() -> dict[str, str]:
 
 
 @torch.no_grad()
-def fade_neurons(z: Tensor, neuron: Tensor, t: Tensor) -> Tensor:
+def fade_neurons(z: Tensor, neuron: Tensor, t: Tensor, *, axis: int = 1) -> Tensor:
     """Copies of a layer's output, each with some neurons scaled: a node of the path for every job.
 
     Args:
-        z: [B, N, *S], the output of a layer of N neurons.
+        z: [B, N, *S], the output of a layer of N neurons; or with the neurons along another axis.
         neuron: int64 [K] or [K, R], the rows that copy k scales; -1 stands for none.
         t: float64 [K], what they are scaled by.
+        axis: the axis of the neurons, any but the first; -1 for a linear layer's [B, T, N].
 
     Returns:
-        [K*B, N, *S] in z's dtype, contiguous; copy k is at rows k*B to (k+1)*B.
+        [K*B, N, *S] in z's dtype; copy k is at rows k*B to (k+1)*B.
     """
     _check_floating("z", z)
     if z.dim() < 2:
         raise ValueError(f"z: expected [batch, neurons, ...], got shape {_shape(z)}")
+    channels = axis + z.dim() if axis < 0 else axis
+    if not 1 <= channels < z.dim():
+        raise ValueError(f"axis: expected 1 to {z.dim() - 1} or -1 down to {1 - z.dim()}, got {axis}")
     if neuron.dim() not in (1, 2):
         raise ValueError(f"neuron: expected [K] or [K, R], got shape {_shape(neuron)}")
     _check_vector("t", t, torch.float64, neuron.size(0), z.device)
-    _check_rows(neuron, z.size(1), z.device)
-    faded: Tensor = torch.ops.singe.fade_neurons(z, neuron, t)
-    return faded
+    _check_rows("neuron", neuron, z.size(channels), z.device)
+    order = _memory_order(z, 1)
+    faded: Tensor = torch.ops.singe.fade_neurons(z.permute(order), neuron, t, order.index(channels))
+    return _restore(faded, order)
+
+
+@torch.no_grad()
+def fade_next(base: Tensor, contribution: Tensor, index: Tensor, t: Tensor, relu: bool = False) -> Tensor:
+    """The output of the layer behind the faded one, for every job, without running that layer.
+
+    For job k, with activations in between that are positively homogeneous,
+
+        out[k] = base + (t[k] - 1) * contribution[index[k]], and max(0, out[k]) with relu; NaN stays NaN.
+
+    Args:
+        base: [B, *S], the next layer's output with no neuron faded.
+        contribution: [C, B, *S] in base's dtype, what each of C neurons adds to it; read without a copy where its
+            axes are in memory as base's are.
+        index: int64 [K], each job's row of contribution; -1 stands for base alone.
+        t: float64 [K], what the jobs' neurons are scaled by.
+        relu: whether a relu follows.
+
+    Returns:
+        [K*B, *S] in base's dtype; job k is at rows k*B to (k+1)*B.
+    """
+    _check_contribution(base, contribution, index)
+    _check_vector("t", t, torch.float64, index.size(0), base.device)
+    order = _memory_order(base, 1)
+    faded: Tensor = torch.ops.singe.fade_next(base.permute(order), _permute_rows(contribution, order), index, t, relu)
+    return _restore(faded, order)
+
+
+@torch.no_grad()
+def remove_neurons(base: Tensor, contribution: Tensor, index: Tensor) -> None:
+    """Takes removed neurons out of the next layer's output, in place: base -= sum over r of contribution[index[r]].
+
+    Args:
+        base: [B, *S], the next layer's output, dense in memory with its axes in any order; changed.
+        contribution: [C, B, *S] in base's dtype, what each of C neurons adds to it; read without a copy where its
+            axes are in memory as base's are.
+        index: int64 [R], the rows of contribution to take out; -1 stands for none, a row twice is taken out twice.
+    """
+    _check_contribution(base, contribution, index)
+    order = _memory_order(base, 0)
+    dense = base.permute(order)
+    if not dense.is_contiguous():
+        raise ValueError(f"base: expected no gaps in memory, got shape {_shape(base)} with strides {base.stride()}")
+    torch.ops.singe.remove_neurons(dense, _permute_rows(contribution, order), index)
 
 
 @torch.no_grad()
@@ -123,7 +173,7 @@ def neuron_grad_norm(
     if groups < 1 or x.size(1) % groups or neurons % groups:
         raise ValueError(f"groups: {groups} does not divide {x.size(1)} channels and {neurons} neurons")
     _check_vector("neuron", neuron, torch.int64, jobs, x.device)
-    _check_rows(neuron, neurons, x.device)
+    _check_rows("neuron", neuron, neurons, x.device)
     _check_vector("node_weight", node_weight, torch.float64, jobs, x.device)
     _check_vector("weight_norm", weight_norm, torch.float64, neurons, x.device)
     _check_vector("scores", scores, torch.float64, neurons, x.device)
@@ -133,32 +183,14 @@ def neuron_grad_norm(
     )
 
 
-@torch.no_grad()
-def path_scores(grad: Tensor, weight_norm: Tensor, node_weight: Tensor, p: float = 2.0) -> Tensor:
-    """Scores of a whole layer from its weight gradients at every node of the path.
-
-    Args:
-        grad: [K, N, F], the gradient at each node with a neuron's weights flattened.
-        weight_norm: float64 [N], the norms of the layer's rows.
-        node_weight: float64 [K], the quadrature's weights.
-        p: 1, 2 or math.inf.
-
-    Returns:
-        float64 [N]: weight_norm[n] * sum over k of node_weight[k] * ||grad[k, n]||_p.
-    """
-    _check_floating("grad", grad)
-    if grad.dim() != 3:
-        raise ValueError(f"grad: expected [nodes, neurons, elements], got shape {_shape(grad)}")
-    _check_vector("weight_norm", weight_norm, torch.float64, grad.size(1), grad.device)
-    _check_vector("node_weight", node_weight, torch.float64, grad.size(0), grad.device)
-    _check_p(p)
-    scores: Tensor = torch.ops.singe.path_scores(grad, weight_norm, node_weight, p)
-    return scores
-
-
 @torch.library.register_fake("singe::fade_neurons")
-def _(z: Tensor, neuron: Tensor, t: Tensor) -> Tensor:
+def _(z: Tensor, neuron: Tensor, t: Tensor, axis: int) -> Tensor:
     return z.new_empty((neuron.size(0) * z.size(0), *z.shape[1:]))
+
+
+@torch.library.register_fake("singe::fade_next")
+def _(base: Tensor, contribution: Tensor, index: Tensor, t: Tensor, relu: bool) -> Tensor:
+    return base.new_empty((index.size(0) * base.size(0), *base.shape[1:]))
 
 
 @torch.library.register_fake("singe::neuron_grad_norm")
@@ -179,13 +211,28 @@ def _(
     return None
 
 
-@torch.library.register_fake("singe::path_scores")
-def _(grad: Tensor, weight_norm: Tensor, node_weight: Tensor, p: float) -> Tensor:
-    return weight_norm.new_empty(grad.size(1))
+@torch.library.register_fake("singe::remove_neurons")
+def _(base: Tensor, contribution: Tensor, index: Tensor) -> None:
+    return None
 
 
 def _shape(tensor: Tensor) -> list[int]:
     return list(tensor.shape)
+
+
+def _memory_order(tensor: Tensor, first: int) -> list[int]:
+    """The axes as they are in memory, outermost first; those before `first` stay where they are."""
+    return [*range(first), *sorted(range(first, tensor.dim()), key=tensor.stride, reverse=True)]
+
+
+def _permute_rows(rows: Tensor, order: list[int]) -> Tensor:
+    """Every row of [C, *S] with its axes in that order."""
+    return rows.permute(0, *(axis + 1 for axis in order))
+
+
+def _restore(result: Tensor, order: list[int]) -> Tensor:
+    """Undoes permute(order); detached, since a view made without gradients can't be written to with them."""
+    return result.permute([order.index(axis) for axis in range(len(order))]).detach()
 
 
 def _check_floating(name: str, tensor: Tensor) -> None:
@@ -200,14 +247,31 @@ def _check_vector(name: str, v: Tensor, dtype: torch.dtype, length: int, device:
         raise ValueError(f"{name}: expected shape [{length}], got {_shape(v)}")
 
 
-def _check_rows(neuron: Tensor, neurons: int, device: torch.device) -> None:
+def _check_rows(name: str, rows: Tensor, count: int, device: torch.device) -> None:
     """Rows' values are looked at on the CPU only: reading them from a GPU would make it wait."""
-    if neuron.dtype != torch.int64 or neuron.device != device:
-        raise TypeError(f"neuron: expected torch.int64 on {device}, got {neuron.dtype} on {neuron.device}")
-    if neuron.device.type == "cpu" and neuron.numel() and not isinstance(neuron, torch._subclasses.FakeTensor):
-        low, high = (int(bound) for bound in torch.aminmax(neuron))
-        if low < -1 or high >= neurons:
-            raise ValueError(f"neuron: expected rows from -1 to {neurons - 1}, got {low} to {high}")
+    if rows.dtype != torch.int64 or rows.device != device:
+        raise TypeError(f"{name}: expected torch.int64 on {device}, got {rows.dtype} on {rows.device}")
+    if rows.device.type == "cpu" and rows.numel() and not isinstance(rows, torch._subclasses.FakeTensor):
+        low, high = (int(bound) for bound in torch.aminmax(rows))
+        if low < -1 or high >= count:
+            raise ValueError(f"{name}: expected rows from -1 to {count - 1}, got {low} to {high}")
+
+
+def _check_contribution(base: Tensor, contribution: Tensor, index: Tensor) -> None:
+    _check_floating("base", base)
+    if base.dim() < 1:
+        raise ValueError("base: expected [batch, ...], got shape []")
+    if contribution.dtype != base.dtype or contribution.device != base.device:
+        raise TypeError(
+            f"contribution: expected {base.dtype} on {base.device} as base, "
+            f"got {contribution.dtype} on {contribution.device}"
+        )
+    if contribution.dim() < 1 or contribution.shape[1:] != base.shape:
+        expected = ", ".join(map(str, ["C", *base.shape]))
+        raise ValueError(f"contribution: expected shape [{expected}], got {_shape(contribution)}")
+    if index.dim() != 1:
+        raise ValueError(f"index: expected a vector, got shape {_shape(index)}")
+    _check_rows("index", index, contribution.size(0), base.device)
 
 
 def _check_p(p: float) -> None:

@@ -28,6 +28,7 @@ from .graph.groups import Group
 from .graph.trace import Forward, Trace, trace
 from .isolation import plain_torch, preserved_random_state, same_modes
 from .plan import Plan
+from .precision import Precision, check_precision
 from .recalibration import recalibrate, running_norms
 from .result import GroupRecord, PruneResult, count_macs, count_parameters
 from .selection import Refresh, Selection
@@ -56,6 +57,7 @@ def prune(
     recalibrate_bn: int = 0,
     seed: int = 0,
     memory: int = DEFAULT_MEMORY,
+    precision: Precision = "float32",
     progress: bool = True,
 ) -> PruneResult:
     """Removes whole neurons until a share ``rho`` of the parameters (or multiply-adds) is gone; fine-tunes in between.
@@ -82,7 +84,9 @@ def prune(
         ignore: module names or glob patterns; a group with a member among them is left alone.
         recalibrate_bn: images on which batch norms estimate their statistics anew at the end; 0 for not at all.
         seed: of everything random in the run; the same seed gives the same plan on the same machine.
-        memory: bytes that the activations of one scoring pass may take.
+        memory: bytes that the activations of one scoring pass may take, so far as images can pass in parts.
+        precision: of the passes that compute scores: "float32", the model's own dtype without TF32; "tf32" on CUDA; or
+            "bfloat16", autocast.
         progress: whether to show a progress bar on stderr.
 
     Returns:
@@ -104,6 +108,7 @@ def prune(
         raise ValueError(f"expected seed < 2**40, got {seed}")
     chosen = resolve(criterion)
     device = checks.sound_model(model)
+    check_precision(precision, device)
     task = Task(forward, cross_entropy if loss is None else loss)
     stream = Stream(loader, device, task)
     if finetune is not None and not _shuffles(loader):
@@ -111,7 +116,7 @@ def prune(
             "the loader does not shuffle: every group of neurons begins a new epoch, so fine-tuning will see its first "
             "batches again and again"
         )
-    options = _Options(chosen, refresh, finetune, images, task, seed, memory, recalibrate_bn, progress)
+    options = _Options(chosen, refresh, finetune, images, task, seed, memory, precision, recalibrate_bn, progress)
     with plain_torch(device), preserved_random_state(loader):
         run = _Run(model, stream, options)
         run.rehearse()
@@ -130,6 +135,7 @@ class _Options:
     task: Task
     seed: int
     memory: int
+    precision: Precision
     recalibrate_bn: int
     progress: bool
 
@@ -279,7 +285,8 @@ class _Run:
         self._stream.restart((self._options.seed << 20) + phase)
 
     def _engine(self, group: Group, batch: Batch) -> Engine:
-        return Engine(self._work, self._trace, group, batch, self._options.task, self._options.memory)
+        o = self._options
+        return Engine(self._work, self._trace, group, batch, o.task, o.memory, o.precision)
 
     def _traced(self, batch: Batch) -> Trace:
         task = self._options.task

@@ -24,8 +24,9 @@ from .score import groups_of, in_layer_order
 from .task import Loss, Task, cross_entropy
 
 
-def fade_neurons(z: Tensor, neuron: Tensor, t: Tensor) -> Tensor:
-    """Twin of `singe.ops.fade_neurons`."""
+def fade_neurons(z: Tensor, neuron: Tensor, t: Tensor, *, axis: int = 1) -> Tensor:
+    """Twin of `singe.ops.fade_neurons`, with the neurons at axis 1 in the shapes behind its lines."""
+    z = z.movedim(axis, 1)  # [B, N, *S]
     jobs, neurons = neuron.size(0), z.size(1)
     rows = neuron[:, None, None] if neuron.dim() == 1 else neuron[:, :, None]  # [K, R, 1]
     scaled = (rows == torch.arange(neurons, device=z.device)).any(1)  # [K, N]
@@ -33,7 +34,24 @@ def fade_neurons(z: Tensor, neuron: Tensor, t: Tensor) -> Tensor:
     factor = factor.reshape(jobs, 1, neurons, *[1] * (z.dim() - 2))  # [K, 1, N, 1...]
     compute = torch.promote_types(z.dtype, torch.float32)  # half types are multiplied in float32
     faded = z.to(compute) * factor.to(compute)  # [K, B, N, *S]
-    return faded.to(z.dtype).flatten(0, 1).contiguous()  # [K*B, N, *S]
+    return faded.to(z.dtype).flatten(0, 1).movedim(1, axis)  # [K*B, N, *S]
+
+
+def fade_next(base: Tensor, contribution: Tensor, index: Tensor, t: Tensor, relu: bool = False) -> Tensor:
+    """Twin of `singe.ops.fade_next`."""
+    compute = torch.promote_types(base.dtype, torch.float32)
+    none = contribution.new_zeros(1, *base.shape)  # [1, B, *S], what -1 refers to
+    change = torch.cat([contribution, none]).to(compute)[index]  # [K, B, *S]
+    factor = (t - 1).to(compute).reshape(-1, *[1] * base.dim())  # [K, 1, 1...]
+    out = base.to(compute) + factor * change  # [K, B, *S]
+    return (out.relu() if relu else out).to(base.dtype).flatten(0, 1)  # [K*B, *S]
+
+
+def remove_neurons(base: Tensor, contribution: Tensor, index: Tensor) -> None:
+    """Twin of `singe.ops.remove_neurons`."""
+    compute = torch.promote_types(base.dtype, torch.float32)
+    removed = contribution[index[index >= 0]].to(compute).sum(0)  # [B, *S]
+    base.copy_(base.to(compute) - removed)  # [B, *S]
 
 
 def neuron_grad_norm(
@@ -80,14 +98,6 @@ def _affine(x: Tensor, weight: Tensor, window: dict[str, list[int]]) -> Tensor:
         return F.linear(x, weight)
     convolution: Any = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
     return convolution(x, weight, None, **window)
-
-
-def path_scores(grad: Tensor, weight_norm: Tensor, node_weight: Tensor, p: float = 2.0) -> Tensor:
-    """Twin of `singe.ops.path_scores`."""
-    if grad.size(2) == 0:
-        return torch.zeros_like(weight_norm)
-    norms = torch.linalg.vector_norm(grad.double(), p, dim=2)  # [K, N]
-    return weight_norm * (node_weight[:, None] * norms).sum(0)  # [N]
 
 
 def score(

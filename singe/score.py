@@ -15,6 +15,7 @@ from .graph.analysis import find_groups
 from .graph.groups import Group, module_of
 from .graph.trace import Forward, trace
 from .isolation import plain_torch, preserved_random_state
+from .precision import Precision, check_precision
 from .task import Loss, Task, cross_entropy
 
 
@@ -27,6 +28,7 @@ def score(
     loss: Loss | None = None,
     forward: Forward | None = None,
     memory: int = DEFAULT_MEMORY,
+    precision: Precision = "float32",
 ) -> Tensor:
     """Relevance of every neuron of a layer; the smallest is the first to prune.
 
@@ -42,7 +44,9 @@ def score(
         criterion: a name or an object of ``singe.criteria``.
         loss: (outputs, batch) -> scalar; mean cross-entropy by default.
         forward: (model, batch) -> outputs, for a model that is not ``model(x)``; a batch is then any nested tensors.
-        memory: bytes that one pass's activations may take.
+        memory: bytes that one pass's activations may take, so far as images can pass in parts.
+        precision: of the passes that compute scores: "float32", the model's own dtype without TF32; "tf32" on CUDA; or
+            "bfloat16", autocast.
 
     Returns:
         float64 [n] on the CPU: one value per neuron, ordered by its first row in ``layer``; frozen neurons too.
@@ -53,6 +57,7 @@ def score(
     chosen = resolve(criterion)
     checks.integer("memory", memory, 1)
     device = checks.sound_model(model)
+    check_precision(precision, device)
     with plain_torch(device), preserved_random_state():
         task = Task(forward, loss or cross_entropy)
         here = checks.batch_of(batch, device, task)
@@ -60,7 +65,7 @@ def score(
         checks.runs(work, here, task)
         graph = trace(work, task.inputs(here), task.call)
         groups = groups_of(layer, find_groups(graph), work)
-        parts = [(g, Engine(work, graph, g, here, task, memory).scores(chosen)) for g in groups]
+        parts = [(g, Engine(work, graph, g, here, task, memory, precision).scores(chosen)) for g in groups]
     return in_layer_order(layer, parts)
 
 

@@ -39,6 +39,20 @@ def spread(tensor):
     return torch.stack([tensor, gap], -1)[..., 0]
 
 
+def shifted(tensor):
+    """The same values, not aligned to 16 bytes."""
+    values = torch.cat([tensor.new_zeros(1), tensor.flatten()])
+    return values[1:].view(tensor.shape)
+
+
+def laid_out(tensor, order):
+    """The same values, dense, with the axes in that order in memory."""
+    return tensor.permute(order).contiguous().permute([order.index(axis) for axis in range(len(order))])
+
+
+CHANNELS_LAST = [0, 2, 3, 1]
+
+
 # fade_neurons
 
 
@@ -72,15 +86,32 @@ def test_fade_neurons_sizes(device, axis, size):
 
 @device_param
 @dtype_param
-def test_fade_neurons_strides(device, dtype):
-    z, neuron, t = fade_case(5, 3, 8, (4, 6), dtype, device)
-    expected = reference.fade_neurons(z, neuron, t)
-    for other in (z.contiguous(memory_format=torch.channels_last), z.transpose(0, 1).contiguous().transpose(0, 1)):
-        torch.testing.assert_close(ops.fade_neurons(other, neuron, t), expected, rtol=0, atol=0)
-    out = ops.fade_neurons(spread(z), spread(neuron), spread(t))
-    torch.testing.assert_close(out, expected, rtol=0, atol=0)
-    shifted = torch.cat([z.flatten()[:1], z.flatten()])[1:].view(z.shape)  # not aligned to 16 bytes
-    torch.testing.assert_close(ops.fade_neurons(shifted, neuron, t), expected, rtol=0, atol=0)
+@pytest.mark.parametrize("change", [spread, shifted, lambda v: laid_out(v, [*range(1, v.dim()), 0])])
+def test_fade_neurons_strides(device, dtype, change):
+    case = fade_case(5, 3, 8, (4, 6), dtype, device)
+    out = ops.fade_neurons(*[change(v) for v in case])
+    torch.testing.assert_close(out, reference.fade_neurons(*case), rtol=0, atol=0)
+
+
+@device_param
+@dtype_param
+@pytest.mark.parametrize("neurons", [1, 3, 8, 151])
+def test_fade_neurons_keeps_channels_last(device, dtype, neurons):
+    for spatial, layout in (((29, 31), torch.channels_last), ((3, 4, 5), torch.channels_last_3d)):
+        z, *rest = fade_case(5, 3, neurons, spatial, dtype, device, rows=2)
+        out = ops.fade_neurons(z.contiguous(memory_format=layout), *rest)
+        assert out.is_contiguous(memory_format=layout)
+        torch.testing.assert_close(out, reference.fade_neurons(z, *rest), rtol=0, atol=0)
+
+
+@device_param
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], CHANNELS_LAST, [0, 3, 1, 2]], ids=str)
+@pytest.mark.parametrize("axis", [1, 2, 3, -1, -2, -3])
+def test_fade_neurons_along_any_axis(device, axis, order):
+    z, *rest = fade_case(5, 3, 4, (4, 4), torch.float32, device)
+    out = ops.fade_neurons(laid_out(z, order), *rest, axis=axis)
+    torch.testing.assert_close(out, reference.fade_neurons(z, *rest, axis=axis), rtol=0, atol=0)
+    torch.testing.assert_close(out, ops.fade_neurons(z.movedim(axis, 1), *rest).movedim(1, axis), rtol=0, atol=0)
 
 
 @device_param
@@ -91,6 +122,191 @@ def test_fade_neurons_keeps_its_input_and_scales_once(device):
     out = ops.fade_neurons(z, neuron, torch.tensor([0.5], dtype=torch.float64, device=device))
     torch.testing.assert_close(out[:, 2], z[:, 2] * 0.5)
     torch.testing.assert_close(z, before, rtol=0, atol=0)
+
+
+@device_param
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_fade_neurons_random_layout(device, data):
+    sizes = data.draw(st.lists(st.integers(1, 9), min_size=2, max_size=5))
+    axis = data.draw(st.integers(1, len(sizes) - 1))
+    z = random(*sizes, dtype=torch.float32, device=device)
+    rows = data.draw(st.lists(st.integers(-1, sizes[axis] - 1), max_size=6))
+    neuron = torch.tensor(rows, dtype=torch.int64, device=device)
+    t = torch.rand(len(rows), dtype=torch.float64, device=device)
+    order = data.draw(st.permutations(range(len(sizes))))
+    out = ops.fade_neurons(laid_out(z, order), neuron, t, axis=axis)
+    torch.testing.assert_close(out, reference.fade_neurons(z, neuron, t, axis=axis), rtol=0, atol=0)
+
+
+# fade_next and remove_neurons
+
+
+def next_case(dtype=torch.float32, device="cpu", *, jobs=6, rows=4, batch=3, shape=(5, 4, 6)):
+    base = random(batch, *shape, dtype=dtype, device=device)
+    contribution = random(rows, batch, *shape, dtype=dtype, device=device)
+    index = torch.randint(-1, max(rows, 1), (jobs,), device=device)
+    return base, contribution, index if rows else index.fill_(-1), torch.rand_like(index, dtype=torch.float64) * 2
+
+
+def in_double(case):
+    return [v.double() if v.is_floating_point() else v for v in case]
+
+
+def check_next(case, relu=True, original=None):
+    """Against the twin in float64, on `original` where the case is the same in another layout."""
+    expected = reference.fade_next(*in_double(original or case), relu)
+    close(ops.fade_next(*case, relu), expected, TOLERANCE[case[0].dtype])
+
+
+def check_remove(case, original=None):
+    base, contribution, index, _ = case
+    expected, *rest = in_double(original or case)
+    expected = expected.clone()
+    reference.remove_neurons(expected, *rest[:2])
+    ops.remove_neurons(base, contribution, index)
+    close(base, expected, TOLERANCE[base.dtype])
+
+
+@device_param
+@dtype_param
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("shape", [(), (7,), (5, 4, 8), (2, 3, 5, 2)])
+def test_fade_next(device, dtype, relu, shape):
+    case = next_case(dtype, device, shape=shape)
+    check_next(case, relu)
+    out = ops.fade_next(*case, relu)
+    assert out.dtype == dtype and out.is_contiguous()
+
+
+@device_param
+@dtype_param
+@pytest.mark.parametrize("shape", [(), (7,), (5, 4, 8), (2, 3, 5, 2)])
+def test_remove_neurons(device, dtype, shape):
+    check_remove(next_case(dtype, device, shape=shape))
+
+
+@device_param
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("axis", ["jobs", "rows", "batch", "shape"])
+def test_fade_next_and_remove_neurons_sizes(device, axis, size):
+    sizes = {"jobs": 3, "rows": 5, "batch": 2, "shape": 4} | {axis: size}
+    case = next_case(device=device, **(sizes | {"shape": (sizes["shape"], 3)}))
+    check_next(case)
+    check_remove(case)
+
+
+@device_param
+@dtype_param
+def test_fade_next_and_remove_neurons_many_blocks(device, dtype):
+    case = next_case(dtype, device, jobs=11, shape=(129, 151))
+    case[2].copy_(torch.tensor([0, 0, 0, 1, -1, 1, 3, 3, -1, -1, 2]))
+    check_next(case)
+    check_remove(case)
+
+
+@device_param
+@dtype_param
+@pytest.mark.parametrize("change", [shifted, lambda v: laid_out(v, [*range(1, v.dim()), 0])])
+def test_fade_next_and_remove_neurons_strides(device, dtype, change):
+    case = next_case(dtype, device)
+    check_next([change(v) for v in case], original=case)
+    check_next([spread(v) for v in case], original=case)
+    check_remove([change(v) for v in case], original=case)
+    check_remove([case[0].clone(), *(spread(v) for v in case[1:])], original=case)
+
+
+@device_param
+@dtype_param
+@pytest.mark.parametrize("alike", [True, False], ids=["alike", "contribution contiguous"])
+def test_fade_next_and_remove_neurons_keep_channels_last(device, dtype, alike):
+    base, contribution, *rest = original = next_case(dtype, device, shape=(9, 29, 31))
+    base = laid_out(base, CHANNELS_LAST)
+    contribution = laid_out(contribution, [0, 1, 3, 4, 2]) if alike else contribution
+    assert ops.fade_next(base, contribution, *rest).is_contiguous(memory_format=torch.channels_last)
+    check_next((base, contribution, *rest), original=original)
+    check_remove((base, contribution, *rest), original=original)
+    assert base.is_contiguous(memory_format=torch.channels_last)
+
+
+@device_param
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_fade_next_and_remove_neurons_random_layout(device, data):
+    shape = data.draw(st.lists(st.integers(1, 9), max_size=4))
+    base, contribution, *rest = original = next_case(
+        torch.float64, device, jobs=data.draw(st.integers(0, 6)), rows=data.draw(st.integers(0, 4)),
+        batch=data.draw(st.integers(1, 4)), shape=shape,
+    )  # fmt: skip
+    axes = range(base.dim() + 1)
+    contribution = laid_out(contribution, data.draw(st.permutations(axes)))
+    case = laid_out(base, data.draw(st.permutations(axes[:-1]))).clone(), contribution, *rest
+    check_next(case, data.draw(st.booleans()), original)
+    check_remove(case, original)
+
+
+@device_param
+@dtype_param
+def test_fade_next_without_a_row_is_base(device, dtype):
+    base, contribution, index, t = next_case(dtype, device, jobs=2)
+    base[0, 0] = math.inf
+    out = ops.fade_next(base, contribution, index.fill_(-1), t)
+    torch.testing.assert_close(out, torch.cat([base, base]), rtol=0, atol=0)
+
+
+@device_param
+@dtype_param
+@pytest.mark.parametrize("relu", [False, True])
+def test_fade_next_propagates_nan(device, dtype, relu):
+    base, contribution, index, t = next_case(dtype, device, jobs=4, shape=(37,))
+    index.copy_(torch.tensor([0, 1, 1, -1]))
+    base[1, 5] = contribution[1, 2, 36] = math.nan
+    nan = ops.fade_next(base, contribution, index, t, relu).isnan().unflatten(0, (4, 3))
+    assert nan.nonzero().tolist() == [[0, 1, 5], [1, 1, 5], [1, 2, 36], [2, 1, 5], [2, 2, 36], [3, 1, 5]]
+
+
+@device_param
+@dtype_param
+def test_remove_neurons_propagates_nan(device, dtype):
+    base, contribution, *_ = next_case(dtype, device, shape=(37,))
+    base[1, 5] = contribution[1, 2, 36] = contribution[3, 0, 0] = math.nan
+    ops.remove_neurons(base, contribution, torch.tensor([0, 1, -1], device=device))
+    assert base.isnan().nonzero().tolist() == [[1, 5], [2, 36]]
+
+
+@device_param
+def test_fade_next_and_remove_neurons_keep_the_rest(device):
+    case = next_case(device=device)
+    before = [v.clone() for v in case]
+    ops.fade_next(*case)
+    assert all(map(torch.equal, case, before))
+    ops.remove_neurons(*case[:3])
+    assert all(map(torch.equal, case[1:], before[1:]))
+
+
+@device_param
+def test_remove_neurons_counts_repeated_rows_and_skips_none(device):
+    base, contribution, *_ = next_case(torch.float64, device)
+    expected = base - 2 * contribution[2] - contribution[0]
+    ops.remove_neurons(base, contribution, torch.tensor([2, -1, 0, 2], device=device))
+    close(base, expected, 1e-12)
+
+
+@device_param
+@pytest.mark.parametrize(("dtype", "large"), [(torch.float16, 2048), (torch.bfloat16, 256)], ids=str)
+def test_remove_neurons_rounds_once(device, dtype, large):
+    base = torch.full((3, 5), large, dtype=dtype, device=device)
+    contribution = torch.full((4, 3, 5), -0.5, dtype=dtype, device=device)
+    ops.remove_neurons(base, contribution, torch.arange(4, device=device))
+    assert (base == large + 2).all()
+
+
+@device_param
+@pytest.mark.parametrize("change", [spread, lambda v: v[:1].expand_as(v)])
+def test_remove_neurons_refuses_gaps(device, change):
+    base, contribution, index, _ = next_case(device=device)
+    with pytest.raises(ValueError, match=r"base: expected no gaps .* got shape \[3, 5, 4, 6\] with strides"):
+        ops.remove_neurons(change(base), contribution, index)
 
 
 # neuron_grad_norm
@@ -286,45 +502,6 @@ def test_neuron_grad_norm_equals_autograd_of_the_whole_layer():
     close(scores, weight_norm * layer.weight.grad.flatten(1).norm(dim=1), 1e-12)
 
 
-# path_scores
-
-
-def path_case(nodes, neurons, size, dtype=torch.float64, device="cpu"):
-    weights = (torch.rand(n, dtype=torch.float64, device=device) for n in (neurons, nodes))
-    return (random(nodes, neurons, size, dtype=dtype, device=device), *weights)
-
-
-@device_param
-@dtype_param
-@norm_param
-def test_path_scores(device, dtype, p):
-    case = path_case(4, 9, 1151, dtype, device)
-    grad, *rest = case
-    close(ops.path_scores(*case, p), reference.path_scores(grad, *rest, p), 1e-12)
-    strided = grad.transpose(0, 2).contiguous().transpose(0, 2)
-    close(ops.path_scores(strided, *rest, p), ops.path_scores(*case, p), 0)
-    close(ops.path_scores(*[spread(v) for v in case], p), ops.path_scores(*case, p), 0)
-
-
-@device_param
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("axis", [0, 1, 2])
-def test_path_scores_sizes(device, axis, size):
-    sizes = [3, 4, 5]
-    sizes[axis] = size
-    case = path_case(*sizes, torch.float32, device)
-    close(ops.path_scores(*case), reference.path_scores(*case), 1e-12)
-
-
-@device_param
-@norm_param
-@pytest.mark.parametrize("at", [0, 17, 599])
-def test_path_scores_propagates_nan(device, p, at):
-    grad, *rest = path_case(2, 3, 600, torch.float32, device)
-    grad[1, 1, at] = math.nan
-    assert ops.path_scores(grad, *rest, p).isnan().tolist() == [False, True, False]
-
-
 # all of them
 
 
@@ -333,14 +510,18 @@ def operators(device="cpu"):
     geometry = [list(window[name]) for name in ("kernel_size", "stride", "padding", "dilation")]
     scores = torch.zeros_like(case[4])
     return {
-        "fade_neurons": fade_case(3, 2, 4, (5,), torch.float32, device),
+        "fade_neurons": (*fade_case(3, 2, 4, (5,), torch.float32, device), 1),
+        "fade_next": (*next_case(device=device), True),
         "neuron_grad_norm": (*case, *geometry, 1, 2.0, scores),
-        "path_scores": (*path_case(3, 4, 5, torch.float32, device), 2.0),
+        "remove_neurons": next_case(device=device)[:3],
     }
 
 
+name_param = pytest.mark.parametrize("name", ["fade_neurons", "fade_next", "neuron_grad_norm", "remove_neurons"])
+
+
 @device_param
-@pytest.mark.parametrize("name", ["fade_neurons", "neuron_grad_norm", "path_scores"])
+@name_param
 def test_opcheck(device, name):
     torch.library.opcheck(getattr(torch.ops.singe, name).default, operators(device)[name])
 
@@ -348,6 +529,18 @@ def test_opcheck(device, name):
 def test_results_need_no_gradient():
     z, neuron, t = fade_case(2, 2, 3, (4,), torch.float32, "cpu")
     assert not ops.fade_neurons(z.requires_grad_(), neuron, t).requires_grad
+    base, *rest = next_case()
+    assert not ops.fade_next(base.requires_grad_(), *rest).requires_grad
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], CHANNELS_LAST], ids=str)
+def test_results_can_be_written_to_with_gradients(order):
+    base, *rest = next_case()
+    for out in (ops.fade_next(laid_out(base, order), *rest), ops.fade_neurons(laid_out(base, order), *rest[1:])):
+        residual = torch.zeros_like(out, requires_grad=True)
+        out += residual
+        out.sum().backward()
+        assert (residual.grad == 1).all()
 
 
 def replaced(values, index, value):
@@ -371,6 +564,50 @@ def test_fade_neurons_refuses(index, value, error, message):
     case = fade_case(3, 2, 4, (5,), torch.float32, "cpu")
     with pytest.raises(error, match=message):
         ops.fade_neurons(*replaced(case, index, value))
+
+
+@pytest.mark.parametrize("axis", [0, 3, -3])
+def test_fade_neurons_refuses_an_axis(axis):
+    case = fade_case(3, 2, 4, (5,), torch.float32, "cpu")
+    with pytest.raises(ValueError, match=f"axis: expected 1 to 2 or -1 down to -2, got {axis}"):
+        ops.fade_neurons(*case, axis=axis)
+
+
+NEXT_MISTAKES = [
+    (0, torch.zeros(3, 5, 4, 6).int(), TypeError, "base: expected float64"),
+    (0, torch.zeros(()), ValueError, r"base: expected \[batch"),
+    (
+        1,
+        torch.zeros(4, 3, 5, 4, 6).half(),
+        TypeError,
+        "contribution: expected torch.float32 on cpu as base, got torch.float16",
+    ),
+    (1, torch.zeros(3, 5, 4, 6), ValueError, r"contribution: expected shape \[C, 3, 5, 4, 6\], got \[3, 5, 4, 6\]"),
+    (1, torch.zeros(()), ValueError, r"contribution: expected shape \[C, 3, 5, 4, 6\], got \[\]"),
+    (2, torch.zeros(6), TypeError, "index: expected torch.int64"),
+    (2, torch.zeros(6, 1).long(), ValueError, r"index: expected a vector, got shape \[6, 1\]"),
+    (2, torch.tensor([0, 4, 1, 1, 1, 1]), ValueError, "index: expected rows from -1 to 3, got 0 to 4"),
+    (2, torch.tensor([0, -2, 1, 1, 1, 1]), ValueError, "got -2 to 1"),
+]
+
+
+@pytest.mark.parametrize(
+    ("index", "value", "error", "message"),
+    [
+        *NEXT_MISTAKES,
+        (3, torch.zeros(6), TypeError, "t: expected torch.float64"),
+        (3, torch.zeros(5).double(), ValueError, r"t: expected shape \[6\], got \[5\]"),
+    ],
+)
+def test_fade_next_refuses(index, value, error, message):
+    with pytest.raises(error, match=message):
+        ops.fade_next(*replaced(next_case(), index, value))
+
+
+@pytest.mark.parametrize(("index", "value", "error", "message"), NEXT_MISTAKES)
+def test_remove_neurons_refuses(index, value, error, message):
+    with pytest.raises(error, match=message):
+        ops.remove_neurons(*replaced(next_case()[:3], index, value))
 
 
 @pytest.mark.parametrize(
@@ -402,26 +639,20 @@ def test_neuron_grad_norm_refuses(changes, error, message):
         ops.neuron_grad_norm(**(arguments | changes))
 
 
-@pytest.mark.parametrize(
-    ("index", "value", "error", "message"),
-    [
-        (0, torch.zeros(3, 4, 5).long(), TypeError, "grad: expected float64"),
-        (0, torch.zeros(3, 4), ValueError, r"grad: expected \[nodes"),
-        (1, torch.zeros(3).double(), ValueError, r"weight_norm: expected shape \[4\], got \[3\]"),
-        (2, torch.zeros(3), TypeError, "node_weight: expected torch.float64"),
-        (3, 0.5, ValueError, "p: expected 1, 2 or inf, got 0.5"),
-    ],
-)
-def test_path_scores_refuses(index, value, error, message):
-    case = (*path_case(3, 4, 5), 2.0)
-    with pytest.raises(error, match=message):
-        ops.path_scores(*replaced(case, index, value))
-
-
-@pytest.mark.parametrize("name", ["fade_neurons", "neuron_grad_norm", "path_scores"])
+@name_param
 def test_direct_calls_are_checked_too(name):
     """torch.ops.singe bypasses ops.py: a wrong vector must raise, not read astray."""
     arguments = operators()[name]
     for index in range(1, 3):
         with pytest.raises(RuntimeError, match="expected"):
             getattr(torch.ops.singe, name)(*replaced(arguments, index, torch.full((99,), 10**6)))
+
+
+def test_direct_calls_check_the_layout_too():
+    z, neuron, t, _ = operators()["fade_neurons"]
+    for axis in (0, 3, -1):
+        with pytest.raises(RuntimeError, match="axis: expected 1 to 2"):
+            torch.ops.singe.fade_neurons(z, neuron, t, axis)
+    base, *rest = operators()["remove_neurons"]
+    with pytest.raises(RuntimeError, match="base: expected a contiguous tensor"):
+        torch.ops.singe.remove_neurons(spread(base), *rest)

@@ -1,77 +1,111 @@
-// K copies of z in one pass over the output: unscaled stretches by memcpy, the scaled channels between them.
+// K copies of z in one pass over the output. z is slabs of [neurons, size]: in a long one, what lies between
+// the scaled neurons is copied; short ones (channels last) are copied by the block and scaled while in the
+// cache.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 #include <cstring>
-#include <type_traits>
+#include <iterator>
 #include <vector>
 
 #include "../check.h"
+#include "simd.h"
 
 namespace singe {
 namespace {
 
 constexpr int64_t kGrain = 1 << 15;  // elements worth a thread
+constexpr int64_t kBlock = 1 << 12;  // elements of short slabs that are copied at once
 
 template <class T>
-void scale(const T* from, double factor, int64_t n, T* to) {
-  using C = std::conditional_t<std::is_same_v<T, double>, double, float>;
-  const C f = static_cast<C>(factor);
-  for (int64_t i = 0; i < n; ++i) to[i] = static_cast<T>(static_cast<C>(from[i]) * f);
+void copy(const T* from, int64_t n, T* to) {
+  if (n > 0) std::memcpy(to, from, n * sizeof(T));
 }
 
-// One sample: `rows` are the channels to scale, ascending, each `size` long.
 template <class T>
-void fade(const T* from, const std::vector<int64_t>& rows, double factor, int64_t channels, int64_t size,
-          T* to) {
+SINGE_INLINE void scale(const T* __restrict from, Compute<T> factor, int64_t n, T* __restrict to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = static_cast<T>(static_cast<Compute<T>>(from[i]) * factor);
+}
+
+// Elements [begin, end) of a slab, those of neurons side by side.
+struct Stretch {
+  int64_t begin, end;
+  int64_t length() const { return end - begin; }
+};
+
+// What to scale in a slab: ascending, nothing twice.
+using Stretches = std::vector<Stretch>;
+
+template <class T>
+void fade_slab(const T* from, const Stretches& scaled, Compute<T> factor, int64_t slab, T* to) {
   int64_t done = 0;
-  const auto copy_until = [&](int64_t channel) {
-    if (channel > done)
-      std::memcpy(to + done * size, from + done * size, (channel - done) * size * sizeof(T));
-  };
-  for (int64_t row : rows) {
-    copy_until(row);
-    scale(from + row * size, factor, size, to + row * size);
-    done = row + 1;
+  for (const Stretch& s : scaled) {
+    copy(from + done, s.begin - done, to + done);
+    simd::run([&]() SINGE_INLINED { scale(from + s.begin, factor, s.length(), to + s.begin); });
+    done = s.end;
   }
-  copy_until(channels);
+  copy(from + done, slab - done, to + done);
 }
 
-// The rows to scale in every copy: ascending, each once, without the -1s.
-std::vector<std::vector<int64_t>> rows_of(const int64_t* neuron, int64_t jobs, int64_t per_job,
-                                          int64_t channels) {
-  std::vector<std::vector<int64_t>> rows(jobs);
-  for (int64_t k = 0; k < jobs; ++k) {
-    for (int64_t r = 0; r < per_job; ++r) {
-      const int64_t n = neuron[k * per_job + r];
-      STD_TORCH_CHECK(n >= -1 && n < channels, "neuron: expected rows below ", channels, ", got ", n);
-      if (n >= 0) rows[k].push_back(n);
+// So many elements of slabs.
+template <class T>
+void fade_block(const T* from, const Stretches& scaled, Compute<T> factor, int64_t slab, int64_t elements,
+                T* to) {
+  copy(from, elements, to);
+  simd::run([&]() SINGE_INLINED {
+    for (const Stretch& s : scaled) {
+      for (int64_t at = s.begin; at < elements; at += slab) scale(from + at, factor, s.length(), to + at);
     }
-    std::sort(rows[k].begin(), rows[k].end());
-    rows[k].erase(std::unique(rows[k].begin(), rows[k].end()), rows[k].end());
-  }
-  return rows;
+  });
 }
 
-Tensor fade_neurons(const Tensor& z_in, const Tensor& neuron_in, const Tensor& t_in) {
-  const std::vector<int64_t> sizes = faded_sizes(z_in, neuron_in, t_in);
+// What one copy scales: its rows of neurons, each `size` long, without the -1s.
+Stretches stretches_of(const int64_t* neuron, int64_t count, int64_t size) {
+  std::vector<int64_t> rows;
+  std::copy_if(neuron, neuron + count, std::back_inserter(rows), [](int64_t n) { return n >= 0; });
+  std::sort(rows.begin(), rows.end());
+  Stretches stretches;
+  for (int64_t row : rows) {
+    const Stretch next{row * size, (row + 1) * size};
+    if (stretches.empty() || stretches.back().end < next.begin) {
+      stretches.push_back(next);
+    } else {
+      stretches.back().end = next.end;
+    }
+  }
+  return stretches;
+}
+
+Tensor fade_neurons(const Tensor& z_in, const Tensor& neuron_in, const Tensor& t_in, int64_t axis) {
+  check_fade(z_in, neuron_in, t_in, axis);
   const Tensor z = torch::stable::contiguous(z_in), t = torch::stable::contiguous(t_in);
   const Tensor neuron = torch::stable::contiguous(neuron_in);
-  Tensor out = empty(z, sizes, z.scalar_type());
-  const int64_t jobs = t.numel(), batch = z.size(0), channels = z.size(1), size = numel_from(z, 2);
-  const auto rows = rows_of(neuron.const_data_ptr<int64_t>(), jobs, numel_from(neuron, 1), channels);
-  const double* factor = t.const_data_ptr<double>();
-  const int64_t sample = channels * size;
+  const int64_t jobs = t.numel(), per_job = numel_between(neuron, 1, neuron.dim()), elements = z.numel();
+  const int64_t size = numel_between(z, axis + 1, z.dim()), slab = z.size(axis) * size;
+  const int64_t* rows = neuron.const_data_ptr<int64_t>();
+  const double* node = t.const_data_ptr<double>();
+  check_rows(rows, neuron.numel(), z.size(axis), "neuron");
+  Tensor out = empty(z, copied_sizes(z, jobs), z.scalar_type());
   if (out.numel() == 0) return out;
 
+  std::vector<Stretches> scaled;
+  for (int64_t k = 0; k < jobs; ++k) scaled.push_back(stretches_of(rows + k * per_job, per_job, size));
+  const int64_t block = std::max<int64_t>(1, kBlock / slab) * slab;
+  const int64_t blocks = (elements + block - 1) / block;
   with_floating(z.scalar_type(), [&]<class T>() {
     const T* from = z.const_data_ptr<T>();
     T* to = out.mutable_data_ptr<T>();
-    // copies of one sample follow each other, so that it is read from the cache
-    torch::stable::parallel_for(0, batch * jobs, 1 + kGrain / sample, [&](int64_t begin, int64_t end) {
+    // copies of one block follow each other, so that it is read from the cache
+    torch::stable::parallel_for(0, blocks * jobs, 1 + kGrain / block, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t b = i / jobs, k = i % jobs;
-        fade(from + b * sample, rows[k], factor[k], channels, size, to + (k * batch + b) * sample);
+        const int64_t first = i / jobs * block, k = i % jobs;
+        const auto factor = static_cast<Compute<T>>(node[k]);
+        T* copy = to + k * elements + first;
+        if (block == slab) {
+          fade_slab(from + first, scaled[k], factor, slab, copy);
+        } else {
+          fade_block(from + first, scaled[k], factor, slab, std::min(block, elements - first), copy);
+        }
       }
     });
   });

@@ -28,9 +28,8 @@ struct Panel {
 std::vector<Panel> make_panels(const Problem& p, const int64_t* neuron, int64_t threads) {
   const int64_t limit = p.shared ? std::clamp((p.jobs + threads - 1) / threads, kLeastPanel, kMostPanel) : 1;
   std::vector<std::vector<int64_t>> members(p.groups);
+  check_rows(neuron, p.jobs, p.neurons, "neuron");
   for (int64_t k = 0; k < p.jobs; ++k) {
-    STD_TORCH_CHECK(neuron[k] >= -1 && neuron[k] < p.neurons, "neuron: expected rows below ", p.neurons,
-                    ", got ", neuron[k]);
     if (neuron[k] >= 0) members[p.group_of(neuron[k])].push_back(k);
   }
   std::vector<Panel> panels;

@@ -3,14 +3,10 @@
 
 #include <algorithm>
 #include <cstring>
-#include <type_traits>
 
 #include "../geometry.h"
 
 namespace singe {
-
-template <class In>
-using Compute = std::conditional_t<std::is_same_v<In, double>, double, float>;
 
 template <class In, class T>
 void convert(const In* from, int64_t step, int64_t n, T* to) {

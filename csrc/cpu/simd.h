@@ -1,21 +1,24 @@
 // Vectors of the compiler's own kind (GCC and Clang), compiled for several instruction sets in one build.
 //
-// A kernel is an always-inlined template over the vector's bytes; SINGE_VARIANTS below wraps it once for each
-// instruction set and picks at run time. Nothing here knows of torch.
+// A kernel is an always-inlined template over the vector's bytes, which tiles.h wraps once for each
+// instruction set; or a plain loop for run() to compile for each. Which one is picked at run time. Nothing
+// here knows of torch.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-#define SINGE_INLINE inline __attribute__((always_inline))
+#define SINGE_INLINED __attribute__((always_inline))
+#define SINGE_INLINE inline SINGE_INLINED
 
-// For plain loops that the compiler vectorises by itself.
 #if defined(__x86_64__) && defined(__ELF__)
 #define SINGE_X86 1
-#define SINGE_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#define SINGE_TARGET_V3 __attribute__((target("arch=x86-64-v3")))
+#define SINGE_TARGET_V4 __attribute__((target("arch=x86-64-v4")))
 #else
 #define SINGE_X86 0
-#define SINGE_CLONES
+#define SINGE_TARGET_V3
+#define SINGE_TARGET_V4
 #endif
 
 namespace singe::simd {
@@ -36,6 +39,24 @@ inline Level level() {
 #else
   return Level::base;
 #endif
+}
+
+template <class F>
+SINGE_TARGET_V4 void run_v4(const F& f) {
+  f();
+}
+template <class F>
+SINGE_TARGET_V3 void run_v3(const F& f) {
+  f();
+}
+
+// Calls f, a lambda marked SINGE_INLINED around a loop that the compiler vectorises by itself.
+template <class F>
+SINGE_INLINE void run(const F& f) {
+  const Level best = level();
+  if (best == Level::v4) return run_v4(f);
+  if (best == Level::v3) return run_v3(f);
+  f();
 }
 
 template <class T, int bytes>

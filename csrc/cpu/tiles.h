@@ -86,8 +86,8 @@ struct Tiles {
 
 SINGE_TILES(base, , 16, 2, 2)
 #if SINGE_X86
-SINGE_TILES(v3, __attribute__((target("arch=x86-64-v3"))), 32, 3, 2)
-SINGE_TILES(v4, __attribute__((target("arch=x86-64-v4"))), 64, 6, 4)
+SINGE_TILES(v3, SINGE_TARGET_V3, 32, 3, 2)
+SINGE_TILES(v4, SINGE_TARGET_V4, 64, 6, 4)
 #endif
 #undef SINGE_TILES
 

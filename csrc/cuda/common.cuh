@@ -7,7 +7,8 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include <algorithm>
-#include <type_traits>
+#include <cstdint>
+#include <initializer_list>
 
 #include "../check.h"
 
@@ -16,6 +17,7 @@ extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stre
 namespace singe {
 
 constexpr int kWarp = 32;
+constexpr int kThreads = 256;  // of a block
 
 // Makes the tensor's device current and names torch's stream on it.
 class Device {
@@ -44,13 +46,37 @@ inline unsigned blocks_for(int64_t items, int threads) {
   return static_cast<unsigned>(std::clamp<int64_t>((items + threads - 1) / threads, 1, 1 << 20));
 }
 
-// What a dtype is computed in.
-template <class T>
-using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 // Rows can't be checked on the host without waiting for the device.
 __device__ inline void trap_unless_row(int64_t row, int64_t rows) {
   if (row < -1 || row >= rows) __trap();
+}
+
+// `width` neighbouring elements, moved at once.
+template <class T, int width>
+struct alignas(width * sizeof(T)) Piece {
+  T value[width];
+};
+
+// Calls f.template operator()<width>() for pieces of 16 bytes where rows of `elements` that begin at these
+// pointers split into them, else for pieces of one element.
+template <class T, class F>
+void with_width(int64_t elements, std::initializer_list<const void*> pointers, F&& f) {
+  constexpr int width = 16 / sizeof(T);
+  const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
+  const bool whole = elements % width == 0 && std::all_of(pointers.begin(), pointers.end(), aligned);
+  if (whole) return f.template operator()<width>();
+  f.template operator()<1>();
+}
+
+// A grid whose threads each have a piece and a few jobs in a row, so that the piece is read once for them.
+inline dim3 grid_of_jobs(int64_t pieces, int64_t jobs) {
+  constexpr int64_t few = 8, most = 65535;
+  return dim3(blocks_for(pieces, kThreads), static_cast<unsigned>(std::min((jobs + few - 1) / few, most)));
+}
+
+// Those jobs: [first_job(jobs, blockIdx.y), first_job(jobs, blockIdx.y + 1)).
+__device__ inline int64_t first_job(int64_t jobs, int64_t share) {
+  return jobs * share / gridDim.y;
 }
 
 __device__ inline int64_t global_thread() {

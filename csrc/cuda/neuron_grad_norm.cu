@@ -15,7 +15,6 @@
 namespace singe {
 namespace {
 
-constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 
 // A position of the flattened, pitched layout. Division is several times faster in 32 bits.

@@ -94,12 +94,22 @@ class Layer:
         return norms
 
     def weight_gradient(self, x: Tensor, delta: Tensor, live: Env) -> Tensor:
-        """dL/dW [N, F] for x and the gradient delta of the (folded) output, both channels first."""
+        """dL/dW [N, F] for x, padded, and the gradient delta of the (folded) output, both channels first."""
+        return self._gradient(x, delta, live[self.weight_node], self.groups(x, live))
+
+    def row_gradient(self, x: Tensor, delta: Tensor, row: int, live: Env) -> Tensor:
+        """dL/dW [F] of one row for x, padded, channels first, and the gradient delta [B, *positions] of its output."""
+        weight = live[self.weight_node]
+        seen = weight.shape[1]
+        first = row // (len(weight) // self.groups(x, live)) * seen
+        return self._gradient(x.narrow(1, first, seen), delta.unsqueeze(1), weight[row : row + 1], 1)[0]
+
+    def _gradient(self, x: Tensor, delta: Tensor, weight: Tensor, groups: int) -> Tensor:
         if self.call.target is aten.linear.default:
             return torch.einsum("bnt,bct->nc", delta, x)
-        g, weight = self.geometry, live[self.weight_node]
+        g = self.geometry
         return aten.convolution_backward(
-            delta, self.padded(x), weight, None, g.stride, g.padding, g.dilation, False, [0], self.groups(x, live),
+            delta, x, weight, None, g.stride, g.padding, g.dilation, False, [0], groups,
             [False, True, False],
         )[1].flatten(1)  # fmt: skip
 
@@ -128,11 +138,14 @@ def _layer(trace: Trace, weight: str, rows: Tensor) -> Layer:
     if call.target is aten.linear.default:
         axis, geometry = -1, Geometry([1], [1], [0], [1])
     else:
-        axis, geometry = 1, _geometry(call, list(arguments[1].meta["val"].shape[2:]))
+        axis, geometry = 1, geometry_of(call)
     return Layer(weight, call, arguments[0], behind or call, axis, geometry, rows)
 
 
-def _geometry(call: fx.Node, kernel_size: list[int]) -> Geometry:
+def geometry_of(call: fx.Node) -> Geometry:
+    """How a convolution slides."""
+    weight: Any = call.args[1]
+    kernel_size = list(weight.meta["val"].shape[2:])
     rank = len(kernel_size)
     stride = _per_axis(_argument(call, 3, "stride", 1), rank)
     dilation = _per_axis(_argument(call, 5, "dilation", 1), rank)

@@ -46,6 +46,11 @@ _CONSTANTS = {
 _REDUCTIONS = {aten.mean, aten.sum, aten.amax, aten.amin}
 
 
+def _run(node: fx.Node, *args: Any, **kwargs: Any) -> Any:
+    """The operator itself."""
+    return evaluate(node, args, kwargs)
+
+
 class Rules:
     """Applies the rule of each operator; an operator without one freezes all it touches."""
 
@@ -59,7 +64,7 @@ class Rules:
             aten.prelu: self._prelu,
         }
         self._weightless: dict[Any, Callable[..., Any]] = {
-            **dict.fromkeys(_MOVES, self._move),
+            **dict.fromkeys(_MOVES, _run),
             **dict.fromkeys(_SPLITS, self._split),
             **dict.fromkeys(_PADS, self._pad),
             **dict.fromkeys(_IDENTITIES, self._identity),
@@ -85,17 +90,12 @@ class Rules:
         if packet in self._weightless:
             return self._weightless[packet]
         if packet is None:
-            return lambda node, *args, **kwargs: evaluate(node, args, kwargs)  # getitem and the like
+            return _run  # getitem and the like
         if packet is aten.div and len(node.all_input_nodes) > 1:
             return self._unknown  # a removed divisor divides by zero
         return self._pointwise if pointwise else self._unknown
 
     # -- operators that only move or combine what is there ---------------------------------------------------
-
-    def _move(self, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
-        if _packet(node) in (aten.view, aten._unsafe_view):
-            return aten.reshape(*args)
-        return evaluate(node, args, kwargs)
 
     def _split(self, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
         """Parts of one size are halves, thirds ...: a channel goes from all of them or the split moves."""

@@ -53,10 +53,16 @@ def answer(model: nn.Module, inputs: Any, forward: Forward = plain) -> Any:
 
 
 def evaluate(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Calls a node's operator; a convolution has as many groups as its operands say, since depthwise ones shrink."""
+    """Calls a node's operator on values in any memory format.
+
+    A convolution has as many groups as its operands say, since depthwise ones shrink.
+    """
     operator_: Callable[..., Any] = node.target  # type: ignore[assignment]
-    if getattr(operator_, "overloadpacket", None) in CONVOLUTIONS and len(args) > 6:
+    packet = getattr(operator_, "overloadpacket", None)
+    if packet in CONVOLUTIONS and len(args) > 6:
         args = (*args[:6], args[0].shape[1] // args[1].shape[1])
+    if packet in (aten.view, aten._unsafe_view):
+        operator_ = aten.reshape
     return operator_(*args, **kwargs)
 
 

@@ -1,0 +1,447 @@
+"""Passes over what depends on one group: prefix once, jobs stacked on the batch axis, suffix only.
+
+A job is one point of one fading path: all that a neuron owns on the writing side is scaled by t. Because scaling is
+linear, a layer's output z under a job is a scaled copy of the cached z; only what depends on z runs again, K jobs at a
+time, and the loss is differentiated down to z only. In eval mode samples do not see each other, so the stack is exact;
+a check per group falls back to one job at a time where it is not. Where one job exceeds the memory, its images pass in
+parts, each twice: first for the outputs that the loss is taken of, then for the gradients.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from . import ops
+from .batches import Batch, length, tensors
+from .graph import batchnorm
+from .graph.front import Front, find_front
+from .graph.groups import Group
+from .graph.layer import Layer, find_layers, is_affine
+from .graph.stretch import Stretch, stretch
+from .graph.suffix import cut
+from .graph.trace import CONVOLUTIONS, Env, Trace
+from .incremental import Incremental
+from .jobs import Jobs, spread, whole_group
+from .numerics import close
+from .precision import Precision, prefers_channels_last
+from .stacking import Stacking
+from .task import Task
+
+log = logging.getLogger("singe")
+
+_CPU_VALUE = 2 << 20
+"""Bytes of one value for each thread of a CPU: more leave the caches, and the allocator gives them back every time."""
+
+
+@dataclass(frozen=True)
+class RowDelta:
+    """The loss's gradient at the outputs that jobs fade: one row of one layer for each job.
+
+    Attributes:
+        layer: which.
+        x: its input, [B, C, ...] for all jobs or [K*B, C, ...].
+        row: int64 [K].
+        delta: [K, B, *positions].
+    """
+
+    layer: Layer
+    x: Tensor
+    row: Tensor
+    delta: Tensor
+
+
+@dataclass(frozen=True)
+class LayerDelta:
+    """The loss's gradient at all outputs of a layer.
+
+    Attributes:
+        layer: which.
+        x: its input for each job, K times [B, C, ...].
+        delta: likewise, K times [B, N, ...].
+    """
+
+    layer: Layer
+    x: Sequence[Tensor]
+    delta: Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some of the batch's images: what the prefix computes for them once.
+
+    Attributes:
+        size: how many.
+        values: of the suffix's boundary, its roots and the inputs of these.
+        front: the front of the suffix, where it has one.
+    """
+
+    size: int
+    values: Env
+    front: Incremental | None
+
+
+@dataclass(frozen=True)
+class _Rider:
+    """A batch norm that no layer absorbs; its shift fades with the neurons that pass through it."""
+
+    node: fx.Node
+    rows: Tensor
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What K jobs left behind: faded values (with gradient history), the layers' inputs, and the model's outputs."""
+
+    faded: dict[fx.Node, Tensor]
+    inputs: dict[fx.Node, Tensor]
+    outputs: list[Tensor]
+
+
+class Passes:
+    """Runs jobs on one group and one batch while neurons are removed one by one.
+
+    Args:
+        model: the module whose parameters are read live; removals are masked in it (see ``surgery.mask``).
+        trace: of that model.
+        group: which neurons; its indices count in the model as it is.
+        batch: on the model's device.
+        task: how the model is called and judged.
+        memory: bytes that the activations of one pass may take; at least one job on one image runs at a time.
+        precision: see ``precision.arithmetic``, inside which everything here is to be called.
+
+    Attributes:
+        layers: the group's writers, in execution order.
+        live: the values of the model's parameters and buffers as they stand, by node.
+        parts: into how many parts the images are divided.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        trace: Trace,
+        group: Group,
+        batch: Batch,
+        task: Task,
+        memory: int,
+        precision: Precision,
+    ) -> None:
+        self._model, self._trace, self._group, self._memory = model, trace, group, memory
+        self._batch, self._task, self._size = batch, task, length(batch)
+        self._device = tensors(batch)[0].device
+        self._channels_last = prefers_channels_last(precision, self._device)
+        self.live = self._formatted(trace.live(model))
+        self.layers = find_layers(trace, group)
+        self._stacking = Stacking(trace)
+        self._by_output = {layer.output: layer for layer in self.layers}
+        self._suffix = cut(trace, self._by_output)
+        self._foldable = [n for n in self._suffix.nodes if is_affine(n) and batchnorm.folds(n, self.live)]
+        self._absorbed = {norm for n in self._foldable if (norm := batchnorm.following(n)) is not None}
+        self._folded: dict[fx.Node, tuple[Tensor, Tensor]] = {}
+        self._fold(self._foldable)
+        self._riders = {rider.node: rider for rider in self._find_riders()}
+        self._whole = self._stretch(self._suffix.nodes, self._suffix.roots)
+        self.parts = self._count_parts()
+        self._front = self._find_front() if self.parts == 1 else None
+        if self._front is not None:
+            nodes = tuple(n for n in self._suffix.nodes if n not in self._front.nodes)
+            self._behind = self._stretch(nodes, [self._front.output])
+
+    # -- what is asked of it ---------------------------------------------------------------------------------
+
+    def losses(self, jobs: Jobs) -> Tensor:
+        """[K]: each job's loss."""
+        with torch.no_grad():
+            return self._judged(self._outputs(jobs), len(jobs))
+
+    def row_deltas(self, jobs: Jobs) -> Iterator[RowDelta]:
+        """The gradient at every row that the jobs' neurons own, for each part of the images."""
+        for part, done, deltas in self._differentiated(jobs):
+            if part.front is not None:
+                assert self._front is not None
+                (layer,), output = self.layers, self._front.output
+                delta = part.front.delta(jobs, done.faded[output].detach(), deltas[output])
+                yield RowDelta(layer, self._input(layer, done), jobs.rows(layer.rows)[:, 0], delta)
+                continue
+            every = torch.arange(len(jobs))
+            for layer in self.layers:
+                x = self._input(layer, done)
+                delta = layer.channels_first(deltas[layer.output]).unflatten(0, (len(jobs), -1))
+                for row in jobs.rows(layer.rows).unbind(1):
+                    yield RowDelta(layer, x, row, delta[every, :, row])
+
+    def layer_deltas(self, jobs: Jobs) -> Iterator[LayerDelta]:
+        """The gradient at every layer's output under jobs that fade the whole group, for each part of the images."""
+        for _, done, deltas in self._differentiated(jobs):
+            for layer in self.layers:
+                x, delta = self._input(layer, done), layer.channels_first(deltas[layer.output])
+                xs = [x] * len(jobs) if layer.output in self._suffix.roots else x.chunk(len(jobs))
+                yield LayerDelta(layer, xs, delta.chunk(len(jobs)))
+
+    def forget(self, neuron: int) -> None:
+        """Zeroes a neuron in the caches, after ``surgery.mask`` has zeroed it in the model."""
+        owned = {s.tensor for s in self._group.slices}
+        live = self._trace.live(self._model)
+        self.live |= self._formatted({n: live[n] for n, name in self._trace.state.items() if name in owned})
+        self._fold([c for c in self._foldable if any(self._trace.state.get(i) in owned for i in c.all_input_nodes)])
+        if self.parts > 1:
+            return  # the parts are computed anew for every pass
+        if self._all.front is not None:
+            self._all.front.remove(neuron)
+        for root in self._suffix.roots:
+            layer, z = self._by_output[root], self._all.values[root]
+            z.index_fill_(layer.axis, layer.rows[neuron].to(z.device), 0)
+
+    @cached_property
+    def chunk(self) -> int:
+        """How many jobs run at a time: what fits the memory, one where two that differ do not stack."""
+        if self.parts > 1:
+            return 1
+        on = self._whole if self._front is None else self._behind
+        fit = max(1, (self._memory - self._cached_bytes()) // self._bytes(on))
+        if self._device.type == "cpu":
+            fit = min(fit, max(1, _CPU_VALUE * torch.get_num_threads() // max(on.sizes(self._trace, self._size))))
+        if fit == 1:
+            return 1
+        if not self._trace.dynamic:
+            log.warning("%s: the model's batch size is fixed, jobs run one by one", self._group.name)
+            return 1
+        if not self._stacks():
+            log.warning("%s: samples see each other or do not lie along axis 0, jobs run one by one", self._group.name)
+            return 1
+        return fit
+
+    # -- one pass over K jobs --------------------------------------------------------------------------------
+
+    def _outputs(self, jobs: Jobs) -> list[Tensor]:
+        """The model's outputs for K jobs on all images."""
+        return self._joined([self._forward(jobs, part).outputs for part in self._parts()])
+
+    def _joined(self, parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        return [self._stacking.join(*pair) for pair in zip(self._trace.outputs, zip(*parts, strict=True), strict=True)]
+
+    def _differentiated(self, jobs: Jobs) -> Iterator[tuple[_Part, _Pass, dict[fx.Node, Tensor]]]:
+        """For each part of the images: a forward pass and the gradient of the summed losses at every faded value."""
+        seeds = self._seeds(jobs) if self.parts > 1 else None
+        for part in self._parts():
+            with torch.enable_grad():
+                done = self._forward(jobs, part)
+                if seeds is None:
+                    ends, at_ends = [self._summed_losses(done.outputs, len(jobs))], None
+                else:
+                    pairs = zip(done.outputs, next(seeds), strict=True)
+                    ends, at_ends = map(list, zip(*((o, s) for o, s in pairs if o.requires_grad), strict=True))
+                deltas = torch.autograd.grad(ends, list(done.faded.values()), at_ends, materialize_grads=True)
+            yield part, done, dict(zip(done.faded, deltas, strict=True))
+
+    def _seeds(self, jobs: Jobs) -> Iterator[tuple[Tensor, ...]]:
+        """The gradient of the summed losses at the model's outputs, for one part of the images after the other."""
+        with torch.no_grad():
+            outputs = self._outputs(jobs)
+        with torch.enable_grad():
+            leaves = [out.detach().requires_grad_(out.is_floating_point()) for out in outputs]
+            wanted = [leaf for leaf in leaves if leaf.requires_grad]
+            found = iter(torch.autograd.grad(self._summed_losses(leaves, len(jobs)), wanted, materialize_grads=True))
+        seeds = [next(found) if leaf.requires_grad else leaf for leaf in leaves]
+        split = [self._stacking.split(*pair, self._sizes) for pair in zip(self._trace.outputs, seeds, strict=True)]
+        yield from zip(*split, strict=True)
+
+    def _forward(self, jobs: Jobs, part: _Part) -> _Pass:
+        faded: dict[fx.Node, Tensor] = {}
+        env: Env = dict(self.live)
+        through_front = part.front is not None and jobs.neuron is not None
+        on = self._behind if through_front else self._whole
+        env |= {node: part.values[node] for node in on.constants}
+        env |= {node: self._stacking.stack(node, part.values[node], len(jobs)) for node in on.stacked}
+        if through_front:
+            assert self._front is not None and part.front is not None
+            faded[self._front.output] = part.front.fade(jobs)
+        else:
+            faded |= {root: self._fade_root(self._by_output[root], part, jobs) for root in self._suffix.roots}
+        env |= {node: value.requires_grad_(torch.is_grad_enabled()) for node, value in faded.items()}
+
+        def call(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            value = self._evaluate(node, args, kwargs, on, len(jobs))
+            if node in self._by_output:
+                layer = self._by_output[node]
+                scale = jobs.scale(layer.rows, value.shape[layer.axis], value)
+                value = faded[node] = value * spread(scale, value, layer.axis)
+            elif node in self._riders:
+                value = faded[node] = value + self._fading(self._riders[node], value, jobs)
+            return value
+
+        inputs = [layer.x for layer in self.layers]
+        keep = [*self._trace.outputs, *inputs]
+        self._trace.run(on.nodes, env, len(jobs) * part.size, keep=keep, call=call)
+        seen = {
+            layer.output: part.values[layer.x] if layer.output in self._suffix.roots else env[layer.x].detach()
+            for layer in self.layers
+        }
+        return _Pass(faded, seen, [env[n] for n in self._trace.outputs])
+
+    def _evaluate(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], on: Stretch, jobs: int) -> Any:
+        """A node's own value, before anything fades."""
+        if node in self._folded:
+            args = (args[0], *self._folded[node], *args[3:])
+        return on.evaluate(node, args, kwargs, jobs)
+
+    def _fade_root(self, layer: Layer, part: _Part, jobs: Jobs) -> Tensor:
+        z = part.values[layer.output]
+        if jobs.neuron is None:
+            scales = jobs.scale(layer.rows, z.shape[layer.axis], z).unbind()
+            shape = [1] * z.dim()
+            shape[layer.axis] = -1
+            return torch.cat([z * scale.view(shape) for scale in scales])
+        return ops.fade_neurons(z, jobs.rows(layer.rows).to(z.device), jobs.t.to(z.device), axis=layer.axis)
+
+    def _fading(self, rider: _Rider, value: Tensor, jobs: Jobs) -> Tensor:
+        """What turns a x + shift into a x + t shift, broadcast to ``value``."""
+        shift = batchnorm.affine(rider.node, self.live).shift
+        missing = (jobs.scale(rider.rows, len(shift), shift) - 1) * shift  # [K, N]
+        return spread(missing, value, 1)
+
+    def _input(self, layer: Layer, done: _Pass) -> Tensor:
+        return layer.padded(layer.channels_first(done.inputs[layer.output]))
+
+    def _summed_losses(self, outputs: list[Tensor], count: int) -> Tensor:
+        losses = self._judged(outputs, count)
+        if not losses.requires_grad:
+            raise ValueError("expected a loss that depends smoothly on the outputs, got one without a gradient")
+        return losses.sum()
+
+    def _judged(self, outputs: list[Tensor], count: int) -> Tensor:
+        """[K]: each job's loss, of outputs in the dtype and memory format that the model itself would give."""
+        own = [
+            value.to(node.meta["val"].dtype).contiguous()
+            for node, value in zip(self._trace.outputs, outputs, strict=True)
+        ]
+        parts = [self._stacking.unstack(*pair, count) for pair in zip(self._trace.outputs, own, strict=True)]
+        jobs = [self._trace.unflatten(part, self._size) for part in zip(*parts, strict=True)]
+        with torch.autocast(self._device.type, enabled=False):
+            return torch.stack([self._task.judge(outputs, self._batch) for outputs in jobs])
+
+    def _fold(self, calls: Iterable[fx.Node]) -> None:
+        """Folds the batch norms behind these layers of the suffix into them, as they stand now."""
+        self._folded |= {call: batchnorm.folded(call, self.live) for call in calls}
+
+    # -- the prefix ------------------------------------------------------------------------------------------
+
+    def _parts(self) -> Iterator[_Part]:
+        """All images in one part, computed once; or part after part, each computed when its turn comes."""
+        if self.parts == 1:
+            yield self._all
+            return
+        start = 0
+        for size in self._sizes:
+            yield self._images(start, size)
+            start += size
+
+    @cached_property
+    def _all(self) -> _Part:
+        part = self._images(0, self._size)
+        if self._front is None:
+            return part
+        front, (layer,) = self._front, self.layers
+        weight, bias = self._folded.get(front.reader) or self._weights(front.reader)
+        with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
+            values = {node: part.values[node] for node in (*self._suffix.boundary, layer.output)}
+            incremental = Incremental(front, layer, values, weight, bias, self._memory // 4)
+        return _Part(part.size, part.values, incremental)
+
+    def _weights(self, call: fx.Node) -> tuple[Tensor, Tensor | None]:
+        weight, bias = (call.args[i] if i < len(call.args) else None for i in (1, 2))
+        return self.live[weight], None if bias is None else self.live[bias]  # type: ignore[index]
+
+    def _images(self, start: int, size: int) -> _Part:
+        """Runs the prefix on some of the images."""
+        inputs = [layer.x for layer in self.layers if layer.output in self._suffix.roots]
+        keep = [*self._suffix.boundary, *self._suffix.roots, *inputs]
+        fed = self._trace.feed(self._task.inputs(self._batch))
+        env: Env = self.live | {node: self._in_format(value[start : start + size]) for node, value in fed.items()}
+        with torch.no_grad():
+            self._trace.run(self._suffix.prefix, env, size, keep=keep)
+        return _Part(size, {node: env[node] for node in keep}, None)
+
+    # -- set-up ----------------------------------------------------------------------------------------------
+
+    def _formatted(self, live: Env) -> Env:
+        """Values with convolutions' weights in the memory format that passes are fastest in."""
+        kernels = {n.args[1] for n in self._trace.nodes if getattr(n.target, "overloadpacket", None) in CONVOLUTIONS}
+        return {node: self._in_format(value) if node in kernels else value for node, value in live.items()}
+
+    def _in_format(self, value: Tensor) -> Tensor:
+        if self._channels_last and value.dim() == 4:
+            return value.contiguous(memory_format=torch.channels_last)
+        return value
+
+    def _find_riders(self) -> Iterator[_Rider]:
+        owned = {s.tensor for s in self._group.slices if s.dim == 0}
+        for node in self._suffix.nodes:
+            if batchnorm.is_batch_norm(node) and node not in self._by_output:
+                tensor = batchnorm.owned_tensor(self._trace, node)
+                if tensor in owned:
+                    yield _Rider(node, self._group.rows(tensor))
+
+    def _find_front(self) -> Front | None:
+        """The front, where one layer with a row per neuron is all that fades."""
+        if len(self.layers) > 1 or self._riders or self.layers[0].rows.shape[1] > 1:
+            return None
+        return find_front(self._trace, self._suffix, self.layers[0], self._absorbed)
+
+    def _stretch(self, nodes: Iterable[fx.Node], sources: Iterable[fx.Node]) -> Stretch:
+        return stretch(self._trace, self._suffix, nodes, sources, {*self._by_output, *self._riders}, self._absorbed)
+
+    def _bytes(self, on: Stretch) -> int:
+        """What one job on all images takes: every value is kept for the backward pass, and gradients come and go."""
+        sizes = on.sizes(self._trace, self._size)
+        return sum(sizes) + 2 * max(sizes)
+
+    def _cached_bytes(self) -> int:
+        """What all images take between passes."""
+        inputs = [layer.x for layer in self.layers if layer.output in self._suffix.roots]
+        front = [] if self._front is None else [self._front.end]
+        return self._trace.nbytes([*self._suffix.boundary, *self._suffix.roots, *inputs, *front], self._size)
+
+    def _count_parts(self) -> int:
+        """One where a job on all images fits the memory or samples see each other."""
+        self._front = None
+        self._sizes = [self._size]
+        needed = self._bytes(self._whole) + self._cached_bytes()
+        if needed <= self._memory or self._size == 1:
+            return 1
+        if not self._trace.dynamic or not self._independent():
+            log.warning("%s: samples cannot be passed in parts, a pass takes %d bytes", self._group.name, needed)
+            return 1
+        step = max(1, self._size * self._memory // needed)
+        self._sizes = [min(step, self._size - start) for start in range(0, self._size, step)]
+        return len(self._sizes)
+
+    def _independent(self) -> bool:
+        """Whether two images together give what each gives alone."""
+        if any(len(self._trace.batch_axes(node)) > 1 for node in self._trace.outputs):
+            return False
+        with torch.no_grad():
+            pair, *alone = (self._forward(whole_group(1.0), self._images(*s)).outputs for s in ((0, 2), (0, 1), (1, 1)))
+        return all(close(a, b) for a, b in zip(pair, self._joined(alone), strict=True))
+
+    def _stacks(self) -> bool:
+        """Whether two jobs that differ give together what each gives alone."""
+        with torch.no_grad():
+            alone = [self._outputs(whole_group(t)) for t in (1.0, 0.5)]
+            try:
+                stacked = self._outputs(whole_group(1.0, 0.5))
+            except Exception as error:  # the model or the loss may not take more samples at once
+                log.debug("%s: stacking two jobs failed: %s", self._group.name, error)
+                return False
+        values = zip(self._trace.outputs, stacked, *alone, strict=True)
+        return all(
+            close(part, expected)
+            for node, both, *each in values
+            for part, expected in zip(self._stacking.unstack(node, both, 2), each, strict=True)
+        )

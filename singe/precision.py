@@ -1,0 +1,49 @@
+"""In which arithmetic scores are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+
+Precision = Literal["float32", "tf32", "bfloat16"]
+
+
+def check_precision(precision: Any, device: torch.device) -> None:
+    """Raises ValueError for what is no precision, or none that the device has."""
+    if precision not in get_args(Precision):
+        raise ValueError(f"expected precision {', '.join(map(repr, get_args(Precision)))}, got {precision!r}")
+    if precision == "tf32" and device.type != "cuda":
+        raise ValueError(f"expected precision 'tf32' with a model on a CUDA device, got one on {device}")
+
+
+@contextmanager
+def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Computes so inside: the model's own dtype without and with TF32, or autocast to bfloat16."""
+    with (
+        _tf32(precision == "tf32", device),
+        torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False),
+    ):
+        yield
+
+
+@contextmanager
+def _tf32(allowed: bool, device: torch.device) -> Iterator[None]:
+    """Allows or forbids TF32 inside; what the caller had set comes back."""
+    backends: Any = torch.backends
+    switches = [backends.cuda.matmul, backends.cudnn.conv] if device.type == "cuda" else []
+    before = [switch.fp32_precision for switch in switches]
+    try:
+        for switch in switches:
+            switch.fp32_precision = "tf32" if allowed else "ieee"
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
+
+
+def prefers_channels_last(precision: Precision, device: torch.device) -> bool:
+    """Whether convolutions are fastest with the channels innermost: on CPUs, and on the tensor cores of GPUs."""
+    return device.type == "cpu" or precision != "float32"
