@@ -17,7 +17,7 @@ from .graph.groups import Group
 from .graph.layer import Layer
 from .graph.trace import Trace
 from .jobs import Jobs, whole_group
-from .passes import Passes
+from .passes import LayerDelta, Passes, RowDelta
 from .precision import Precision, arithmetic
 from .quadrature import Nodes
 from .task import Task
@@ -124,48 +124,57 @@ class Engine:
 
     def _neuron_path(self, rule: PathRule, p: float, neurons: Tensor, norms: ByRow) -> ByRow:
         totals = {layer: torch.zeros_like(norm) for layer, norm in norms.items()}
+
+        def add(at: RowDelta) -> None:
+            ops.neuron_grad_norm(
+                at.x, at.delta.to(at.x.dtype), at.row.to(at.x.device), jobs.weight.to(at.x.device),
+                norms[at.layer], totals[at.layer], **asdict(at.layer.geometry),
+                groups=at.layer.groups(at.x, self._passes.live), p=p,
+            )  # fmt: skip
+
         for jobs in self._neuron_jobs(neurons, rule.nodes):
-            if self._passes.parts > 1:
+            if self._passes.parts == 1:
+                self._passes.row_deltas(jobs, add)
+            else:
                 self._add_in_parts(jobs, p, norms, totals)
-                continue
-            for at in self._passes.row_deltas(jobs):
-                ops.neuron_grad_norm(
-                    at.x, at.delta.to(at.x.dtype), at.row.to(at.x.device), jobs.weight.to(at.x.device),
-                    norms[at.layer], totals[at.layer], **asdict(at.layer.geometry),
-                    groups=at.layer.groups(at.x, self._passes.live), p=p,
-                )  # fmt: skip
         return totals
 
     def _add_in_parts(self, jobs: Jobs, p: float, norms: ByRow, totals: ByRow) -> None:
         """The norm of the gradient of one job, summed over parts of the images."""
         gradients: dict[tuple[Layer, int], Tensor] = {}
-        for at in self._passes.row_deltas(jobs):
+
+        def add(at: RowDelta) -> None:
             key = at.layer, int(at.row)
             own = at.layer.row_gradient(at.x, at.delta[0].to(at.x.dtype), key[1], self._passes.live).double()
             gradients[key] = gradients[key] + own if key in gradients else own
+
+        self._passes.row_deltas(jobs, add)
         for (layer, row), gradient in gradients.items():
             totals[layer][row] += jobs.weight[0] * norms[layer][row] * torch.linalg.vector_norm(gradient, p)
 
     def _layer_path(self, rule: PathRule, p: float, neurons: Tensor, norms: ByRow) -> ByRow:
         totals = {layer: torch.zeros_like(norm) for layer, norm in norms.items()}
+        in_parts: dict[Layer, Tensor] = {}
+
+        def add_norms(layer: Layer, gradient: Tensor, node_weight: float) -> None:
+            norm = torch.linalg.vector_norm(gradient, p, dim=1, dtype=torch.float64)
+            totals[layer] += node_weight * norms[layer] * norm
+
+        def add(at: LayerDelta) -> None:
+            for x, delta, node_weight in zip(at.x, at.delta, jobs.weight.tolist(), strict=True):
+                gradient = at.layer.weight_gradient(x, delta.to(x.dtype), self._passes.live)  # [N, F], large
+                if self._passes.parts == 1:
+                    add_norms(at.layer, gradient, node_weight)
+                else:
+                    in_parts[at.layer] = in_parts[at.layer] + gradient if at.layer in in_parts else gradient
+
         t, weight = rule.nodes
         for chunk in torch.arange(len(t)).split(self._passes.chunk):
-            for layer, node_weight, gradient in self._layer_gradients(Jobs(None, t[chunk], weight[chunk])):
-                norm = torch.linalg.vector_norm(gradient, p, dim=1, dtype=torch.float64)
-                totals[layer] += node_weight * norms[layer] * norm
+            jobs = Jobs(None, t[chunk], weight[chunk])
+            self._passes.layer_deltas(jobs, add)
+            while in_parts:
+                add_norms(*in_parts.popitem(), float(jobs.weight[0]))
         return totals
-
-    def _layer_gradients(self, jobs: Jobs) -> Iterator[tuple[Layer, float, Tensor]]:
-        """Every layer's gradient [N, F] at every node with the node's weight, one node at a time: they are large."""
-        summed: dict[Layer, Tensor] = {}
-        for at in self._passes.layer_deltas(jobs):
-            for x, delta, node_weight in zip(at.x, at.delta, jobs.weight.tolist(), strict=True):
-                gradient = at.layer.weight_gradient(x, delta.to(x.dtype), self._passes.live)
-                if self._passes.parts == 1:
-                    yield at.layer, node_weight, gradient
-                else:
-                    summed[at.layer] = summed[at.layer] + gradient if at.layer in summed else gradient
-        yield from ((layer, float(jobs.weight[0]), gradient) for layer, gradient in summed.items())
 
     def _loss_changes(self, neurons: Tensor) -> Tensor:
         gone = (torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))

@@ -77,6 +77,7 @@ class Incremental:
         contribution = self._all_contributions[neuron, None] if self._keeps else self._contributions(gone)
         ops.remove_neurons(self._base, contribution, torch.zeros(1, dtype=torch.int64, device=self._base.device))
         contribution.zero_()
+        self._weight[:, self._columns(gone)] = 0
         self._z.index_fill_(self._layer.axis, self._layer.rows[neuron].to(self._z.device), 0)
 
     @cached_property

@@ -10,7 +10,7 @@ parts, each twice: first for the outputs that the loss is taken of, then for the
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -135,6 +135,8 @@ class Passes:
         self._model, self._trace, self._group, self._memory = model, trace, group, memory
         self._batch, self._task, self._size = batch, task, length(batch)
         self._device = tensors(batch)[0].device
+        self._for_contributions = memory // 4
+        self._coarse = precision != "float32"
         self._channels_last = prefers_channels_last(precision, self._device)
         self.live = self._formatted(trace.live(model))
         self.layers = find_layers(trace, group)
@@ -160,29 +162,34 @@ class Passes:
         with torch.no_grad():
             return self._judged(self._outputs(jobs), len(jobs))
 
-    def row_deltas(self, jobs: Jobs) -> Iterator[RowDelta]:
-        """The gradient at every row that the jobs' neurons own, for each part of the images."""
-        for part, done, deltas in self._differentiated(jobs):
+    def row_deltas(self, jobs: Jobs, receive: Callable[[RowDelta], None]) -> None:
+        """Hands over the gradient at every row that the jobs' neurons own, for each part of the images."""
+
+        def hand_over(part: _Part, done: _Pass, deltas: dict[fx.Node, Tensor]) -> None:
             if part.front is not None:
                 assert self._front is not None
                 (layer,), output = self.layers, self._front.output
                 delta = part.front.delta(jobs, done.faded[output].detach(), deltas[output])
-                yield RowDelta(layer, self._input(layer, done), jobs.rows(layer.rows)[:, 0], delta)
-                continue
+                return receive(RowDelta(layer, self._input(layer, done), jobs.rows(layer.rows)[:, 0], delta))
             every = torch.arange(len(jobs))
             for layer in self.layers:
                 x = self._input(layer, done)
                 delta = layer.channels_first(deltas[layer.output]).unflatten(0, (len(jobs), -1))
                 for row in jobs.rows(layer.rows).unbind(1):
-                    yield RowDelta(layer, x, row, delta[every, :, row])
+                    receive(RowDelta(layer, x, row, delta[every, :, row]))
 
-    def layer_deltas(self, jobs: Jobs) -> Iterator[LayerDelta]:
-        """The gradient at every layer's output under jobs that fade the whole group, for each part of the images."""
-        for _, done, deltas in self._differentiated(jobs):
+        self._differentiate(jobs, hand_over)
+
+    def layer_deltas(self, jobs: Jobs, receive: Callable[[LayerDelta], None]) -> None:
+        """Hands over the gradient at every layer's output under jobs that fade the whole group, likewise."""
+
+        def hand_over(part: _Part, done: _Pass, deltas: dict[fx.Node, Tensor]) -> None:
             for layer in self.layers:
                 x, delta = self._input(layer, done), layer.channels_first(deltas[layer.output])
                 xs = [x] * len(jobs) if layer.output in self._suffix.roots else x.chunk(len(jobs))
-                yield LayerDelta(layer, xs, delta.chunk(len(jobs)))
+                receive(LayerDelta(layer, xs, delta.chunk(len(jobs))))
+
+        self._differentiate(jobs, hand_over)
 
     def forget(self, neuron: int) -> None:
         """Zeroes a neuron in the caches, after ``surgery.mask`` has zeroed it in the model."""
@@ -221,27 +228,36 @@ class Passes:
 
     def _outputs(self, jobs: Jobs) -> list[Tensor]:
         """The model's outputs for K jobs on all images."""
-        return self._joined([self._forward(jobs, part).outputs for part in self._parts()])
+        return self._joined([self._forward(jobs, self._part(index)).outputs for index in range(self.parts)])
 
     def _joined(self, parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         return [self._stacking.join(*pair) for pair in zip(self._trace.outputs, zip(*parts, strict=True), strict=True)]
 
-    def _differentiated(self, jobs: Jobs) -> Iterator[tuple[_Part, _Pass, dict[fx.Node, Tensor]]]:
+    def _differentiate(self, jobs: Jobs, receive: Callable[[_Part, _Pass, dict[fx.Node, Tensor]], None]) -> None:
         """For each part of the images: a forward pass and the gradient of the summed losses at every faded value."""
-        seeds = self._seeds(jobs) if self.parts > 1 else None
-        for part in self._parts():
+        seeds: Sequence[Sequence[Tensor] | None] = self._seeds(jobs) if self.parts > 1 else [None]
+
+        def one(part: _Part, seed: Sequence[Tensor] | None) -> None:  # so that nothing stays beside the next part
             with torch.enable_grad():
                 done = self._forward(jobs, part)
-                if seeds is None:
-                    ends, at_ends = [self._summed_losses(done.outputs, len(jobs))], None
-                else:
-                    pairs = zip(done.outputs, next(seeds), strict=True)
-                    ends, at_ends = map(list, zip(*((o, s) for o, s in pairs if o.requires_grad), strict=True))
+                ends, at_ends = self._ends(done.outputs, seed, len(jobs))
                 deltas = torch.autograd.grad(ends, list(done.faded.values()), at_ends, materialize_grads=True)
-            yield part, done, dict(zip(done.faded, deltas, strict=True))
+            receive(part, done, dict(zip(done.faded, deltas, strict=True)))
 
-    def _seeds(self, jobs: Jobs) -> Iterator[tuple[Tensor, ...]]:
-        """The gradient of the summed losses at the model's outputs, for one part of the images after the other."""
+        for index, seed in enumerate(seeds):
+            one(self._part(index), seed)
+
+    def _ends(
+        self, outputs: list[Tensor], seed: Sequence[Tensor] | None, count: int
+    ) -> tuple[list[Tensor], list[Tensor] | None]:
+        """Where a backward pass begins, and with which gradients: the losses, or outputs of a part with their own."""
+        if seed is None:
+            return [self._summed_losses(outputs, count)], None
+        pairs = [(out, own) for out, own in zip(outputs, seed, strict=True) if out.requires_grad]
+        return [out for out, _ in pairs], [own for _, own in pairs]
+
+    def _seeds(self, jobs: Jobs) -> list[tuple[Tensor, ...]]:
+        """The gradient of the summed losses at the model's outputs, for every part of the images."""
         with torch.no_grad():
             outputs = self._outputs(jobs)
         with torch.enable_grad():
@@ -250,7 +266,7 @@ class Passes:
             found = iter(torch.autograd.grad(self._summed_losses(leaves, len(jobs)), wanted, materialize_grads=True))
         seeds = [next(found) if leaf.requires_grad else leaf for leaf in leaves]
         split = [self._stacking.split(*pair, self._sizes) for pair in zip(self._trace.outputs, seeds, strict=True)]
-        yield from zip(*split, strict=True)
+        return list(zip(*split, strict=True))
 
     def _forward(self, jobs: Jobs, part: _Part) -> _Pass:
         faded: dict[fx.Node, Tensor] = {}
@@ -332,15 +348,9 @@ class Passes:
 
     # -- the prefix ------------------------------------------------------------------------------------------
 
-    def _parts(self) -> Iterator[_Part]:
-        """All images in one part, computed once; or part after part, each computed when its turn comes."""
-        if self.parts == 1:
-            yield self._all
-            return
-        start = 0
-        for size in self._sizes:
-            yield self._images(start, size)
-            start += size
+    def _part(self, index: int) -> _Part:
+        """All images, computed once; or some of them, computed anew every time."""
+        return self._all if self.parts == 1 else self._images(sum(self._sizes[:index]), self._sizes[index])
 
     @cached_property
     def _all(self) -> _Part:
@@ -351,7 +361,7 @@ class Passes:
         weight, bias = self._folded.get(front.reader) or self._weights(front.reader)
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
             values = {node: part.values[node] for node in (*self._suffix.boundary, layer.output)}
-            incremental = Incremental(front, layer, values, weight, bias, self._memory // 4)
+            incremental = Incremental(front, layer, values, weight, bias, self._for_contributions)
         return _Part(part.size, part.values, incremental)
 
     def _weights(self, call: fx.Node) -> tuple[Tensor, Tensor | None]:
@@ -400,13 +410,17 @@ class Passes:
     def _bytes(self, on: Stretch) -> int:
         """What one job on all images takes: every value is kept for the backward pass, and gradients come and go."""
         sizes = on.sizes(self._trace, self._size)
-        return sum(sizes) + 2 * max(sizes)
+        return sum(sizes) + 3 * max(sizes)
 
     def _cached_bytes(self) -> int:
         """What all images take between passes."""
         inputs = [layer.x for layer in self.layers if layer.output in self._suffix.roots]
-        front = [] if self._front is None else [self._front.end]
-        return self._trace.nbytes([*self._suffix.boundary, *self._suffix.roots, *inputs, *front], self._size)
+        held = self._trace.nbytes([*self._suffix.boundary, *self._suffix.roots, *inputs], self._size)
+        if self._front is None:
+            return held
+        base = self._trace.nbytes([self._front.end], self._size)
+        contributions = base * self._group.size
+        return held + base + (contributions if contributions <= self._for_contributions else 0)
 
     def _count_parts(self) -> int:
         """One where a job on all images fits the memory or samples see each other."""
@@ -428,7 +442,7 @@ class Passes:
             return False
         with torch.no_grad():
             pair, *alone = (self._forward(whole_group(1.0), self._images(*s)).outputs for s in ((0, 2), (0, 1), (1, 1)))
-        return all(close(a, b) for a, b in zip(pair, self._joined(alone), strict=True))
+        return all(self._agree(a, b) for a, b in zip(pair, self._joined(alone), strict=True))
 
     def _stacks(self) -> bool:
         """Whether two jobs that differ give together what each gives alone."""
@@ -441,7 +455,12 @@ class Passes:
                 return False
         values = zip(self._trace.outputs, stacked, *alone, strict=True)
         return all(
-            close(part, expected)
+            self._agree(part, expected)
             for node, both, *each in values
             for part, expected in zip(self._stacking.unstack(node, both, 2), each, strict=True)
         )
+
+    def _agree(self, actual: Tensor, expected: Tensor) -> bool:
+        if self._coarse and expected.is_floating_point():
+            return close(actual.bfloat16(), expected.bfloat16())
+        return close(actual, expected)

@@ -15,7 +15,7 @@ namespace singe {
 namespace {
 
 constexpr int64_t kGrain = 1 << 15;  // elements worth a thread
-constexpr int64_t kBlock = 1 << 12;  // elements of short slabs that are copied at once
+constexpr int64_t kBlock = 1 << 14;  // elements of short slabs that are copied at once
 
 template <class T>
 void copy(const T* from, int64_t n, T* to) {
@@ -23,8 +23,9 @@ void copy(const T* from, int64_t n, T* to) {
 }
 
 template <class T>
-SINGE_INLINE void scale(const T* __restrict from, Compute<T> factor, int64_t n, T* __restrict to) {
-  for (int64_t i = 0; i < n; ++i) to[i] = static_cast<T>(static_cast<Compute<T>>(from[i]) * factor);
+SINGE_INLINE void scale(const T* __restrict from, Compute<T> factor, int64_t end, int64_t step,
+                        T* __restrict to) {
+  for (int64_t i = 0; i < end; i += step) to[i] = static_cast<T>(static_cast<Compute<T>>(from[i]) * factor);
 }
 
 // Elements [begin, end) of a slab, those of neurons side by side.
@@ -41,7 +42,7 @@ void fade_slab(const T* from, const Stretches& scaled, Compute<T> factor, int64_
   int64_t done = 0;
   for (const Stretch& s : scaled) {
     copy(from + done, s.begin - done, to + done);
-    simd::run([&]() SINGE_INLINED { scale(from + s.begin, factor, s.length(), to + s.begin); });
+    simd::run([&]() SINGE_INLINED { scale(from + s.begin, factor, s.length(), 1, to + s.begin); });
     done = s.end;
   }
   copy(from + done, slab - done, to + done);
@@ -54,7 +55,12 @@ void fade_block(const T* from, const Stretches& scaled, Compute<T> factor, int64
   copy(from, elements, to);
   simd::run([&]() SINGE_INLINED {
     for (const Stretch& s : scaled) {
-      for (int64_t at = s.begin; at < elements; at += slab) scale(from + at, factor, s.length(), to + at);
+      if (s.length() == 1) {
+        scale(from + s.begin, factor, elements - s.begin, slab, to + s.begin);
+      } else {
+        for (int64_t at = s.begin; at < elements; at += slab)
+          scale(from + at, factor, s.length(), 1, to + at);
+      }
     }
   });
 }
@@ -100,11 +106,11 @@ Tensor fade_neurons(const Tensor& z_in, const Tensor& neuron_in, const Tensor& t
       for (int64_t i = begin; i < end; ++i) {
         const int64_t first = i / jobs * block, k = i % jobs;
         const auto factor = static_cast<Compute<T>>(node[k]);
-        T* copy = to + k * elements + first;
+        T* faded = to + k * elements + first;
         if (block == slab) {
-          fade_slab(from + first, scaled[k], factor, slab, copy);
+          fade_slab(from + first, scaled[k], factor, slab, faded);
         } else {
-          fade_block(from + first, scaled[k], factor, slab, std::min(block, elements - first), copy);
+          fade_block(from + first, scaled[k], factor, slab, std::min(block, elements - first), faded);
         }
       }
     });

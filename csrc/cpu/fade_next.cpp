@@ -11,7 +11,7 @@
 namespace singe {
 namespace {
 
-constexpr int64_t kBlock = 1 << 12;  // elements that are worked on at once
+constexpr int64_t kBlock = 1 << 14;  // elements that are worked on at once
 constexpr int64_t kGrain = 1 << 15;  // elements worth a thread
 
 // NaN is not below the floor and stays.
