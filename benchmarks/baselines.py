@@ -1,7 +1,9 @@
-"""Equation 4 in plain torch, three ways: what the engine is measured against.
+"""Equation 4 in plain torch, three ways: what the engine is measured against, each written as well as it can be.
 
-Each scores one neuron of one layer of a network without batch norms at some nodes, by |W|^2-norm times the norm of the
-gradient of the mean cross-entropy with respect to the faded row, and leaves the network as it was.
+Each scores some neurons of one layer of a network without batch norms, by the 2-norm of a neuron's weights times that
+of the gradient of the mean cross-entropy with respect to its faded row, and leaves the network as it was. Nothing waits
+for a GPU in between. On a CPU all three are about 1.2 times as fast if the network and the images are in channels_last,
+which is the caller's to see to.
 """
 
 from __future__ import annotations
@@ -10,61 +12,80 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from images import Batch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from singe.quadrature import Nodes
 
-Batch = tuple[Tensor, Tensor]
-Baseline = Callable[[nn.Module, Batch, str, int, Nodes], float]
+
+def backward(model: nn.Module, batch: Batch, layer: str, neurons: Tensor, nodes: Nodes) -> Tensor:
+    """The literal loop, job by job: fade the row, ``loss.backward()``."""
+    weight = model.get_submodule(layer).weight
+
+    def gradient() -> Tensor:
+        model.zero_grad(set_to_none=True)
+        F.cross_entropy(model(batch[0]), batch[1]).backward()
+        return weight.grad
+
+    scores = _job_by_job(model, layer, neurons, nodes, gradient)
+    model.zero_grad(set_to_none=True)
+    return scores
 
 
-def backward(model: nn.Module, batch: Batch, layer: str, neuron: int, nodes: Nodes) -> float:
-    """The literal loop: fade the row, ``loss.backward()``."""
-    weight, total = model.get_submodule(layer).weight, 0.0
-    norm = float(weight[neuron].detach().norm())
-    for t, w in zip(*(v.tolist() for v in nodes), strict=True):
-        with faded(model, layer, neuron, t):
-            model.zero_grad(set_to_none=True)
-            F.cross_entropy(model(batch[0]), batch[1]).backward()
-        total += w * norm * float(weight.grad[neuron].norm())
-    return total
+def to_the_layer(model: nn.Module, batch: Batch, layer: str, neurons: Tensor, nodes: Nodes) -> Tensor:
+    """The same with a backward pass that stops at the layer's weight, the one parameter that requires a gradient."""
+    weight = model.get_submodule(layer).weight
+
+    def gradient() -> Tensor:
+        return torch.autograd.grad(F.cross_entropy(model(batch[0]), batch[1]), weight)[0]
+
+    with _only(model, weight):
+        return _job_by_job(model, layer, neurons, nodes, gradient)
 
 
-def to_the_layer(model: nn.Module, batch: Batch, layer: str, neuron: int, nodes: Nodes) -> float:
-    """The same with a backward pass that stops at the layer's weight."""
-    weight, total = model.get_submodule(layer).weight, 0.0
-    norm = float(weight[neuron].detach().norm())
-    for t, w in zip(*(v.tolist() for v in nodes), strict=True):
-        with faded(model, layer, neuron, t):
-            (gradient,) = torch.autograd.grad(F.cross_entropy(model(batch[0]), batch[1]), weight)
-        total += w * norm * float(gradient[neuron].norm())
-    return total
+def vectorised(
+    model: nn.Module, batch: Batch, layer: str, neurons: Tensor, nodes: Nodes, at_once: int | None = None
+) -> Tensor:
+    """``torch.func.vmap`` over the jobs, ``at_once`` at a time, differentiating with respect to the row alone.
 
-
-def vectorised(model: nn.Module, batch: Batch, layer: str, neuron: int, nodes: Nodes) -> float:
-    """``torch.func.vmap`` over the nodes, differentiating with respect to the row alone."""
+    What lies before the layer runs once for all jobs at a time: vmap knows that it is the same for all of them.
+    """
     parameters = {name: p.detach() for name, p in model.named_parameters()}
     weight, bias = (parameters.get(f"{layer}.{kind}") for kind in ("weight", "bias"))
-    row = weight[neuron]
+    neuron, (t, node_weight) = neurons.to(weight.device).repeat_interleave(len(nodes[0])), (v.to(weight) for v in nodes)
+    t, rows = t.repeat(len(neurons)), weight[neuron]
+    is_it = torch.arange(len(weight), device=weight.device) == neuron[:, None]  # [K, N]
 
-    def loss(faded_row: Tensor, t: Tensor) -> Tensor:
-        changed = {f"{layer}.weight": torch.cat([weight[:neuron], faded_row[None], weight[neuron + 1 :]])}
+    def loss(row: Tensor, t: Tensor, is_it: Tensor) -> Tensor:
+        changed = {f"{layer}.weight": torch.where(is_it.view(-1, *[1] * row.dim()), row, weight)}
         if bias is not None:
-            changed[f"{layer}.bias"] = torch.cat([bias[:neuron], (t * bias[neuron])[None], bias[neuron + 1 :]])
+            changed[f"{layer}.bias"] = torch.where(is_it, t * bias, bias)
         return F.cross_entropy(functional_call(model, parameters | changed, (batch[0],)), batch[1])
 
-    t, node_weight = (v.to(row) for v in nodes)
-    gradients = vmap(grad(loss))(t.view(-1, *[1] * row.dim()) * row, t)
-    return float((node_weight * gradients.flatten(1).norm(dim=1)).sum() * row.norm())
+    faded_rows = t.view(-1, *[1] * (rows.dim() - 1)) * rows
+    gradients = vmap(grad(loss), chunk_size=at_once)(faded_rows, t, is_it)
+    terms = gradients.flatten(1).norm(dim=1) * rows.flatten(1).norm(dim=1)
+    return terms.view(len(neurons), -1).double() @ node_weight.double()
 
 
-BASELINES: dict[str, Baseline] = {"backward": backward, "to the layer": to_the_layer, "vmap": vectorised}
+BASELINES: dict[str, Callable[..., Tensor]] = {"backward": backward, "to the layer": to_the_layer, "vmap": vectorised}
+
+
+def _job_by_job(model: nn.Module, layer: str, neurons: Tensor, nodes: Nodes, gradient: Callable[[], Tensor]) -> Tensor:
+    """Float64 [len(neurons)]: sums up the terms; ``gradient`` is that of the layer's weight as it stands."""
+    norms = model.get_submodule(layer).weight.detach().flatten(1).norm(dim=1)
+    scores = torch.zeros(len(neurons), dtype=torch.float64, device=norms.device)
+    for score, neuron in zip(scores, neurons.tolist(), strict=True):
+        for t, node_weight in zip(*(v.tolist() for v in nodes), strict=True):
+            with _faded(model, layer, neuron, t):
+                score += node_weight * norms[neuron] * gradient()[neuron].norm()
+    return scores
 
 
 @contextmanager
-def faded(model: nn.Module, layer: str, neuron: int, t: float) -> Iterator[None]:
+def _faded(model: nn.Module, layer: str, neuron: int, t: float) -> Iterator[None]:
     """Scales a neuron's weights and bias by t inside."""
     module = model.get_submodule(layer)
     rows = [p.data[neuron] for p in (module.weight, module.bias) if p is not None]
@@ -76,3 +97,16 @@ def faded(model: nn.Module, layer: str, neuron: int, t: float) -> Iterator[None]
     finally:
         for row, value in zip(rows, kept, strict=True):
             row.copy_(value)
+
+
+@contextmanager
+def _only(model: nn.Module, weight: Tensor) -> Iterator[None]:
+    """Nothing but ``weight`` requires a gradient inside."""
+    before = {p: p.requires_grad for p in model.parameters()}
+    model.requires_grad_(False)
+    weight.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for p, required in before.items():
+            p.requires_grad_(required)

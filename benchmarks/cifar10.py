@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from cifar10_data import Loader, accuracy, read
 from common import settings, write_json
-from models import MODELS, load, random_images
+from models import CIFAR10_MODELS, load, random_images
 from torch import nn
 
 import singe
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=MODELS, default="resnet56")
+    parser.add_argument("--model", choices=CIFAR10_MODELS, default="resnet56")
     parser.add_argument("--weights", type=Path, help="a safetensors file, as train_cifar10.py writes it")
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--rho", type=float, default=0.5)

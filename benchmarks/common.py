@@ -46,6 +46,19 @@ def spearman(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(torch.corrcoef(ranks)[0, 1])
 
 
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    for name, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {name}"
+    return f"{seconds:.2f} s"
+
+
+def mebibytes(count: int | None) -> str:
+    """Bytes in MiB; a dash where unknown."""
+    return "-" if count is None else f"{count / 2**20:.0f}"
+
+
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []

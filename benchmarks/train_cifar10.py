@@ -1,4 +1,4 @@
-"""Trains one of models.MODELS on CIFAR-10 from scratch; writes its weights, and its accuracy into a JSON beside them.
+"""Trains a network on CIFAR-10 from scratch; writes its weights, and its accuracy into a JSON beside them.
 
 python benchmarks/train_cifar10.py --model resnet20 --data CIFAR10_DIR --out resnet20.safetensors [--device cuda --bf16]
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from cifar10_data import Loader, accuracy, read
 from common import settings, write_json
-from models import MODELS, load
+from models import CIFAR10_MODELS, load
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=MODELS, required=True)
+    parser.add_argument("--model", choices=CIFAR10_MODELS, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="a safetensors file")
     parser.add_argument("--epochs", type=int, default=40)
