@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.nn import functional as F
 
 from . import ops
@@ -42,6 +42,11 @@ class Incremental:
             if node.target is aten.add.Tensor:
                 self._base += next(values[i] for i in node.all_input_nodes if i in values)
         self._keeps = len(layer.rows) * self._base.nbytes <= memory
+
+    @property
+    def output(self) -> fx.Node:
+        """The node of what the front puts out."""
+        return self._front.output
 
     def fade(self, jobs: Jobs) -> Tensor:
         """[K*B, ...]: the front's output under K jobs."""

@@ -10,7 +10,7 @@ parts, each twice: first for the outputs that the loss is taken of, then for the
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,11 +21,10 @@ from torch import Tensor, fx, nn
 from . import ops
 from .batches import Batch, length, tensors
 from .graph import batchnorm
-from .graph.front import Front, find_front
+from .graph.downstream import Downstream, Rider
 from .graph.groups import Group
-from .graph.layer import Layer, find_layers, is_affine
-from .graph.stretch import Stretch, stretch
-from .graph.suffix import cut
+from .graph.layer import Layer
+from .graph.stretch import Stretch
 from .graph.trace import CONVOLUTIONS, Env, Trace
 from .incremental import Incremental
 from .jobs import Jobs, spread, whole_group
@@ -88,14 +87,6 @@ class _Part:
 
 
 @dataclass(frozen=True)
-class _Rider:
-    """A batch norm that no layer absorbs; its shift fades with the neurons that pass through it."""
-
-    node: fx.Node
-    rows: Tensor
-
-
-@dataclass(frozen=True)
 class _Pass:
     """What K jobs left behind: faded values (with gradient history), the layers' inputs, and the model's outputs."""
 
@@ -139,21 +130,15 @@ class Passes:
         self._coarse = precision != "float32"
         self._channels_last = prefers_channels_last(precision, self._device)
         self.live = self._formatted(trace.live(model))
-        self.layers = find_layers(trace, group)
         self._stacking = Stacking(trace)
-        self._by_output = {layer.output: layer for layer in self.layers}
-        self._suffix = cut(trace, self._by_output)
-        self._foldable = [n for n in self._suffix.nodes if is_affine(n) and batchnorm.folds(n, self.live)]
-        self._absorbed = {norm for n in self._foldable if (norm := batchnorm.following(n)) is not None}
+        self._down = Downstream(trace, group, self.live)
+        self.layers = self._down.layers
         self._folded: dict[fx.Node, tuple[Tensor, Tensor]] = {}
-        self._fold(self._foldable)
-        self._riders = {rider.node: rider for rider in self._find_riders()}
-        self._whole = self._stretch(self._suffix.nodes, self._suffix.roots)
+        self._fold(self._down.foldable)
+        self._use_front = False
+        self._sizes = [self._size]
         self.parts = self._count_parts()
-        self._front = self._find_front() if self.parts == 1 else None
-        if self._front is not None:
-            nodes = tuple(n for n in self._suffix.nodes if n not in self._front.nodes)
-            self._behind = self._stretch(nodes, [self._front.output])
+        self._use_front = self.parts == 1 and self._down.front is not None
 
     # -- what is asked of it ---------------------------------------------------------------------------------
 
@@ -167,8 +152,7 @@ class Passes:
 
         def hand_over(part: _Part, done: _Pass, deltas: dict[fx.Node, Tensor]) -> None:
             if part.front is not None:
-                assert self._front is not None
-                (layer,), output = self.layers, self._front.output
+                (layer,), output = self.layers, part.front.output
                 delta = part.front.delta(jobs, done.faded[output].detach(), deltas[output])
                 return receive(RowDelta(layer, self._input(layer, done), jobs.rows(layer.rows)[:, 0], delta))
             every = torch.arange(len(jobs))
@@ -186,7 +170,7 @@ class Passes:
         def hand_over(part: _Part, done: _Pass, deltas: dict[fx.Node, Tensor]) -> None:
             for layer in self.layers:
                 x, delta = self._input(layer, done), layer.channels_first(deltas[layer.output])
-                xs = [x] * len(jobs) if layer.output in self._suffix.roots else x.chunk(len(jobs))
+                xs = [x] * len(jobs) if layer.output in self._down.suffix.roots else x.chunk(len(jobs))
                 receive(LayerDelta(layer, xs, delta.chunk(len(jobs))))
 
         self._differentiate(jobs, hand_over)
@@ -196,13 +180,15 @@ class Passes:
         owned = {s.tensor for s in self._group.slices}
         live = self._trace.live(self._model)
         self.live |= self._formatted({n: live[n] for n, name in self._trace.state.items() if name in owned})
-        self._fold([c for c in self._foldable if any(self._trace.state.get(i) in owned for i in c.all_input_nodes)])
+        self._fold(
+            [c for c in self._down.foldable if any(self._trace.state.get(i) in owned for i in c.all_input_nodes)]
+        )
         if self.parts > 1:
             return  # the parts are computed anew for every pass
         if self._all.front is not None:
             self._all.front.remove(neuron)
-        for root in self._suffix.roots:
-            layer, z = self._by_output[root], self._all.values[root]
+        for root in self._down.suffix.roots:
+            layer, z = self._down.by_output[root], self._all.values[root]
             z.index_fill_(layer.axis, layer.rows[neuron].to(z.device), 0)
 
     @cached_property
@@ -210,7 +196,7 @@ class Passes:
         """How many jobs run at a time: what fits the memory, one where two that differ do not stack."""
         if self.parts > 1:
             return 1
-        on = self._whole if self._front is None else self._behind
+        on = self._down.behind if self._use_front else self._down.whole
         fit = max(1, (self._memory - self._cached_bytes()) // self._bytes(on))
         if self._device.type == "cpu":
             fit = min(fit, max(1, _CPU_VALUE * torch.get_num_threads() // max(on.sizes(self._trace, self._size))))
@@ -271,32 +257,31 @@ class Passes:
     def _forward(self, jobs: Jobs, part: _Part) -> _Pass:
         faded: dict[fx.Node, Tensor] = {}
         env: Env = dict(self.live)
-        through_front = part.front is not None and jobs.neuron is not None
-        on = self._behind if through_front else self._whole
+        front = part.front if jobs.neuron is not None else None
+        on = self._down.whole if front is None else self._down.behind
         env |= {node: part.values[node] for node in on.constants}
         env |= {node: self._stacking.stack(node, part.values[node], len(jobs)) for node in on.stacked}
-        if through_front:
-            assert self._front is not None and part.front is not None
-            faded[self._front.output] = part.front.fade(jobs)
+        if front is None:
+            faded |= {root: self._fade_root(self._down.by_output[root], part, jobs) for root in self._down.suffix.roots}
         else:
-            faded |= {root: self._fade_root(self._by_output[root], part, jobs) for root in self._suffix.roots}
+            faded[front.output] = front.fade(jobs)
         env |= {node: value.requires_grad_(torch.is_grad_enabled()) for node, value in faded.items()}
 
         def call(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             value = self._evaluate(node, args, kwargs, on, len(jobs))
-            if node in self._by_output:
-                layer = self._by_output[node]
+            if node in self._down.by_output:
+                layer = self._down.by_output[node]
                 scale = jobs.scale(layer.rows, value.shape[layer.axis], value)
                 value = faded[node] = value * spread(scale, value, layer.axis)
-            elif node in self._riders:
-                value = faded[node] = value + self._fading(self._riders[node], value, jobs)
+            elif node in self._down.riders:
+                value = faded[node] = value + self._fading(self._down.riders[node], value, jobs)
             return value
 
         inputs = [layer.x for layer in self.layers]
         keep = [*self._trace.outputs, *inputs]
         self._trace.run(on.nodes, env, len(jobs) * part.size, keep=keep, call=call)
         seen = {
-            layer.output: part.values[layer.x] if layer.output in self._suffix.roots else env[layer.x].detach()
+            layer.output: part.values[layer.x] if layer.output in self._down.suffix.roots else env[layer.x].detach()
             for layer in self.layers
         }
         return _Pass(faded, seen, [env[n] for n in self._trace.outputs])
@@ -316,7 +301,7 @@ class Passes:
             return torch.cat([z * scale.view(shape) for scale in scales])
         return ops.fade_neurons(z, jobs.rows(layer.rows).to(z.device), jobs.t.to(z.device), axis=layer.axis)
 
-    def _fading(self, rider: _Rider, value: Tensor, jobs: Jobs) -> Tensor:
+    def _fading(self, rider: Rider, value: Tensor, jobs: Jobs) -> Tensor:
         """What turns a x + shift into a x + t shift, broadcast to ``value``."""
         shift = batchnorm.affine(rider.node, self.live).shift
         missing = (jobs.scale(rider.rows, len(shift), shift) - 1) * shift  # [K, N]
@@ -355,12 +340,12 @@ class Passes:
     @cached_property
     def _all(self) -> _Part:
         part = self._images(0, self._size)
-        if self._front is None:
+        front, (layer, *_) = self._down.front, self.layers
+        if front is None or not self._use_front:
             return part
-        front, (layer,) = self._front, self.layers
         weight, bias = self._folded.get(front.reader) or self._weights(front.reader)
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
-            values = {node: part.values[node] for node in (*self._suffix.boundary, layer.output)}
+            values = {node: part.values[node] for node in (*self._down.suffix.boundary, layer.output)}
             incremental = Incremental(front, layer, values, weight, bias, self._for_contributions)
         return _Part(part.size, part.values, incremental)
 
@@ -370,12 +355,11 @@ class Passes:
 
     def _images(self, start: int, size: int) -> _Part:
         """Runs the prefix on some of the images."""
-        inputs = [layer.x for layer in self.layers if layer.output in self._suffix.roots]
-        keep = [*self._suffix.boundary, *self._suffix.roots, *inputs]
+        keep = self._down.kept
         fed = self._trace.feed(self._task.inputs(self._batch))
         env: Env = self.live | {node: self._in_format(value[start : start + size]) for node, value in fed.items()}
         with torch.no_grad():
-            self._trace.run(self._suffix.prefix, env, size, keep=keep)
+            self._trace.run(self._down.suffix.prefix, env, size, keep=keep)
         return _Part(size, {node: env[node] for node in keep}, None)
 
     # -- set-up ----------------------------------------------------------------------------------------------
@@ -390,23 +374,6 @@ class Passes:
             return value.contiguous(memory_format=torch.channels_last)
         return value
 
-    def _find_riders(self) -> Iterator[_Rider]:
-        owned = {s.tensor for s in self._group.slices if s.dim == 0}
-        for node in self._suffix.nodes:
-            if batchnorm.is_batch_norm(node) and node not in self._by_output:
-                tensor = batchnorm.owned_tensor(self._trace, node)
-                if tensor in owned:
-                    yield _Rider(node, self._group.rows(tensor))
-
-    def _find_front(self) -> Front | None:
-        """The front, where one layer with a row per neuron is all that fades."""
-        if len(self.layers) > 1 or self._riders or self.layers[0].rows.shape[1] > 1:
-            return None
-        return find_front(self._trace, self._suffix, self.layers[0], self._absorbed)
-
-    def _stretch(self, nodes: Iterable[fx.Node], sources: Iterable[fx.Node]) -> Stretch:
-        return stretch(self._trace, self._suffix, nodes, sources, {*self._by_output, *self._riders}, self._absorbed)
-
     def _bytes(self, on: Stretch) -> int:
         """What one job on all images takes: every value is kept for the backward pass, and gradients come and go."""
         sizes = on.sizes(self._trace, self._size)
@@ -414,19 +381,16 @@ class Passes:
 
     def _cached_bytes(self) -> int:
         """What all images take between passes."""
-        inputs = [layer.x for layer in self.layers if layer.output in self._suffix.roots]
-        held = self._trace.nbytes([*self._suffix.boundary, *self._suffix.roots, *inputs], self._size)
-        if self._front is None:
+        held = self._trace.nbytes(self._down.kept, self._size)
+        if not self._use_front or self._down.front is None:
             return held
-        base = self._trace.nbytes([self._front.end], self._size)
+        base = self._trace.nbytes([self._down.front.end], self._size)
         contributions = base * self._group.size
         return held + base + (contributions if contributions <= self._for_contributions else 0)
 
     def _count_parts(self) -> int:
         """One where a job on all images fits the memory or samples see each other."""
-        self._front = None
-        self._sizes = [self._size]
-        needed = self._bytes(self._whole) + self._cached_bytes()
+        needed = self._bytes(self._down.whole) + self._cached_bytes()
         if needed <= self._memory or self._size == 1:
             return 1
         if not self._trace.dynamic or not self._independent():

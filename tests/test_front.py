@@ -141,10 +141,10 @@ CRITERIA = [
 def test_through_the_front_scores_are_those_of_running_the_next_layer(setting, monkeypatch, memory):
     engine = setting.engine(memory=memory)
     with monkeypatch.context() as without:
-        without.setattr("singe.passes.find_front", lambda *_: None)
+        without.setattr("singe.graph.downstream.find_front", lambda *_: None)
         plain = setting.engine()
-    has_front = engine._passes._front is not None
-    assert has_front is (setting.expected[0] is not None) and plain._passes._front is None
+    has_front = engine._passes._all.front is not None
+    assert has_front is (setting.expected[0] is not None) and plain._passes._all.front is None
     if has_front and memory == 1 << 20:
         engine._passes._all.front._keeps = False
     removals = [2, 0]

@@ -150,12 +150,12 @@ def test_outputs_reach_the_loss_as_the_model_gives_them():
 def test_shortcuts_are_broadcast_and_dead_operands_overwritten():
     model, graph, group, batch = setting(randomised(DigitNet(3)), images(channels=1), "blocks.1.conv1")
     engine = Engine(model, graph, group, batch)
-    whole = engine._passes._whole
+    whole = engine._passes._down.whole
     (shortcut,) = whole.constants
-    assert shortcut in cut(graph, engine._passes._by_output).boundary
+    assert shortcut in cut(graph, engine._passes._down.by_output).boundary
     assert not whole.stacked
     names = {str(n.target) for n in whole.overwritten}
     assert names == {"aten.relu.default", "aten.add.Tensor"}
     for node, index in whole.overwritten.items():
         assert len(node.args[index].users) == 1
-        assert node.args[index] not in {*whole.sources, *graph.outputs, *engine._passes._by_output}
+        assert node.args[index] not in {*whole.sources, *graph.outputs, *engine._passes._down.by_output}

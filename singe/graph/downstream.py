@@ -1,0 +1,81 @@
+"""What depends on one group: the layers that write it, what fades with them, and the operators behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor, fx
+
+from . import batchnorm
+from .front import find_front
+from .groups import Group
+from .layer import find_layers, is_affine
+from .stretch import Stretch, stretch
+from .suffix import cut
+from .trace import Env, Trace
+
+
+@dataclass(frozen=True)
+class Rider:
+    """A batch norm that no layer absorbs; its shift fades with the neurons that pass through it."""
+
+    node: fx.Node
+    rows: Tensor
+
+
+class Downstream:
+    """A group's place in a trace.
+
+    Args:
+        trace: of the model.
+        group: which neurons.
+        live: the model's values, by node.
+
+    Attributes:
+        layers: the group's writers, in execution order.
+        by_output: the same by the node of their output.
+        riders: by their node.
+        suffix: what depends on them.
+        foldable: the suffix's layers that can do the batch norm behind them.
+        whole: the suffix as it runs for jobs of any kind.
+        front: its beginning, where fading one neuron moves values along one direction; None where there is none.
+        behind: what runs behind the front.
+    """
+
+    def __init__(self, trace: Trace, group: Group, live: Env) -> None:
+        self._trace = trace
+        self.layers = find_layers(trace, group)
+        self.by_output = {layer.output: layer for layer in self.layers}
+        self.suffix = cut(trace, self.by_output)
+        self.foldable = [n for n in self.suffix.nodes if is_affine(n) and batchnorm.folds(n, live)]
+        self._absorbed = {norm for n in self.foldable if (norm := batchnorm.following(n)) is not None}
+        self.riders = {rider.node: rider for rider in self._find_riders(group)}
+        self.whole = self._stretch(self.suffix.nodes, self.suffix.roots)
+        # where one layer with a row per neuron is all that fades
+        simple = len(self.layers) == 1 and not self.riders and self.layers[0].rows.shape[1] == 1
+        self.front = find_front(trace, self.suffix, self.layers[0], self._absorbed) if simple else None
+        if self.front is not None:
+            nodes = (n for n in self.suffix.nodes if n not in self.front.nodes)
+            self.behind = self._stretch(nodes, [self.front.output])
+
+    @property
+    def inputs(self) -> list[fx.Node]:
+        """The inputs of the layers that the suffix begins with."""
+        return [layer.x for layer in self.layers if layer.output in self.suffix.roots]
+
+    @property
+    def kept(self) -> list[fx.Node]:
+        """The values of the prefix that passes need."""
+        return [*self.suffix.boundary, *self.suffix.roots, *self.inputs]
+
+    def _find_riders(self, group: Group) -> Iterable[Rider]:
+        owned = {s.tensor for s in group.slices if s.dim == 0}
+        for node in self.suffix.nodes:
+            if batchnorm.is_batch_norm(node) and node not in self.by_output:
+                tensor = batchnorm.owned_tensor(self._trace, node)
+                if tensor in owned:
+                    yield Rider(node, group.rows(tensor))
+
+    def _stretch(self, nodes: Iterable[fx.Node], sources: Iterable[fx.Node]) -> Stretch:
+        return stretch(self._trace, self.suffix, nodes, sources, {*self.by_output, *self.riders}, self._absorbed)
