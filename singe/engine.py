@@ -169,7 +169,7 @@ class Engine:
                     in_parts[at.layer] = in_parts[at.layer] + gradient if at.layer in in_parts else gradient
 
         t, weight = rule.nodes
-        for chunk in torch.arange(len(t)).split(self._passes.chunk):
+        for chunk in torch.arange(len(t)).split(self._passes.chunk_of_whole):
             jobs = Jobs(None, t[chunk], weight[chunk])
             self._passes.layer_deltas(jobs, add)
             while in_parts:

@@ -28,11 +28,11 @@ class Incremental:
         values: node -> value, of the layer's output and of the constants that the front adds.
         weight: of the front's reader, batch norm folded in.
         bias: likewise, or None.
-        memory: bytes that the contributions of all neurons may take; beyond, they are computed when asked for.
+        keep: whether to keep the contributions of all neurons, or to compute them when asked for.
     """
 
     def __init__(
-        self, front: Front, layer: Layer, values: Env, weight: Tensor, bias: Tensor | None, memory: int
+        self, front: Front, layer: Layer, values: Env, weight: Tensor, bias: Tensor | None, keep: bool
     ) -> None:
         self._front, self._layer = front, layer
         self._weight = weight.clone()  # masks zero the live one
@@ -41,7 +41,7 @@ class Incremental:
         for node in front.tail:
             if node.target is aten.add.Tensor:
                 self._base += next(values[i] for i in node.all_input_nodes if i in values)
-        self._keeps = len(layer.rows) * self._base.nbytes <= memory
+        self._keeps = keep
 
     @property
     def output(self) -> fx.Node:
@@ -81,7 +81,7 @@ class Incremental:
         gone = torch.tensor([neuron])
         contribution = self._all_contributions[neuron, None] if self._keeps else self._contributions(gone)
         ops.remove_neurons(self._base, contribution, torch.zeros(1, dtype=torch.int64, device=self._base.device))
-        contribution.zero_()
+        contribution.zero_()  # also where it is kept
         self._weight[:, self._columns(gone)] = 0
         self._z.index_fill_(self._layer.axis, self._layer.rows[neuron].to(self._z.device), 0)
 

@@ -88,8 +88,16 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Pass:
-    """What K jobs left behind: faded values (with gradient history), the layers' inputs, and the model's outputs."""
+    """What K jobs left behind.
 
+    Attributes:
+        front: what they went through first, if it is not the layers themselves.
+        faded: faded values, with gradient history.
+        inputs: the layers' inputs, by the node of their output.
+        outputs: the model's.
+    """
+
+    front: Incremental | None
     faded: dict[fx.Node, Tensor]
     inputs: dict[fx.Node, Tensor]
     outputs: list[Tensor]
@@ -126,7 +134,6 @@ class Passes:
         self._model, self._trace, self._group, self._memory = model, trace, group, memory
         self._batch, self._task, self._size = batch, task, length(batch)
         self._device = tensors(batch)[0].device
-        self._for_contributions = memory // 4
         self._coarse = precision != "float32"
         self._channels_last = prefers_channels_last(precision, self._device)
         self.live = self._formatted(trace.live(model))
@@ -150,10 +157,10 @@ class Passes:
     def row_deltas(self, jobs: Jobs, receive: Callable[[RowDelta], None]) -> None:
         """Hands over the gradient at every row that the jobs' neurons own, for each part of the images."""
 
-        def hand_over(part: _Part, done: _Pass, deltas: dict[fx.Node, Tensor]) -> None:
-            if part.front is not None:
-                (layer,), output = self.layers, part.front.output
-                delta = part.front.delta(jobs, done.faded[output].detach(), deltas[output])
+        def hand_over(done: _Pass, deltas: dict[fx.Node, Tensor]) -> None:
+            if done.front is not None:
+                (layer,), output = self.layers, done.front.output
+                delta = done.front.delta(jobs, done.faded[output].detach(), deltas[output])
                 return receive(RowDelta(layer, self._input(layer, done), jobs.rows(layer.rows)[:, 0], delta))
             every = torch.arange(len(jobs))
             for layer in self.layers:
@@ -167,7 +174,7 @@ class Passes:
     def layer_deltas(self, jobs: Jobs, receive: Callable[[LayerDelta], None]) -> None:
         """Hands over the gradient at every layer's output under jobs that fade the whole group, likewise."""
 
-        def hand_over(part: _Part, done: _Pass, deltas: dict[fx.Node, Tensor]) -> None:
+        def hand_over(done: _Pass, deltas: dict[fx.Node, Tensor]) -> None:
             for layer in self.layers:
                 x, delta = self._input(layer, done), layer.channels_first(deltas[layer.output])
                 xs = [x] * len(jobs) if layer.output in self._down.suffix.roots else x.chunk(len(jobs))
@@ -193,22 +200,13 @@ class Passes:
 
     @cached_property
     def chunk(self) -> int:
-        """How many jobs run at a time: what fits the memory, one where two that differ do not stack."""
-        if self.parts > 1:
-            return 1
-        on = self._down.behind if self._use_front else self._down.whole
-        fit = max(1, (self._memory - self._cached_bytes()) // self._bytes(on))
-        if self._device.type == "cpu":
-            fit = min(fit, max(1, _CPU_VALUE * torch.get_num_threads() // max(on.sizes(self._trace, self._size))))
-        if fit == 1:
-            return 1
-        if not self._trace.dynamic:
-            log.warning("%s: the model's batch size is fixed, jobs run one by one", self._group.name)
-            return 1
-        if not self._stacks():
-            log.warning("%s: samples see each other or do not lie along axis 0, jobs run one by one", self._group.name)
-            return 1
-        return fit
+        """How many jobs that fade one neuron run at a time: what fits the memory, one where they do not stack."""
+        return self._at_once(self._down.behind if self._use_front else self._down.whole)
+
+    @cached_property
+    def chunk_of_whole(self) -> int:
+        """How many jobs that fade the whole group run at a time."""
+        return self._at_once(self._down.whole)
 
     # -- one pass over K jobs --------------------------------------------------------------------------------
 
@@ -219,7 +217,7 @@ class Passes:
     def _joined(self, parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         return [self._stacking.join(*pair) for pair in zip(self._trace.outputs, zip(*parts, strict=True), strict=True)]
 
-    def _differentiate(self, jobs: Jobs, receive: Callable[[_Part, _Pass, dict[fx.Node, Tensor]], None]) -> None:
+    def _differentiate(self, jobs: Jobs, receive: Callable[[_Pass, dict[fx.Node, Tensor]], None]) -> None:
         """For each part of the images: a forward pass and the gradient of the summed losses at every faded value."""
         seeds: Sequence[Sequence[Tensor] | None] = self._seeds(jobs) if self.parts > 1 else [None]
 
@@ -228,7 +226,7 @@ class Passes:
                 done = self._forward(jobs, part)
                 ends, at_ends = self._ends(done.outputs, seed, len(jobs))
                 deltas = torch.autograd.grad(ends, list(done.faded.values()), at_ends, materialize_grads=True)
-            receive(part, done, dict(zip(done.faded, deltas, strict=True)))
+            receive(done, dict(zip(done.faded, deltas, strict=True)))
 
         for index, seed in enumerate(seeds):
             one(self._part(index), seed)
@@ -247,17 +245,17 @@ class Passes:
         with torch.no_grad():
             outputs = self._outputs(jobs)
         with torch.enable_grad():
-            leaves = [out.detach().requires_grad_(out.is_floating_point()) for out in outputs]
+            leaves = [out.detach().requires_grad_(out.is_floating_point() or out.is_complex()) for out in outputs]
             wanted = [leaf for leaf in leaves if leaf.requires_grad]
             found = iter(torch.autograd.grad(self._summed_losses(leaves, len(jobs)), wanted, materialize_grads=True))
-        seeds = [next(found) if leaf.requires_grad else leaf for leaf in leaves]
+        seeds = [next(found) if leaf.requires_grad else leaf for leaf in leaves]  # what has no gradient asks for none
         split = [self._stacking.split(*pair, self._sizes) for pair in zip(self._trace.outputs, seeds, strict=True)]
         return list(zip(*split, strict=True))
 
     def _forward(self, jobs: Jobs, part: _Part) -> _Pass:
         faded: dict[fx.Node, Tensor] = {}
         env: Env = dict(self.live)
-        front = part.front if jobs.neuron is not None else None
+        front = part.front if jobs.neuron is not None and bool((jobs.t >= 0).all()) else None
         on = self._down.whole if front is None else self._down.behind
         env |= {node: part.values[node] for node in on.constants}
         env |= {node: self._stacking.stack(node, part.values[node], len(jobs)) for node in on.stacked}
@@ -284,7 +282,7 @@ class Passes:
             layer.output: part.values[layer.x] if layer.output in self._down.suffix.roots else env[layer.x].detach()
             for layer in self.layers
         }
-        return _Pass(faded, seen, [env[n] for n in self._trace.outputs])
+        return _Pass(front, faded, seen, [env[n] for n in self._trace.outputs])
 
     def _evaluate(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], on: Stretch, jobs: int) -> Any:
         """A node's own value, before anything fades."""
@@ -318,14 +316,18 @@ class Passes:
 
     def _judged(self, outputs: list[Tensor], count: int) -> Tensor:
         """[K]: each job's loss, of outputs in the dtype and memory format that the model itself would give."""
-        own = [
-            value.to(node.meta["val"].dtype).contiguous()
-            for node, value in zip(self._trace.outputs, outputs, strict=True)
-        ]
-        parts = [self._stacking.unstack(*pair, count) for pair in zip(self._trace.outputs, own, strict=True)]
+        nodes = self._trace.outputs
+        own = [self._presented(*pair) for pair in zip(nodes, outputs, strict=True)]
+        parts = [self._stacking.unstack(*pair, count) for pair in zip(nodes, own, strict=True)]
         jobs = [self._trace.unflatten(part, self._size) for part in zip(*parts, strict=True)]
         with torch.autocast(self._device.type, enabled=False):
             return torch.stack([self._task.judge(outputs, self._batch) for outputs in jobs])
+
+    def _presented(self, node: fx.Node, value: Tensor) -> Tensor:
+        """An output as the model itself would give it, to write into as well: not what is cached, nor a leaf."""
+        value = value.to(node.meta["val"].dtype).contiguous()
+        cached = node in self._down.suffix.boundary or node in self._down.suffix.roots
+        return value.clone() if cached or (value.is_leaf and value.requires_grad) else value
 
     def _fold(self, calls: Iterable[fx.Node]) -> None:
         """Folds the batch norms behind these layers of the suffix into them, as they stand now."""
@@ -346,7 +348,7 @@ class Passes:
         weight, bias = self._folded.get(front.reader) or self._weights(front.reader)
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
             values = {node: part.values[node] for node in (*self._down.suffix.boundary, layer.output)}
-            incremental = Incremental(front, layer, values, weight, bias, self._for_contributions)
+            incremental = Incremental(front, layer, values, weight, bias, self._keeps_contributions)
         return _Part(part.size, part.values, incremental)
 
     def _weights(self, call: fx.Node) -> tuple[Tensor, Tensor | None]:
@@ -374,19 +376,46 @@ class Passes:
             return value.contiguous(memory_format=torch.channels_last)
         return value
 
+    def _at_once(self, on: Stretch) -> int:
+        if self.parts > 1:
+            return 1
+        fit = max(1, (self._memory - self._cached_bytes()) // self._bytes(on))
+        if self._device.type == "cpu":
+            fit = min(fit, max(1, _CPU_VALUE * torch.get_num_threads() // max(on.sizes(self._trace, self._size))))
+        return fit if fit == 1 or self._stackable else 1
+
+    @cached_property
+    def _stackable(self) -> bool:
+        if not self._trace.dynamic:
+            log.warning("%s: the model's batch size is fixed, jobs run one by one", self._group.name)
+            return False
+        if not self._stacks():
+            log.warning("%s: samples see each other or do not lie along axis 0, jobs run one by one", self._group.name)
+            return False
+        return True
+
     def _bytes(self, on: Stretch) -> int:
-        """What one job on all images takes: every value is kept for the backward pass, and gradients come and go."""
+        """What one job on all images takes: values are kept for the backward pass, and gradients come and go."""
         sizes = on.sizes(self._trace, self._size)
-        return sum(sizes) + 3 * max(sizes)
+        faded = [node for node in on.nodes if node in self._down.by_output or node in self._down.riders]
+        own = 0 if self._keeps_contributions or on is self._down.whole else self._front_bytes
+        return sum(sizes) + 3 * max(sizes) + self._trace.nbytes([*on.sources, *faded], self._size) + own
+
+    @property
+    def _front_bytes(self) -> int:
+        return self._trace.nbytes([self._down.front.end], self._size) if self._down.front is not None else 0
+
+    @property
+    def _keeps_contributions(self) -> bool:
+        """Whether what every neuron contributes to the next layer stays in memory."""
+        return self._front_bytes * self._group.size <= self._memory // 4
 
     def _cached_bytes(self) -> int:
         """What all images take between passes."""
         held = self._trace.nbytes(self._down.kept, self._size)
-        if not self._use_front or self._down.front is None:
+        if not self._use_front:
             return held
-        base = self._trace.nbytes([self._down.front.end], self._size)
-        contributions = base * self._group.size
-        return held + base + (contributions if contributions <= self._for_contributions else 0)
+        return held + self._front_bytes * (1 + (self._group.size if self._keeps_contributions else 0))
 
     def _count_parts(self) -> int:
         """One where a job on all images fits the memory or samples see each other."""
@@ -404,9 +433,14 @@ class Passes:
         """Whether two images together give what each gives alone."""
         if any(len(self._trace.batch_axes(node)) > 1 for node in self._trace.outputs):
             return False
-        with torch.no_grad():
-            pair, *alone = (self._forward(whole_group(1.0), self._images(*s)).outputs for s in ((0, 2), (0, 1), (1, 1)))
-        return all(self._agree(a, b) for a, b in zip(pair, self._joined(alone), strict=True))
+        whole, places = whole_group(1.0), ((0, 2), (0, 1), (1, 1))
+        try:
+            with torch.no_grad():
+                pair, *alone = (self._forward(whole, self._images(*place)).outputs for place in places)
+        except Exception as error:  # the model may not take one image alone
+            log.debug("%s: passing images in parts failed: %s", self._group.name, error)
+            return False
+        return all(self._agree(*pair) for pair in zip(pair, self._joined(alone), strict=True))
 
     def _stacks(self) -> bool:
         """Whether two jobs that differ give together what each gives alone."""

@@ -7,16 +7,19 @@ from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
+from torch import nn
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 
 
-def check_precision(precision: Any, device: torch.device) -> None:
-    """Raises ValueError for what is no precision, or none that the device has."""
+def check_precision(precision: Any, model: nn.Module, device: torch.device) -> None:
+    """Raises ValueError for what is no precision, or none for this model on its device."""
     if precision not in get_args(Precision):
         raise ValueError(f"expected precision {', '.join(map(repr, get_args(Precision)))}, got {precision!r}")
     if precision == "tf32" and device.type != "cuda":
         raise ValueError(f"expected precision 'tf32' with a model on a CUDA device, got one on {device}")
+    if precision == "bfloat16" and any(p.dtype == torch.float16 for p in model.parameters()):
+        raise ValueError("expected precision 'bfloat16' with a model in float32, got one in float16")
 
 
 @contextmanager

@@ -108,7 +108,7 @@ def prune(
         raise ValueError(f"expected seed < 2**40, got {seed}")
     chosen = resolve(criterion)
     device = checks.sound_model(model)
-    check_precision(precision, device)
+    check_precision(precision, model, device)
     task = Task(forward, cross_entropy if loss is None else loss)
     stream = Stream(loader, device, task)
     if finetune is not None and not _shuffles(loader):

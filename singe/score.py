@@ -57,7 +57,7 @@ def score(
     chosen = resolve(criterion)
     checks.integer("memory", memory, 1)
     device = checks.sound_model(model)
-    check_precision(precision, device)
+    check_precision(precision, model, device)
     with plain_torch(device), preserved_random_state():
         task = Task(forward, loss or cross_entropy)
         here = checks.batch_of(batch, device, task)

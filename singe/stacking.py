@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, fx
@@ -30,16 +31,17 @@ class Stacking:
         axis = self._axis(node)
         if axis is None:
             return [value] * count
-        return self.split(node, value, [value.shape[axis] // count] * count)
+        return self.split(node, value, [1] * count)
 
     def split(self, node: fx.Node, value: Tensor, sizes: Sequence[int]) -> list[Tensor]:
         """The parts of a value that belong to so many samples each."""
         axis = self._axis(node)
         if axis is None:
             return [value] * len(sizes)
-        starts = torch.tensor([0, *sizes]).cumsum(0).tolist()
+        each = value.shape[axis] // sum(sizes)  # more than one where the model flattens something into the axis
+        starts = [0, *accumulate(sizes)]
         # narrow, not split: a loss may write into a view of its own
-        return [value.narrow(axis, start, size) for start, size in zip(starts, sizes, strict=False)]
+        return [value.narrow(axis, start * each, size * each) for start, size in zip(starts, sizes, strict=False)]
 
     def join(self, node: fx.Node, parts: Sequence[Tensor]) -> Tensor:
         """Undoes ``split``."""

@@ -40,7 +40,7 @@ class Downstream:
         foldable: the suffix's layers that can do the batch norm behind them.
         whole: the suffix as it runs for jobs of any kind.
         front: its beginning, where fading one neuron moves values along one direction; None where there is none.
-        behind: what runs behind the front.
+        behind: what runs for jobs that fade one neuron: behind the front, or the whole suffix.
     """
 
     def __init__(self, trace: Trace, group: Group, live: Env) -> None:
@@ -55,6 +55,7 @@ class Downstream:
         # where one layer with a row per neuron is all that fades
         simple = len(self.layers) == 1 and not self.riders and self.layers[0].rows.shape[1] == 1
         self.front = find_front(trace, self.suffix, self.layers[0], self._absorbed) if simple else None
+        self.behind = self.whole
         if self.front is not None:
             nodes = (n for n in self.suffix.nodes if n not in self.front.nodes)
             self.behind = self._stretch(nodes, [self.front.output])

@@ -94,15 +94,15 @@ def _on_each_channel(user: fx.Node, node: fx.Node, layer: Layer) -> bool:
         rank = _rank(node)
         over = {axis % rank for axis in user.args[1] or range(rank)}  # type: ignore[union-attr, operator]
         return not over & {0, layer.axis % rank}
-    return user.target in _POINTWISE or (user.target in _POOLS and layer.axis == 1)
+    return user.target in _POINTWISE or (user.target in _POOLS and layer.axis == 1 and _rank(node) == 4)
 
 
 def _is_reader(user: fx.Node, node: fx.Node, layer: Layer, trace: Trace) -> bool:
     """Whether a layer with weights of the model's own reads all channels of ``node`` into each of its outputs."""
     if user.target not in (aten.linear.default, aten.conv2d.default) or user.kwargs:
         return False
-    source, weight = user.args[:2]
-    if source is not node or weight not in trace.state:
+    source, weight, bias = (*user.args, None)[:3]
+    if source is not node or weight not in trace.state or (bias is not None and bias not in trace.state):
         return False
     if user.target is aten.linear.default:
         return layer.axis == -1 or _rank(node) == 2

@@ -16,6 +16,8 @@ _IN_PLACE: dict[Any, Any] = {aten.relu.default: aten.relu_.default, aten.add.Ten
 # their gradient does not need what they put out, and nobody else holds it
 _GIVES_AWAY = (*CONVOLUTIONS, aten.linear, aten.batch_norm, aten.add)
 
+_MAX_POOLS = (aten.max_pool1d, aten.max_pool2d, aten.max_pool3d)
+
 
 @dataclass(frozen=True)
 class Stretch:
@@ -55,10 +57,10 @@ class Stretch:
         return evaluate(node, args, kwargs)
 
     def sizes(self, trace: Trace, batch: int) -> list[int]:
-        """Bytes of each value that one job on ``batch`` samples holds."""
-        new = (n for n in self.nodes if n not in self.overwritten and n not in self.identities)
-        held = (*self.sources, *self.stacked, *new)
-        return [trace.nbytes([node], batch) for node in held]
+        """Bytes of each value that one job on ``batch`` samples holds, for its gradient or to go on with."""
+        new = [n for n in self.nodes if n not in self.overwritten and n not in self.identities]
+        indices = [_index_bytes(n, trace.nbytes([n], batch)) for n in new]
+        return [trace.nbytes([node], batch) for node in (*self.sources, *self.stacked, *new)] + indices
 
 
 def stretch(
@@ -77,20 +79,20 @@ def stretch(
     shared = {n: i for n in nodes if (i := _shares(trace, n, before, moving)) is not None}
     whole = {c for c in before if c not in trace.outputs and all(u in shared for u in c.users if u in moving)}
     shared = {n: i for n, i in shared.items() if n.args[i] in whole}
-    kept = {*keep, *trace.outputs}
-    overwritten = {
-        n: i for n in nodes if n not in shared and (i := _overwrites(n, moving - {*sources, *kept})) is not None
-    }
+    free = moving - {*sources, *keep, *trace.outputs, *shared}
+    overwritten = {n: i for n in nodes if n not in shared and (i := _overwrites(n, free)) is not None}
     return Stretch(nodes, sources, tuple(n for n in before if n not in whole), shared, overwritten, identities)
 
 
 def _shares(trace: Trace, node: fx.Node, before: Collection[fx.Node], moving: Collection[fx.Node]) -> int | None:
     """Which argument of a pointwise operator on two values of one shape comes from before, if one does."""
-    if torch.Tag.pointwise not in getattr(node.target, "tags", ()) or len(node.all_input_nodes) != 2:
+    operands = [argument for argument in node.args if isinstance(argument, fx.Node)]
+    pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
+    if not pointwise or node.kwargs or len(operands) != 2 or list(node.args[:2]) != operands:
         return None
-    for index, operand in enumerate(node.args[:2]):
-        other = node.args[1 - index]
-        if operand in before and other in moving and trace.batch_axes(operand) == [0]:  # type: ignore[arg-type]
+    for index, operand in enumerate(operands):
+        other = operands[1 - index]
+        if operand in before and other in moving and trace.batch_axes(operand) == [0]:
             return index if _alike(operand, other) else None
     return None
 
@@ -100,15 +102,28 @@ def _overwrites(node: fx.Node, free: Collection[fx.Node]) -> int | None:
     if node.target not in _IN_PLACE or node.kwargs:
         return None
     for index, operand in enumerate(node.args):
-        fresh = getattr(getattr(operand, "target", None), "overloadpacket", None) in _GIVES_AWAY
-        if operand in free and fresh and len(operand.users) == 1 and _alike(operand, node):  # type: ignore[union-attr]
+        if operand in free and _gives_away(operand) and _alike(operand, node):
             return index
     return None
+
+
+def _gives_away(operand: Any) -> bool:
+    """Whether a node's value is its own and of no use to anybody but the one operator that reads it."""
+    packet = getattr(operand.target, "overloadpacket", None)
+    # of more than two axes, a linear layer's output is a view
+    view = packet is aten.linear and len(operand.meta["val"].shape) != 2
+    return packet in _GIVES_AWAY and not view and len(operand.users) == 1
 
 
 def _overwrite(node: fx.Node, args: tuple[Any, ...], index: int) -> Tensor:
     result: Tensor = _IN_PLACE[node.target](args[index], *(a for i, a in enumerate(args) if i != index))
     return result
+
+
+def _index_bytes(node: fx.Node, size: int) -> int:
+    """What a max pool of ``size`` bytes keeps beside its output: which element each maximum was, in int64."""
+    pools = getattr(node.target, "overloadpacket", None) in _MAX_POOLS
+    return size // node.meta["val"].element_size() * 8 if pools else 0
 
 
 def _alike(a: Any, b: Any) -> bool:

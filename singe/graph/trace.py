@@ -33,6 +33,10 @@ Forward = Callable[[nn.Module, Any], Any]
 CONVOLUTIONS = (aten.conv1d, aten.conv2d, aten.conv3d)
 
 
+_STRIDED = (aten.as_strided.default, aten.view_as_complex.default, aten.view.dtype)
+"""Operators whose result depends on how their argument lies in memory."""
+
+
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer by every name it goes by, so that tied ones appear once a name."""
     return {
@@ -61,8 +65,10 @@ def evaluate(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     packet = getattr(operator_, "overloadpacket", None)
     if packet in CONVOLUTIONS and len(args) > 6:
         args = (*args[:6], args[0].shape[1] // args[1].shape[1])
-    if packet in (aten.view, aten._unsafe_view):
+    if operator_ in (aten.view.default, aten._unsafe_view.default):
         operator_ = aten.reshape
+    elif operator_ in _STRIDED:
+        args = (args[0].contiguous(), *args[1:])
     return operator_(*args, **kwargs)
 
 
