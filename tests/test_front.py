@@ -160,15 +160,18 @@ def test_through_the_front_scores_are_those_of_running_the_next_layer(setting, m
                 each.forget(removals[removed])
 
 
-def test_a_custom_path_that_ends_at_zero_is_followed_there():
-    class Ends:
+@pytest.mark.parametrize("t", [[1.0, 0.5, 0.0], [1.5, 0.5, -0.5]])
+def test_a_path_of_the_users_own_is_followed_wherever_it_goes(t):
+    """Behind t = 0 the activations in between are no longer homogeneous."""
+
+    class Own:
         def dt(self):
-            return torch.tensor([1.0, 0.5, 0.0]).double(), torch.tensor([0.3, 0.4, 0.3]).double()
+            return torch.tensor(t).double(), torch.tensor([0.3, 0.4, 0.3]).double()
 
         log_dt = dt
 
     setting = Setting("relu")
-    criterion = singe.IntegratedGradient(quadrature=Ends())
+    criterion = singe.IntegratedGradient(quadrature=Own())
     actual = setting.engine().scores(criterion)
     expected = singe.reference.score(setting.model, setting.batch, "0", criterion=criterion)
     torch.testing.assert_close(actual, expected)

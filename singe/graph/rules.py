@@ -87,6 +87,8 @@ class Rules:
         if packet is not None and _weights(args, kwargs):
             reason = f"a parameter or buffer is an operand of {_name(node)}" if pointwise else None
             return partial(self._unknown, reason=reason)
+        if node.target is aten.view.dtype:
+            return self._unknown  # owners have no bits to look at
         if packet in self._weightless:
             return self._weightless[packet]
         if packet is None:
