@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 
 from . import ops
 from .batches import Batch, length, tensors
+from .budget import Budget
 from .graph import batchnorm
 from .graph.downstream import Downstream, Rider
 from .graph.groups import Group
@@ -34,9 +35,6 @@ from .stacking import Stacking
 from .task import Task
 
 log = logging.getLogger("singe")
-
-_CPU_VALUE = 2 << 20
-"""Bytes of one value for each thread of a CPU: more leave the caches, and the allocator gives them back every time."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +129,7 @@ class Passes:
         memory: int,
         precision: Precision,
     ) -> None:
-        self._model, self._trace, self._group, self._memory = model, trace, group, memory
+        self._model, self._trace, self._group = model, trace, group
         self._batch, self._task, self._size = batch, task, length(batch)
         self._device = tensors(batch)[0].device
         self._coarse = precision != "float32"
@@ -142,10 +140,9 @@ class Passes:
         self.layers = self._down.layers
         self._folded: dict[fx.Node, tuple[Tensor, Tensor]] = {}
         self._fold(self._down.foldable)
-        self._use_front = False
-        self._sizes = [self._size]
-        self.parts = self._count_parts()
-        self._use_front = self.parts == 1 and self._down.front is not None
+        self._budget = Budget(trace, self._down, self._size, group.size, memory, self._device)
+        self._sizes = self._divide()
+        self.parts = len(self._sizes)
 
     # -- what is asked of it ---------------------------------------------------------------------------------
 
@@ -201,7 +198,7 @@ class Passes:
     @cached_property
     def chunk(self) -> int:
         """How many jobs that fade one neuron run at a time: what fits the memory, one where they do not stack."""
-        return self._at_once(self._down.behind if self._use_front else self._down.whole)
+        return self._at_once(self._down.behind)
 
     @cached_property
     def chunk_of_whole(self) -> int:
@@ -343,12 +340,12 @@ class Passes:
     def _all(self) -> _Part:
         part = self._images(0, self._size)
         front, (layer, *_) = self._down.front, self.layers
-        if front is None or not self._use_front:
+        if front is None:
             return part
         weight, bias = self._folded.get(front.reader) or self._weights(front.reader)
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
             values = {node: part.values[node] for node in (*self._down.suffix.boundary, layer.output)}
-            incremental = Incremental(front, layer, values, weight, bias, self._keeps_contributions)
+            incremental = Incremental(front, layer, values, weight, bias, self._budget.keeps_contributions)
         return _Part(part.size, part.values, incremental)
 
     def _weights(self, call: fx.Node) -> tuple[Tensor, Tensor | None]:
@@ -379,9 +376,7 @@ class Passes:
     def _at_once(self, on: Stretch) -> int:
         if self.parts > 1:
             return 1
-        fit = max(1, (self._memory - self._cached_bytes()) // self._bytes(on))
-        if self._device.type == "cpu":
-            fit = min(fit, max(1, _CPU_VALUE * torch.get_num_threads() // max(on.sizes(self._trace, self._size))))
+        fit = self._budget.jobs(on, self._down.front is not None)
         return fit if fit == 1 or self._stackable else 1
 
     @cached_property
@@ -394,40 +389,14 @@ class Passes:
             return False
         return True
 
-    def _bytes(self, on: Stretch) -> int:
-        """What one job on all images takes: values are kept for the backward pass, and gradients come and go."""
-        sizes = on.sizes(self._trace, self._size)
-        faded = [node for node in on.nodes if node in self._down.by_output or node in self._down.riders]
-        own = 0 if self._keeps_contributions or on is self._down.whole else self._front_bytes
-        return sum(sizes) + 3 * max(sizes) + self._trace.nbytes([*on.sources, *faded], self._size) + own
-
-    @property
-    def _front_bytes(self) -> int:
-        return self._trace.nbytes([self._down.front.end], self._size) if self._down.front is not None else 0
-
-    @property
-    def _keeps_contributions(self) -> bool:
-        """Whether what every neuron contributes to the next layer stays in memory."""
-        return self._front_bytes * self._group.size <= self._memory // 4
-
-    def _cached_bytes(self) -> int:
-        """What all images take between passes."""
-        held = self._trace.nbytes(self._down.kept, self._size)
-        if not self._use_front:
-            return held
-        return held + self._front_bytes * (1 + (self._group.size if self._keeps_contributions else 0))
-
-    def _count_parts(self) -> int:
-        """One where a job on all images fits the memory or samples see each other."""
-        needed = self._bytes(self._down.whole) + self._cached_bytes()
-        if needed <= self._memory or self._size == 1:
-            return 1
-        if not self._trace.dynamic or not self._independent():
-            log.warning("%s: samples cannot be passed in parts, a pass takes %d bytes", self._group.name, needed)
-            return 1
-        step = max(1, self._size * self._memory // needed)
-        self._sizes = [min(step, self._size - start) for start in range(0, self._size, step)]
-        return len(self._sizes)
+    def _divide(self) -> list[int]:
+        """Parts of how many images pass one after the other: one part if a job fits or samples see each other."""
+        sizes = self._budget.parts()
+        if len(sizes) > 1 and not (self._trace.dynamic and self._independent()):
+            bytes_ = self._budget.needed
+            log.warning("%s: samples cannot be passed in parts, a pass takes %d bytes", self._group.name, bytes_)
+            return [self._size]
+        return sizes
 
     def _independent(self) -> bool:
         """Whether two images together give what each gives alone."""
