@@ -14,6 +14,7 @@ import ceilings
 import growth
 import layers
 import literal
+import memory
 import peak
 import pytest
 import quadrature
@@ -363,6 +364,17 @@ def test_growth_is_plotted_panel_by_panel(tmp_path):
     growth.plot(curves, tmp_path / "new" / "growth.svg")
     drawn = (tmp_path / "new" / "growth.svg").read_text()
     assert all(f"<!-- {curve.quantity} -->" in drawn for curve in curves)
+
+
+def test_memory_is_measured_beside_what_was_given(tmp_path, capsys):
+    given = [1 << 20, 1 << 30]
+    arguments = ["--model", "resnet20", "--batch", "4", "--layers", "blocks.0.conv1", "--memory", *map(str, given)]
+    memory.main([*arguments, "--json", str(tmp_path / "memory.json")])
+    uses = json.loads((tmp_path / "memory.json").read_text())["uses"]
+    assert [(u["layer"], u["memory"]) for u in uses] == [("blocks.0.conv1", m) for m in given]
+    assert uses[0]["parts"] == 4 and uses[0]["jobs"] == 1 and all(u["parts"] == 1 for u in uses[1::2])
+    assert all(u["peak"] is None or u["peak"] >= 0 for u in uses)
+    assert "parts" in capsys.readouterr().out
 
 
 def test_ceilings_are_measured(tmp_path, capsys):
