@@ -76,8 +76,10 @@ def test_weight_gradients_equal_autograd(case):
     loss = (outputs * normal(*outputs.shape, dtype=torch.float64)).sum()
     for name, layer in layers.items():
         delta, expected = torch.autograd.grad(loss, [env[layer.output], env[layer.weight_node]], retain_graph=True)
-        x = layer.channels_first(env[layer.x]).detach()
-        found = layer.weight_gradient(x, layer.channels_first(delta), env).detach()
+        x, delta = layer.padded(layer.channels_first(env[layer.x]).detach()), layer.channels_first(delta)
+        found = layer.weight_gradient(x, delta, env).detach()
+        rows = [layer.row_gradient(x, delta[:, row], row, env) for row in range(delta.shape[1])]
+        torch.testing.assert_close(torch.stack(rows).detach(), found)
         if layer.output is not layer.call:  # the gradient of the folded weight
             found = found * batchnorm.affine(layer.output, env).scale.detach()[:, None]
         assert expected.abs().max() > 0, name
