@@ -49,6 +49,12 @@ class Budget:
         step = max(1, self._images * self._memory // self.needed)
         return [min(step, self._images - start) for start in range(0, self._images, step)]
 
+    def prefix(self) -> int:
+        """How many images the prefix takes at a time: an operator's input and output are there at once, and a copy."""
+        largest = max((self._trace.nbytes([node], self._images) for node in self._down.suffix.prefix), default=1)
+        room = max(0, self._memory - self._cached())
+        return max(1, min(self._images, self._images * room // (3 * largest)))
+
     def jobs(self, on: Stretch, through_front: bool) -> int:
         """How many jobs run at a time, with all images in one part."""
         front = self._front + (self._contributions if self.keeps_contributions else 0) if through_front else 0

@@ -353,13 +353,20 @@ class Passes:
         return self.live[weight], None if bias is None else self.live[bias]  # type: ignore[index]
 
     def _images(self, start: int, size: int) -> _Part:
-        """Runs the prefix on some of the images."""
-        keep = self._down.kept
+        """What the prefix computes for some of the images, a few at a time where memory is short."""
+        step = self._budget.prefix()
+        if step < size and not self._independent:
+            log.warning("%s: samples cannot be passed in parts, what lies before exceeds memory", self._group.name)
+            step = size
+        steps = [self._prefix(start + i, min(step, size - i)) for i in range(0, size, step)]
+        return _Part(size, {n: self._stacking.join(n, [values[n] for values in steps]) for n in self._down.kept}, None)
+
+    def _prefix(self, start: int, size: int) -> Env:
         fed = self._trace.feed(self._task.inputs(self._batch))
         env: Env = self.live | {node: self._in_format(value[start : start + size]) for node, value in fed.items()}
         with torch.no_grad():
-            self._trace.run(self._down.suffix.prefix, env, size, keep=keep)
-        return _Part(size, {node: env[node] for node in keep}, None)
+            self._trace.run(self._down.suffix.prefix, env, size, keep=self._down.kept)
+        return {node: env[node] for node in self._down.kept}
 
     # -- set-up ----------------------------------------------------------------------------------------------
 
@@ -392,20 +399,23 @@ class Passes:
     def _divide(self) -> list[int]:
         """Parts of how many images pass one after the other: one part if a job fits or samples see each other."""
         sizes = self._budget.parts()
-        if len(sizes) > 1 and not (self._trace.dynamic and self._independent()):
+        if len(sizes) > 1 and not self._independent:
             bytes_ = self._budget.needed
             log.warning("%s: samples cannot be passed in parts, a pass takes %d bytes", self._group.name, bytes_)
             return [self._size]
         return sizes
 
+    @cached_property
     def _independent(self) -> bool:
         """Whether two images together give what each gives alone."""
-        if any(len(self._trace.batch_axes(node)) > 1 for node in self._trace.outputs):
+        several_axes = any(len(self._trace.batch_axes(node)) > 1 for node in (*self._down.kept, *self._trace.outputs))
+        if not self._trace.dynamic or several_axes:
             return False
         whole, places = whole_group(1.0), ((0, 2), (0, 1), (1, 1))
         try:
             with torch.no_grad():
-                pair, *alone = (self._forward(whole, self._images(*place)).outputs for place in places)
+                parts = [_Part(size, self._prefix(start, size), None) for start, size in places]
+                pair, *alone = (self._forward(whole, part).outputs for part in parts)
         except Exception as error:  # the model may not take one image alone
             log.debug("%s: passing images in parts failed: %s", self._group.name, error)
             return False

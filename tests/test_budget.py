@@ -63,3 +63,10 @@ def test_jobs_fill_the_memory_and_on_a_cpu_not_more_than_its_caches(parts):
     expected = (2 << 20) * torch.get_num_threads() // largest
     assert budget(parts, 1 << 30).jobs(down.behind, through_front=True) == expected
     assert budget(parts, 1).jobs(down.behind, through_front=True) == 1
+
+
+def test_the_prefix_takes_as_many_images_as_fit_beside_what_is_cached(parts):
+    cached, largest = (3 + 5) * CHANNEL, 5 * CHANNEL
+    assert budget(parts, cached + 3 * largest).prefix() == IMAGES
+    assert budget(parts, cached + largest).prefix() == IMAGES // 3
+    assert budget(parts, 1).prefix() == 1

@@ -116,6 +116,7 @@ def thin():
         (Residual, "inner.3.0"),
         (pooled, "0"),
         (thin, "0"),
+        (Wide, "features.12"),
     ],
 )
 def test_no_more_bytes_are_held_than_memory_says(make, layer, memory):
@@ -127,7 +128,7 @@ def test_no_more_bytes_are_held_than_memory_says(make, layer, memory):
             engine.scores(criterion)
         assert held.most <= memory + (96 << 10)  # weights in another memory format, scores, gradients of weights
         used = max(used, held.most)
-    assert engine.parts > 1 or memory > 1 << 20
+    assert engine.parts > 1 or memory > 1 << 20 or layer == "features.12"  # where only what lies before is large
     assert used >= memory / 8 or memory > 1 << 20  # and it makes use of it
 
 
