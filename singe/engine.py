@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +70,7 @@ class Engine:
 
     @property
     def chunk(self) -> int:
-        """How many jobs run at a time."""
+        """How many jobs that fade one neuron run at a time."""
         with self._arithmetic():
             return self._passes.chunk
 
@@ -125,7 +126,7 @@ class Engine:
     def _neuron_path(self, rule: PathRule, p: float, neurons: Tensor, norms: ByRow) -> ByRow:
         totals = {layer: torch.zeros_like(norm) for layer, norm in norms.items()}
 
-        def add(at: RowDelta) -> None:
+        def add(jobs: Jobs, at: RowDelta) -> None:
             ops.neuron_grad_norm(
                 at.x, at.delta.to(at.x.dtype), at.row.to(at.x.device), jobs.weight.to(at.x.device),
                 norms[at.layer], totals[at.layer], **asdict(at.layer.geometry),
@@ -134,7 +135,7 @@ class Engine:
 
         for jobs in self._neuron_jobs(neurons, rule.nodes):
             if self._passes.parts == 1:
-                self._passes.row_deltas(jobs, add)
+                self._passes.row_deltas(jobs, partial(add, jobs))
             else:
                 self._add_in_parts(jobs, p, norms, totals)
         return totals
@@ -160,7 +161,7 @@ class Engine:
             norm = torch.linalg.vector_norm(gradient, p, dim=1, dtype=torch.float64)
             totals[layer] += node_weight * norms[layer] * norm
 
-        def add(at: LayerDelta) -> None:
+        def add(jobs: Jobs, at: LayerDelta) -> None:
             for x, delta, node_weight in zip(at.x, at.delta, jobs.weight.tolist(), strict=True):
                 gradient = at.layer.weight_gradient(x, delta.to(x.dtype), self._passes.live)  # [N, F], large
                 if self._passes.parts == 1:
@@ -171,7 +172,7 @@ class Engine:
         t, weight = rule.nodes
         for chunk in torch.arange(len(t)).split(self._passes.chunk_of_whole):
             jobs = Jobs(None, t[chunk], weight[chunk])
-            self._passes.layer_deltas(jobs, add)
+            self._passes.layer_deltas(jobs, partial(add, jobs))
             while in_parts:
                 add_norms(*in_parts.popitem(), float(jobs.weight[0]))
         return totals
