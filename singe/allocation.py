@@ -87,7 +87,7 @@ def ranked(scores: Sequence[Tensor], cost: Cost) -> Schedule:
 
 def removable(group: Group, round_to: int) -> list[int]:
     """How many neurons a group may lose, ascending from 0, so that all its layers keep a multiple of round_to rows."""
-    rows = [group.slice(writer, 0).multiplicity for writer in group.writers]
+    rows = [group.written(writer).multiplicity for writer in group.writers]
     step = math.lcm(*(round_to // math.gcd(round_to, r) for r in rows))
     return [0, *sorted(group.size - kept for kept in range(step, group.size, step))]
 

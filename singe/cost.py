@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
 from .graph.groups import Group
-from .graph.layer import is_affine
+from .graph.layer import is_affine, is_transposed
 from .graph.trace import Trace
 
 
@@ -73,9 +74,11 @@ def mac_cost(model: nn.Module, groups: Sequence[Group], trace: Trace, total: int
     """
     parameters, batch = dict(model.named_parameters()), trace.example_batch
     prices: dict[str, int] = defaultdict(int)
-    for node in filter(is_affine, trace.nodes):
-        weight = trace.parameter(node, 1, "weight")
+    for node in trace.nodes:
+        weight = trace.parameter(node, 1, "weight") if is_affine(node) or is_transposed(node) else None
         if weight in parameters:
-            prices[weight] += math.prod(trace.shape(node, batch)) // (batch * len(parameters[weight]))
+            # of a transposed convolution, at every position of what it takes
+            slid: Any = node.args[0] if is_transposed(node) else node
+            prices[weight] += math.prod(trace.shape(slid, batch)) // (batch * len(parameters[weight]))
     spent = sum(price * parameters[name].numel() for name, price in prices.items())
     return Cost(model, groups, prices, fixed=total - spent)

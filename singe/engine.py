@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +24,11 @@ from .task import Task
 
 DEFAULT_MEMORY = 1 << 30
 
-ByRow = dict[Layer, Tensor]
-"""A value for every row of every layer, [N] each."""
+ByRow = dict[str, Tensor]
+"""A value for every row of every weight, [N] each."""
+
+Sums = dict[tuple[str, int], tuple[Tensor, Tensor]]
+"""Weight, which of a neuron's rows -> that row [K] and its gradient so far [K, F], for K jobs."""
 
 
 class Engine:
@@ -115,66 +117,75 @@ class Engine:
         if isinstance(criterion, Random):
             return torch.rand(len(neurons), dtype=torch.float64)
         if isinstance(criterion, Magnitude):
-            norms = {layer: layer.row_norms(self._passes.live, criterion.p, neurons) for layer in self._passes.layers}
-            return self._per_neuron(norms)[neurons]
+            return self._per_neuron(self._row_norms(criterion.p, neurons))[neurons]
         assert isinstance(criterion, PathCriterion), criterion
         rule = criterion.rule()
-        norms = {layer: self._norms(layer, rule, criterion.p, neurons) for layer in self._passes.layers}
+        norms = self._row_norms(criterion.p, neurons)
+        if not rule.with_norm:
+            norms = {weight: torch.ones_like(norm) for weight, norm in norms.items()}
         along = self._layer_path if rule.path == "layer" else self._neuron_path
         return self._per_neuron(along(rule, criterion.p, neurons, norms))[neurons]
 
     def _neuron_path(self, rule: PathRule, p: float, neurons: Tensor, norms: ByRow) -> ByRow:
-        totals = {layer: torch.zeros_like(norm) for layer, norm in norms.items()}
-
-        def add(jobs: Jobs, at: RowDelta) -> None:
-            ops.neuron_grad_norm(
-                at.x, at.delta.to(at.x.dtype), at.row.to(at.x.device), jobs.weight.to(at.x.device),
-                norms[at.layer], totals[at.layer], **asdict(at.layer.geometry),
-                groups=at.layer.groups(at.x, self._passes.live), p=p,
-            )  # fmt: skip
-
+        totals = {weight: torch.zeros_like(norm) for weight, norm in norms.items()}
         for jobs in self._neuron_jobs(neurons, rule.nodes):
-            if self._passes.parts == 1:
-                self._passes.row_deltas(jobs, partial(add, jobs))
-            else:
-                self._add_in_parts(jobs, p, norms, totals)
+            sums: Sums = {}
+
+            def add(at: RowDelta, jobs: Jobs = jobs, sums: Sums = sums) -> None:
+                if self._is_whole(at.layer):
+                    self._add_norms(jobs, at, p, norms[at.layer.weight], totals[at.layer.weight])
+                else:
+                    self._add_gradients(at, sums)
+
+            self._passes.row_deltas(jobs, add)
+            for (weight, _), (row, gradient) in sums.items():
+                norm = torch.linalg.vector_norm(gradient, p, dim=1)
+                totals[weight].index_add_(0, row, jobs.weight.to(norm.device) * norms[weight][row] * norm)
         return totals
 
-    def _add_in_parts(self, jobs: Jobs, p: float, norms: ByRow, totals: ByRow) -> None:
-        """The norm of the gradient of one job, summed over parts of the images."""
-        gradients: dict[tuple[Layer, int], Tensor] = {}
+    def _is_whole(self, layer: Layer) -> bool:
+        """Whether a gradient at a layer's output gives the whole gradient of its weight, which the operator knows."""
+        return self._passes.parts == 1 and not self._is_shared(layer) and not layer.transposed
 
-        def add(at: RowDelta) -> None:
-            key = at.layer, int(at.row)
-            own = at.layer.row_gradient(at.x, at.delta[0].to(at.x.dtype), key[1], self._passes.live).double()
-            gradients[key] = gradients[key] + own if key in gradients else own
+    def _is_shared(self, layer: Layer) -> bool:
+        return sum(other.weight == layer.weight for other in self._passes.layers) > 1
 
-        self._passes.row_deltas(jobs, add)
-        for (layer, row), gradient in gradients.items():
-            totals[layer][row] += jobs.weight[0] * norms[layer][row] * torch.linalg.vector_norm(gradient, p)
+    def _add_norms(self, jobs: Jobs, at: RowDelta, p: float, norms: Tensor, totals: Tensor) -> None:
+        ops.neuron_grad_norm(
+            at.x, at.delta.to(at.x.dtype), at.row.to(at.x.device), jobs.weight.to(at.x.device), norms, totals,
+            **asdict(at.layer.geometry), groups=at.layer.groups(at.x, self._passes.live), p=p,
+        )  # fmt: skip
+
+    def _add_gradients(self, at: RowDelta, sums: Sums) -> None:
+        """The gradient of a weight is summed over the places where it is used, and over parts of the images."""
+        key, row = (at.layer.weight, at.place), at.row.to(at.x.device)
+        own = at.layer.row_gradients(at.x, at.delta.to(at.x.dtype), row, self._passes.live).double()
+        sums[key] = row, (sums[key][1] + own if key in sums else own)
 
     def _layer_path(self, rule: PathRule, p: float, neurons: Tensor, norms: ByRow) -> ByRow:
-        totals = {layer: torch.zeros_like(norm) for layer, norm in norms.items()}
-        in_parts: dict[Layer, Tensor] = {}
+        totals = {weight: torch.zeros_like(norm) for weight, norm in norms.items()}
+        t, node_weight = rule.nodes
+        alone = any(self._is_shared(layer) for layer in self._passes.layers)
+        for chunk in torch.arange(len(t)).split(1 if alone else self._passes.chunk_of_whole):
+            jobs = Jobs(None, t[chunk], node_weight[chunk])
+            summed: dict[str, Tensor] = {}
 
-        def add_norms(layer: Layer, gradient: Tensor, node_weight: float) -> None:
-            norm = torch.linalg.vector_norm(gradient, p, dim=1, dtype=torch.float64)
-            totals[layer] += node_weight * norms[layer] * norm
+            def add_norms(weight: str, gradient: Tensor, node_weight: float) -> None:
+                norm = torch.linalg.vector_norm(gradient, p, dim=1, dtype=torch.float64)
+                totals[weight] += node_weight * norms[weight] * norm
 
-        def add(jobs: Jobs, at: LayerDelta) -> None:
-            for x, delta, node_weight in zip(at.x, at.delta, jobs.weight.tolist(), strict=True):
-                gradient = at.layer.weight_gradient(x, delta.to(x.dtype), self._passes.live)  # [N, F], large
-                if self._passes.parts == 1:
-                    add_norms(at.layer, gradient, node_weight)
-                else:
-                    in_parts[at.layer] = in_parts[at.layer] + gradient if at.layer in in_parts else gradient
+            def add(at: LayerDelta, jobs: Jobs = jobs, summed: dict[str, Tensor] = summed) -> None:
+                weight = at.layer.weight
+                for x, delta, node_weight in zip(at.x, at.delta, jobs.weight.tolist(), strict=True):
+                    gradient = at.layer.weight_gradient(x, delta.to(x.dtype), self._passes.live)  # [N, F], large
+                    if self._passes.parts == 1 and not self._is_shared(at.layer):
+                        add_norms(weight, gradient, node_weight)
+                    else:
+                        summed[weight] = summed[weight] + gradient if weight in summed else gradient
 
-        t, weight = rule.nodes
-        for chunk in torch.arange(len(t)).split(self._passes.chunk_of_whole):
-            jobs = Jobs(None, t[chunk], weight[chunk])
-            self._passes.layer_deltas(jobs, partial(add, jobs))
-            while in_parts:
-                add_norms(*in_parts.popitem(), float(jobs.weight[0]))
+            self._passes.layer_deltas(jobs, add)
+            while summed:
+                add_norms(*summed.popitem(), float(jobs.weight[0]))
         return totals
 
     def _loss_changes(self, neurons: Tensor) -> Tensor:
@@ -182,13 +193,13 @@ class Engine:
         losses = [self._passes.losses(jobs).cpu() for jobs in self._neuron_jobs(neurons, gone)]
         return torch.cat([torch.empty(0), *losses]).double() - self.loss
 
-    def _norms(self, layer: Layer, rule: PathRule, p: float, neurons: Tensor) -> Tensor:
-        norms = layer.row_norms(self._passes.live, p, neurons)
-        return norms if rule.with_norm else torch.ones_like(norms)
+    def _row_norms(self, p: float, neurons: Tensor) -> ByRow:
+        return {layer.weight: layer.row_norms(self._passes.live, p, neurons) for layer in self._passes.layers}
 
     def _per_neuron(self, by_row: ByRow) -> Tensor:
-        """float64 [n]: sums values per row [N] over each neuron's rows in all layers."""
-        return torch.stack([value.cpu()[layer.rows].sum(1) for layer, value in by_row.items()]).sum(0)
+        """float64 [n]: sums values per row [N] over each neuron's rows in all weights."""
+        rows = {layer.weight: layer.rows for layer in self._passes.layers}
+        return torch.stack([value.cpu()[rows[weight]].sum(1) for weight, value in by_row.items()]).sum(0)
 
     def _neuron_jobs(self, neurons: Tensor, nodes: Nodes) -> Iterator[Jobs]:
         """Every neuron at every node, in chunks that fit the memory."""

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from . import ops
 from .graph.front import Front
 from .graph.layer import Layer, geometry_of
-from .graph.trace import Env, aten, evaluate
+from .graph.operators import aten
+from .graph.trace import Env, evaluate
 from .jobs import Jobs
 
 

@@ -22,11 +22,13 @@ from . import ops
 from .batches import Batch, length, tensors
 from .budget import Budget
 from .graph import batchnorm
-from .graph.downstream import Downstream, Rider
+from .graph.downstream import Downstream
 from .graph.groups import Group
 from .graph.layer import Layer
+from .graph.operators import CONVOLUTIONS
+from .graph.riders import Rider
 from .graph.stretch import Stretch
-from .graph.trace import CONVOLUTIONS, Env, Trace
+from .graph.trace import Env, Trace
 from .incremental import Incremental
 from .jobs import Jobs, spread, whole_group
 from .numerics import close
@@ -43,12 +45,14 @@ class RowDelta:
 
     Attributes:
         layer: which.
+        place: which of the rows that each neuron owns in it.
         x: its input, [B, C, ...] for all jobs or [K*B, C, ...].
         row: int64 [K].
         delta: [K, B, *positions].
     """
 
     layer: Layer
+    place: int
     x: Tensor
     row: Tensor
     delta: Tensor
@@ -158,13 +162,13 @@ class Passes:
             if done.front is not None:
                 (layer,), output = self.layers, done.front.output
                 delta = done.front.delta(jobs, done.faded[output].detach(), deltas[output])
-                return receive(RowDelta(layer, self._input(layer, done), jobs.rows(layer.rows)[:, 0], delta))
+                return receive(RowDelta(layer, 0, self._input(layer, done), jobs.rows(layer.rows)[:, 0], delta))
             every = torch.arange(len(jobs))
             for layer in self.layers:
                 x = self._input(layer, done)
                 delta = layer.channels_first(deltas[layer.output]).unflatten(0, (len(jobs), -1))
-                for row in jobs.rows(layer.rows).unbind(1):
-                    receive(RowDelta(layer, x, row, delta[every, :, row]))
+                for place, row in enumerate(jobs.rows(layer.rows).unbind(1)):
+                    receive(RowDelta(layer, place, x, row, delta[every, :, row]))
 
         self._differentiate(jobs, hand_over)
 
@@ -297,10 +301,15 @@ class Passes:
         return ops.fade_neurons(z, jobs.rows(layer.rows).to(z.device), jobs.t.to(z.device), axis=layer.axis)
 
     def _fading(self, rider: Rider, value: Tensor, jobs: Jobs) -> Tensor:
-        """What turns a x + shift into a x + t shift, broadcast to ``value``."""
-        shift = batchnorm.affine(rider.node, self.live).shift
-        missing = (jobs.scale(rider.rows, len(shift), shift) - 1) * shift  # [K, N]
-        return spread(missing, value, 1)
+        """What turns a x + shift into a x + t shift for the neurons that fade, for all jobs and samples."""
+        shift = rider.shift(self.live)
+        neuron = rider.neuron.to(shift.device)
+        column = (-1, *[1] * neuron.dim())
+        fades = neuron >= 0 if jobs.neuron is None else neuron == jobs.neuron.to(shift.device).view(column)
+        missing = fades * (jobs.t.to(shift) - 1).view(column) * shift  # [K, ...]
+        axis = next(iter(self._trace.batch_axes(rider.node)), 0)
+        missing = missing.movedim(0, axis).flatten(axis, axis + 1)
+        return missing.repeat_interleave(value.shape[axis] // missing.shape[axis], axis)
 
     def _input(self, layer: Layer, done: _Pass) -> Tensor:
         return layer.padded(layer.channels_first(done.inputs[layer.output]))

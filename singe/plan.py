@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 from .graph.groups import Group, Slice
 from .graph.trace import named_tensors
-from .surgery import compact
+from .surgery import compact, is_width, width
 
 VERSION = 1
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What goes of one axis of a parameter or buffer.
+    """What goes of one axis of a parameter or buffer, or of a width that a module keeps as an attribute.
 
     Attributes:
-        tensor: its qualified name.
+        tensor: its qualified name; or that of an integer attribute of a module, which is its length.
         axis: the axis.
         size: how long the axis is in the unpruned model.
         indices: those that go, ascending.
@@ -94,6 +94,8 @@ class Plan:
         tensors = named_tensors(model)
         for cut in (cut for removal in self.removals for cut in removal.cuts):
             shape = tuple(tensors[cut.tensor].shape) if cut.tensor in tensors else ()
+            if is_width(model, cut.tensor):
+                shape = (width(model, cut.tensor),)
             if not (cut.axis < len(shape) and shape[cut.axis] == cut.size):
                 raise ValueError(
                     f"expected a model whose {cut.tensor} is {cut.size} long on axis {cut.axis}, as the one that was "

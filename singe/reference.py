@@ -6,19 +6,21 @@ First the twins of the native operators, with `singe.ops`'s signatures.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from .batches import Batch
 from .criteria import Criterion, LossChange, Magnitude, PathCriterion, Random, resolve
 from .graph import batchnorm
 from .graph.analysis import find_groups
 from .graph.groups import Group, module_of
+from .graph.riders import find_riders
 from .graph.trace import Forward, Trace, trace
 from .score import groups_of, in_layer_order
 from .task import Loss, Task, cross_entropy
@@ -115,7 +117,9 @@ def score(
     task = Task(forward, loss or cross_entropy)
     graph = trace(work, task.inputs(batch), task.call)
     fold(work, graph)
-    parts = [(g, _Literal(work, g, batch, task).scores(chosen)) for g in groups_of(layer, find_groups(graph), work)]
+    parts = [
+        (g, _Literal(work, graph, g, batch, task).scores(chosen)) for g in groups_of(layer, find_groups(graph), work)
+    ]
     return in_layer_order(layer, parts)
 
 
@@ -135,7 +139,11 @@ def fold(model: nn.Module, graph: Trace) -> None:
         weight = graph.parameter(call, 1, "weight")
         if weight is not None and batchnorm.following(call) is node:
             writer: Any = model.get_submodule(module_of(weight))
-            writer.weight.mul_(known.scale.view(-1, *[1] * (writer.weight.dim() - 1)))
+            weight_rows = writer.weight.data
+            if isinstance(writer, _ConvTransposeNd):  # [groups, N/groups, C/groups, ...] -> [N, C/groups, ...]
+                weight_rows = weight_rows.unflatten(0, (writer.groups, -1)).transpose(1, 2)
+            scale = known.scale.view(*weight_rows.shape[: weight_rows.dim() - writer.weight.dim() + 1])
+            weight_rows.mul_(scale.view(*scale.shape, *[1] * (weight_rows.dim() - scale.dim())))
             if writer.bias is not None:
                 writer.bias.mul_(known.scale)
             norm.weight.fill_(1)
@@ -155,21 +163,20 @@ class _Judged(nn.Module):
 class _Literal:
     """The criteria on one group of a folded network."""
 
-    def __init__(self, model: nn.Module, group: Group, batch: Batch, task: Task) -> None:
+    def __init__(self, model: nn.Module, graph: Trace, group: Group, batch: Batch, task: Task) -> None:
         self._model, self._group, self._batch = model, group, batch
         self._judged = _Judged(model, task)
         named = (*model.named_parameters(), *model.named_buffers())  # tied ones once
         self._tensors = {name: tensor.detach() for name, tensor in named}
-        self._owned = dict(self._theta())
+        added = {rider.tensor for rider in find_riders(graph, group, graph.nodes)}
+        self._theta = [s for s in group.slices if s.role == "writes" and self._fades(s.tensor, added)]
 
-    def _theta(self) -> Iterator[tuple[str, Tensor]]:
-        """The tensors that fade, and each neuron's rows in them [n, R]: weights and biases, not batch norm scales."""
-        for name in self._group.members:
-            axis0 = [s.tensor for s in self._group.slices if s.dim == 0 and module_of(s.tensor) == name]
-            rows = self._group.rows(axis0[0])
-            norm = isinstance(self._model.get_submodule(name), _NormBase)
-            for tensor in [f"{name}.bias"] if norm else axis0:
-                yield tensor, rows
+    def _fades(self, tensor: str, added: set[str]) -> bool:
+        """Whether a tensor is of those that fade: weights and biases and what else is added, not scales."""
+        module = self._model.get_submodule(module_of(tensor))
+        if isinstance(module, _NormBase):
+            return tensor.endswith(".bias")
+        return tensor in added or module_of(tensor) in map(module_of, self._group.writers)
 
     def scores(self, criterion: Criterion) -> Tensor:
         """float64 [n]."""
@@ -194,9 +201,10 @@ class _Literal:
     def _faded(self, neurons: Iterable[int], t: float) -> dict[str, Tensor]:
         """All tensors, with what ``neurons`` own scaled by t."""
         faded = dict(self._tensors)
-        for name, rows in self._owned.items():
-            faded[name] = faded[name].clone()
-            faded[name][rows[list(neurons)].flatten()] *= t
+        for s in self._theta:
+            own = s.indices(torch.tensor(list(neurons))).to(faded[s.tensor].device)
+            faded[s.tensor] = faded[s.tensor].clone()
+            faded[s.tensor].movedim(s.dim, 0)[own] *= t
         return faded
 
     def _value(self, tensors: dict[str, Tensor]) -> Tensor:
@@ -213,5 +221,15 @@ class _Literal:
 
     def _norms(self, tensors: dict[str, Tensor], neuron: int, p: float) -> Tensor:
         """float64: the p-norm of each of a neuron's weight rows."""
-        rows = [tensors[w][self._owned[w][neuron]].double().flatten(1) for w in self._group.writers]  # each [R, F]
-        return torch.cat([torch.linalg.vector_norm(r, p, dim=1) for r in rows])
+        rows = [self._rows(w, tensors[w], neuron) for w in self._group.writers]  # each [R, F]
+        return torch.cat([torch.linalg.vector_norm(r.double(), p, dim=1) for r in rows])
+
+    def _rows(self, weight: str, value: Tensor, neuron: int) -> Tensor:
+        """[R, F]: the parts of a weight that write one output channel of the neuron's each."""
+        written, module = self._group.written(weight), self._model.get_submodule(module_of(weight))
+        own = value.movedim(written.dim, 0)[written.indices(torch.tensor([neuron])).to(value.device)]
+        if not isinstance(module, _ConvTransposeNd):
+            return own.flatten(1)
+        if written.dim == 0:  # one input channel for each group, [R, N/groups, ...]
+            return own.flatten(0, 1).flatten(1)
+        return own.unflatten(1, (module.groups, -1)).flatten(0, 1).flatten(1)  # [R, C, ...]

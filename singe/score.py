@@ -89,6 +89,6 @@ def in_layer_order(layer: str, parts: list[tuple[Group, Tensor]]) -> Tensor:
     """Concatenates values per neuron of several groups, ordered by the neurons' first row in ``layer``."""
     first_rows = []
     for group, _ in parts:
-        tensor = next(s.tensor for s in group.slices if s.dim == 0 and module_of(s.tensor) == layer)
+        tensor = next(s.tensor for s in group.slices if s.role == "writes" and module_of(s.tensor) == layer)
         first_rows.append(group.rows(tensor)[:, 0])
     return torch.cat([values for _, values in parts])[torch.cat(first_rows).argsort()]

@@ -15,13 +15,13 @@ from .graph.groups import Slice, module_of
 from .graph.trace import named_tensors
 
 Removed = Mapping[tuple[str, int], Tensor]
-"""(parameter or buffer name, axis) -> int64 indices along that axis that go."""
+"""(parameter or buffer name, axis), or (name of an integer attribute, 0), -> int64 indices of that axis that go."""
 
 
 @torch.no_grad()
 def mask(model: nn.Module, slices: Iterable[Slice], neurons: Tensor, optimizer: Optimizer | None = None) -> None:
     """Zeroes all that ``neurons`` (int64) own, their readers' columns included, and the optimiser's state of it."""
-    for s in slices:
+    for s in (s for s in slices if s.role != "width"):
         tensor, index = (
             getattr(model.get_submodule(module_of(s.tensor)), s.tensor.rpartition(".")[2]),
             s.indices(neurons),
@@ -51,14 +51,15 @@ def compact(model: nn.Module, removed: Removed, optimizer: Optimizer | None = No
 
     Args:
         model: changed in place.
-        removed: (tensor name, axis) -> int64 indices to remove.
+        removed: (tensor name, axis), or (attribute name, 0), -> int64 indices to remove.
         optimizer: holds some of the model's parameters.
 
     Raises:
         ValueError: an unknown name, an axis or index out of range, or an axis that would become empty.
     """
     tensors = named_tensors(model)
-    kept = {key: _kept(tensors, *key, indices) for key, indices in removed.items()}
+    widths = {name: width(model, name) - len(gone) for (name, _), gone in removed.items() if is_width(model, name)}
+    kept = {key: _kept(tensors, *key, indices) for key, indices in removed.items() if key[0] not in widths}
     blocks = {module: _groups_left(module, kept.get((f"{n}.weight", 0))) for n, module in _grouped(model)}
     cut: dict[int, Tensor] = {}
     for name, old in tensors.items():
@@ -73,6 +74,21 @@ def compact(model: nn.Module, removed: Removed, optimizer: Optimizer | None = No
         if module in blocks:
             module.groups = blocks[module]
         _sync_attributes(module)
+    for name, value in widths.items():
+        setattr(model.get_submodule(module_of(name)), name.rpartition(".")[2], value)
+
+
+def is_width(model: nn.Module, name: str) -> bool:
+    """Whether a name is that of an integer attribute of one of the model's modules."""
+    module, _, attribute = name.rpartition(".")
+    holder = dict(model.named_modules()).get(module)
+    return type(vars(holder).get(attribute)) is int if holder is not None else False
+
+
+def width(model: nn.Module, name: str) -> int:
+    """The value of an integer attribute."""
+    value: int = getattr(model.get_submodule(module_of(name)), name.rpartition(".")[2])
+    return value
 
 
 def _kept(tensors: Mapping[str, Tensor], name: str, dim: int, indices: Tensor) -> Tensor:
@@ -111,27 +127,29 @@ def _replace(module: nn.Module, name: str, tensor: Tensor) -> None:
 def _grouped(model: nn.Module) -> Iterator[tuple[str, _ConvNd]]:
     """Grouped and depthwise convolutions by name."""
     for name, module in model.named_modules():
-        if isinstance(module, _ConvNd) and module.groups > 1 and not module.transposed:
+        if isinstance(module, _ConvNd) and module.groups > 1:
             yield name, module
 
 
 def _groups_left(module: _ConvNd, kept: Tensor | None) -> int:
-    """How many groups of a convolution still have a row; a depthwise one loses whole groups, others none."""
-    rows = module.out_channels // module.groups
+    """How many groups of a convolution are left along axis 0; a depthwise one loses whole groups, others none."""
+    rows = len(module.weight) // module.groups
     return module.groups if kept is None else len(torch.unique(kept // rows))
 
 
 def _sync_attributes(module: nn.Module) -> None:
     """Widths that a module keeps beside its tensors."""
-    if isinstance(module, _ConvNd) and not module.transposed:
-        module.out_channels = module.weight.shape[0]
-        module.in_channels = module.weight.shape[1] * module.groups
+    if isinstance(module, _ConvNd):
+        whole, part = module.weight.shape[0], module.weight.shape[1] * module.groups
+        module.in_channels, module.out_channels = (whole, part) if module.transposed else (part, whole)
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, _NormBase):
-        width = next((t for t in (module.weight, module.running_mean) if t is not None), None)
-        if width is not None:
-            module.num_features = len(width)
+        channels = next((t for t in (module.weight, module.running_mean) if t is not None), None)
+        if channels is not None:
+            module.num_features = len(channels)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(module.weight)
 
 
 def _matching_state(optimizer: Optimizer | None, parameter: Tensor) -> dict[str, Tensor]:

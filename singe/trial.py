@@ -130,7 +130,7 @@ def expanded(original: nn.Module, pruned: nn.Module, plan: Plan) -> nn.Module:
         seen.add(id(tensor))
         kept = [torch.ones(n, dtype=torch.bool) for n in tensor.shape]
         for (owner, dim), gone in removed.items():
-            if tensors[owner] is tensor:
+            if tensors.get(owner) is tensor:
                 kept[dim][gone] = False
         index = [k.nonzero().view([-1 if i == dim else 1 for i in range(len(kept))]) for dim, k in enumerate(kept)]
         tensor.zero_()

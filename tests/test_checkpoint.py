@@ -100,7 +100,7 @@ def test_tied_weights_and_buffers_survive(tmp_path):
     model, plan = Tied(), Plan()
     own = torch.arange(4)
     names = [("a.weight", 0), ("b.weight", 1), ("a.bias", 0), ("b.bias", 0), ("c.weight", 1)]
-    plan.add(Group("a", 4, ("a.weight",), tuple(Slice(n, d, own) for n, d in names), None), [1])
+    plan.add(Group("a", 4, ("a.weight",), tuple(Slice(n, d, own, ("writes", "reads")[d]) for n, d in names), None), [1])
     small = plan.apply(copy.deepcopy(model))
     small.offset.mul_(3)
     save(small, plan, tmp_path)

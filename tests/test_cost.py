@@ -51,8 +51,11 @@ def test_the_count_is_what_compaction_takes(case, data):
 def test_parameters_behind_a_flattening_and_fixed_ones_count_exactly():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 5), nn.Linear(5, 2))
     own = torch.arange(4)
-    slices = [Slice(n, 0, own) for n in ("0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var")]
-    group = Group("0", 4, ("0.weight",), (*slices, Slice("3.weight", 1, own.repeat_interleave(4))), None)
+    slices = [
+        Slice(n, 0, own, "writes")
+        for n in ("0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var")
+    ]
+    group = Group("0", 4, ("0.weight",), (*slices, Slice("3.weight", 1, own.repeat_interleave(4), "reads")), None)
     count = parameter_cost(model, [group])
     assert count.gone([3]) == 3 * (27 + 1 + 2 + 4 * 5)
     assert count.gone([3]) == really_gone(model, [group], [3])
@@ -64,7 +67,7 @@ def test_tied_parameters_count_once():
     model.again = model[2]
     own = torch.arange(6)
     names = [("1.weight", 0), ("0.weight", 1), ("1.bias", 0), ("again.weight", 1)]
-    group = Group("0", 6, ("1.weight",), tuple(Slice(n, d, own) for n, d in names), None)
+    group = Group("0", 6, ("1.weight",), tuple(Slice(n, d, own, ("writes", "reads")[d]) for n, d in names), None)
     count = parameter_cost(model, [group])
     assert count.total == 6 * 6 + 6 + 6 * 2 + 2
     assert count.gone([2]) == 36 - 16 + 2 + 4

@@ -31,7 +31,11 @@ def group(name, size, reader, before=0, after=0):
     own = torch.arange(size)
     nobody = torch.full((1,), -1)
     columns = torch.cat([nobody.expand(before), own, nobody.expand(after)])
-    slices = (Slice(f"{name}.weight", 0, own), Slice(f"{name}.bias", 0, own), Slice(f"{reader}.weight", 1, columns))
+    slices = (
+        Slice(f"{name}.weight", 0, own, "writes"),
+        Slice(f"{name}.bias", 0, own, "writes"),
+        Slice(f"{reader}.weight", 1, columns, "reads"),
+    )
     return Group(name, size, (f"{name}.weight",), slices, None)
 
 

@@ -360,7 +360,7 @@ def test_removing_nothing_changes_no_value():
 # mask and held_at_zero
 
 CHANNELS = torch.arange(5)
-SLICES = [Slice(name, dim, CHANNELS) for name, dim in gone()]
+SLICES = [Slice(name, dim, CHANNELS, ("writes", "reads")[dim]) for name, dim in gone()]
 
 
 def entries(model, neurons):

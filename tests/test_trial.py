@@ -24,9 +24,9 @@ def linear_group(name, size, reader, start=0, width=None):
     rows = torch.full((width,), -1)
     rows[start : start + size] = torch.arange(size)
     slices = (
-        Slice(f"{name}.weight", 0, rows),
-        Slice(f"{name}.bias", 0, rows),
-        Slice(f"{reader}.weight", 1, torch.arange(size)),
+        Slice(f"{name}.weight", 0, rows, "writes"),
+        Slice(f"{name}.bias", 0, rows, "writes"),
+        Slice(f"{reader}.weight", 1, torch.arange(size), "reads"),
     )
     return Group(f"{name}{start}", size, (f"{name}.weight",), slices, None)
 
@@ -95,7 +95,7 @@ def test_a_single_neuron_that_must_stay_makes_its_group_unsafe(size):
     model = Wired(lambda self, x: self.b(torch.cat([self.a(x)[:, 1:], self.a(x)[:, :1]], 1)), a=nn.Linear(4, size))
     model.b = nn.Linear(size, 2)
     group = linear_group("a", size, "b")
-    columns = Slice("b.weight", 1, torch.arange(size).roll(-1))
+    columns = Slice("b.weight", 1, torch.arange(size).roll(-1), "reads")
     group = Group("a", size, group.writers, (*group.slices[:2], columns), None)
     # all but the first may go
     assert unsafe_groups(model, [group], normal(3, 4)).keys() == {"a"}
@@ -217,7 +217,8 @@ def test_expanding_keeps_tied_weights_tied():
     index = torch.tensor([0, 2])
     every = torch.tensor([0, -1, 1, -1])
     slices = [
-        Slice(n, d, every) for n, d in (("2.weight", 0), ("0.weight", 1), ("0.bias", 0), ("2.bias", 0), ("4.weight", 1))
+        Slice(n, d, every, ("writes", "reads")[d])
+        for n, d in (("2.weight", 0), ("0.weight", 1), ("0.bias", 0), ("2.bias", 0), ("4.weight", 1))
     ]
     plan.add(Group("0", 2, ("0.weight",), tuple(slices), None), [0, 1])
     plan.apply(small)

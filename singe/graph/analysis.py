@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from .claims import Claims, Weight
 from .groups import Group
-from .owners import Owners, Weight
-from .rules import Rules
+from .owners import NOBODY, Owners
+from .rules import Rules, fixed
 from .trace import Env, Trace
 
 
@@ -15,21 +16,33 @@ def find_groups(trace: Trace) -> list[Group]:
     return analyse(trace)[0]
 
 
-def analyse(trace: Trace) -> tuple[list[Group], dict[str, str]]:
-    """The groups of :func:`find_groups`, and the modules whose weights write no neuron of any of them -> why."""
+def analyse(trace: Trace, training: Trace | None = None) -> tuple[list[Group], dict[str, str]]:
+    """The groups of a network, and the modules whose weights write no neuron of any of them -> why.
+
+    Args:
+        trace: of the network in eval mode.
+        training: in train mode, where parts of it live that the other does not hold, such as auxiliary heads.
+    """
     owners = Owners()
-    rules = Rules(owners, trace)
+    claims = Claims(owners)
+    _follow(trace, owners, claims)
+    elsewhere: dict[str, str] = {}
+    if training is not None:
+        _follow(training, owners, claims)
+        idle = set(training.used()) - set(trace.used())
+        elsewhere = dict.fromkeys(idle, "used in train mode only, where nothing scores it")
+    return claims.groups(elsewhere), claims.unfollowed()
+
+
+def _follow(trace: Trace, owners: Owners, claims: Claims) -> None:
+    """Runs a trace on owners."""
+    rules = Rules(owners, claims, trace)
     env: Env = {node: Weight(name, tuple(node.meta["val"].shape)) for node, name in trace.state.items()}
-    env |= {node: torch.zeros(value.shape, dtype=torch.int64) for node, value in trace.constants.items()}
-    for node in trace.inputs:
-        shape = trace.shape(node, trace.example_batch)
-        pixels = owners.issue((1, *shape[1:]))
-        owners.freeze(pixels, "network input")
-        env[node] = pixels.expand(shape).contiguous()
+    env |= {node: torch.tensor(NOBODY).expand(value.shape) for node, value in trace.constants.items()}
+    env |= {node: fixed(owners, trace.shape(node, trace.example_batch), "network input") for node in trace.inputs}
     trace.run(trace.nodes, env, trace.example_batch, keep=trace.outputs, call=rules.apply)
     for node in trace.outputs:
         if isinstance(env[node], Weight):
-            owners.freeze_tensor(env[node], "network output")
+            claims.freeze(env[node], "network output")
         else:
             owners.freeze(env[node], "network output")
-    return owners.groups(), owners.unfollowed()

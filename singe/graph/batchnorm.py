@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, fx
 
 from .groups import module_of
-from .trace import Env, Trace, aten
+from .operators import aten
+from .trace import Env, Trace
 
 
 @dataclass(frozen=True)

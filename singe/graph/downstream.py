@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-from torch import Tensor, fx
+from torch import fx
 
 from . import batchnorm
 from .front import find_front
 from .groups import Group
 from .layer import find_layers, is_affine
+from .riders import find_riders
 from .stretch import Stretch, stretch
 from .suffix import cut
 from .trace import Env, Trace
-
-
-@dataclass(frozen=True)
-class Rider:
-    """A batch norm that no layer absorbs; its shift fades with the neurons that pass through it."""
-
-    node: fx.Node
-    rows: Tensor
 
 
 class Downstream:
@@ -35,7 +27,7 @@ class Downstream:
     Attributes:
         layers: the group's writers, in execution order.
         by_output: the same by the node of their output.
-        riders: by their node.
+        riders: what is added to its neurons behind them, by node.
         suffix: what depends on them.
         foldable: the suffix's layers that can do the batch norm behind them.
         whole: the suffix as it runs for jobs of any kind.
@@ -50,7 +42,8 @@ class Downstream:
         self.suffix = cut(trace, self.by_output)
         self.foldable = [n for n in self.suffix.nodes if is_affine(n) and batchnorm.folds(n, live)]
         self._absorbed = {norm for n in self.foldable if (norm := batchnorm.following(n)) is not None}
-        self.riders = {rider.node: rider for rider in self._find_riders(group)}
+        ride = [n for n in self.suffix.nodes if n not in self.by_output]
+        self.riders = {rider.node: rider for rider in find_riders(trace, group, ride)}
         self.whole = self._stretch(self.suffix.nodes, self.suffix.roots)
         # where one layer with a row per neuron is all that fades
         simple = len(self.layers) == 1 and not self.riders and self.layers[0].rows.shape[1] == 1
@@ -69,14 +62,6 @@ class Downstream:
     def kept(self) -> list[fx.Node]:
         """The values of the prefix that passes need."""
         return [*self.suffix.boundary, *self.suffix.roots, *self.inputs]
-
-    def _find_riders(self, group: Group) -> Iterable[Rider]:
-        owned = {s.tensor for s in group.slices if s.dim == 0}
-        for node in self.suffix.nodes:
-            if batchnorm.is_batch_norm(node) and node not in self.by_output:
-                tensor = batchnorm.owned_tensor(self._trace, node)
-                if tensor in owned:
-                    yield Rider(node, group.rows(tensor))
 
     def _stretch(self, nodes: Iterable[fx.Node], sources: Iterable[fx.Node]) -> Stretch:
         return stretch(self._trace, self.suffix, nodes, sources, {*self.by_output, *self.riders}, self._absorbed)

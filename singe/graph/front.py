@@ -14,8 +14,9 @@ from torch import fx
 
 from .batchnorm import following
 from .layer import Layer
+from .operators import aten
 from .suffix import Suffix
-from .trace import Trace, aten
+from .trace import Trace
 
 _POINTWISE = {aten.relu.default, aten.leaky_relu.default, aten.clone.default}
 _POOLS = {aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default}

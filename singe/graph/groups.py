@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+Role = Literal["writes", "reads", "width"]
+"""What a slice is to its neurons: rows, biases and what rides along "writes" them, columns "read" them, and a "width"
+is an integer attribute of a module that counts them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -13,14 +18,16 @@ class Slice:
     """The part of one axis of a parameter or buffer that belongs to a group.
 
     Attributes:
-        tensor: qualified name of the parameter or buffer.
-        dim: the axis.
+        tensor: qualified name of the parameter or buffer, or of an integer attribute that says how long an axis is.
+        dim: the axis; 0 for an attribute.
         neuron: int64 [size of that axis]: the group's neuron each index belongs to, -1 for none.
+        role: what it is to the group.
     """
 
     tensor: str
     dim: int
     neuron: Tensor
+    role: Role
 
     def indices(self, neurons: Tensor) -> Tensor:
         """The indices along ``dim`` that belong to any of ``neurons`` (int64), ascending."""
@@ -51,8 +58,15 @@ class Group:
     frozen: str | None
 
     def rows(self, tensor: str) -> Tensor:
-        """int64 [size, multiplicity]: each neuron's indices along axis 0 of ``tensor``."""
-        return rows_by_neuron(self.slice(tensor, 0).neuron, self.size)
+        """int64 [size, multiplicity]: each neuron's indices along the axis of ``tensor`` that it is written by."""
+        return rows_by_neuron(self.written(tensor).neuron, self.size)
+
+    def written(self, tensor: str) -> Slice:
+        """The slice of a tensor that writes the group; KeyError where there is none."""
+        for s in self.slices:
+            if s.tensor == tensor and s.role == "writes":
+                return s
+        raise KeyError(f"group {self.name} is not written by {tensor}")
 
     def slice(self, tensor: str, dim: int) -> Slice:
         """The group's slice of one axis; KeyError where the group owns nothing there."""
@@ -64,7 +78,15 @@ class Group:
     @property
     def members(self) -> tuple[str, ...]:
         """Module names whose outputs are the group's neurons: the writers and what rides along."""
-        return tuple(dict.fromkeys(module_of(s.tensor) for s in self.slices if s.dim == 0))
+        return self._modules("writes")
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """Module names whose weights read the group's neurons."""
+        return self._modules("reads")
+
+    def _modules(self, role: Role) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(module_of(s.tensor) for s in self.slices if s.role == role))
 
 
 def rows_by_neuron(neuron: Tensor, size: int) -> Tensor:

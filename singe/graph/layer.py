@@ -11,8 +11,9 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from . import batchnorm
-from .groups import Group, module_of
-from .trace import CONVOLUTIONS, Env, Trace, aten
+from .groups import Group, module_of, rows_by_neuron
+from .operators import CONVOLUTIONS, TRANSPOSED, aten
+from .trace import Env, Trace
 
 _AFFINE = (*CONVOLUTIONS, aten.linear)
 
@@ -29,7 +30,10 @@ class Geometry:
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A writer of a group.
+    """A writer of a group at one place where it is used.
+
+    Its rows are those that write one output channel each: of a convolution or linear layer ``weight[row]``, of a
+    transposed convolution the same part of its weight in other words, see :meth:`kernel`.
 
     Attributes:
         weight: qualified name of its weight, [N, F...].
@@ -54,6 +58,20 @@ class Layer:
         """The node of the weight."""
         node: Any = self.call.args[1]
         return node
+
+    @property
+    def transposed(self) -> bool:
+        """Whether it is a transposed convolution."""
+        return is_transposed(self.call)
+
+    def kernel(self, live: Env) -> Tensor:
+        """The weight as [N, F...], a row for each output channel."""
+        weight = live[self.weight_node]
+        if not self.transposed:
+            return weight
+        groups = _transposed_groups(self.call, len(weight))
+        # [groups * C, N / groups, *kernel]
+        return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
 
     def channels_first(self, value: Tensor) -> Tensor:
         """X or z as [B, channels, positions...]; a linear layer's leading axes become one axis of positions."""
@@ -81,11 +99,11 @@ class Layer:
 
     def groups(self, x: Tensor, live: Env) -> int:
         """Into how many parts the convolution takes x [B, C, ...]; fewer where a depthwise one has lost channels."""
-        return x.shape[1] // live[self.weight_node].shape[1]
+        return x.shape[1] // self.kernel(live).shape[1]
 
     def row_norms(self, live: Env, p: float, neurons: Tensor) -> Tensor:
         """float64 [N]: the p-norm of the weight rows of ``neurons``, batch norm folded in; zero for other rows."""
-        weight = live[self.weight_node]
+        weight = self.kernel(live)
         rows = self.rows[neurons].flatten().to(weight.device)
         norms = torch.zeros(len(weight), dtype=torch.float64, device=weight.device)
         norms[rows] = torch.linalg.vector_norm(weight[rows].double().flatten(1), p, dim=1)
@@ -95,11 +113,24 @@ class Layer:
 
     def weight_gradient(self, x: Tensor, delta: Tensor, live: Env) -> Tensor:
         """dL/dW [N, F] for x, padded, and the gradient delta of the (folded) output, both channels first."""
-        return self._gradient(x, delta, live[self.weight_node], self.groups(x, live))
+        return self._gradient(x, delta, self.kernel(live), self.groups(x, live))
+
+    def row_gradients(self, x: Tensor, delta: Tensor, row: Tensor, live: Env) -> Tensor:
+        """dL/dW [K, F] of one row (int64 [K]) for each of K jobs.
+
+        Args:
+            x: [B, C, ...] for all jobs or [K*B, C, ...]; padded, channels first.
+            delta: [K, B, *positions], the gradient of those rows' outputs.
+            row: which.
+            live: the model's values, by node.
+        """
+        inputs = [x] * len(row) if len(x) == delta.shape[1] else x.chunk(len(row))
+        jobs = zip(inputs, delta, row.tolist(), strict=True)
+        return torch.stack([self.row_gradient(own, part, index, live) for own, part, index in jobs])
 
     def row_gradient(self, x: Tensor, delta: Tensor, row: int, live: Env) -> Tensor:
         """dL/dW [F] of one row for x, padded, channels first, and the gradient delta [B, *positions] of its output."""
-        weight = live[self.weight_node]
+        weight = self.kernel(live)
         seen = weight.shape[1]
         first = row // (len(weight) // self.groups(x, live)) * seen
         return self._gradient(x.narrow(1, first, seen), delta.unsqueeze(1), weight[row : row + 1], 1)[0]
@@ -108,10 +139,21 @@ class Layer:
         if self.call.target is aten.linear.default:
             return torch.einsum("bnt,bct->nc", delta, x)
         g = self.geometry
-        return aten.convolution_backward(
-            delta, x, weight, None, g.stride, g.padding, g.dilation, False, [0], groups,
-            [False, True, False],
-        )[1].flatten(1)  # fmt: skip
+        if self.transposed:
+            # x takes the place of the gradient, and the gradient that of the input
+            parts = zip(x.chunk(groups, 1), delta.chunk(groups, 1), strict=True)
+            found = [_convolution_gradient(d, own, own.shape[1], g).transpose(0, 1) for own, d in parts]
+            return torch.cat(found).flatten(1)
+        return _convolution_gradient(x, delta, len(weight), g, groups).flatten(1)
+
+
+def _convolution_gradient(x: Tensor, delta: Tensor, rows: int, g: Geometry, groups: int = 1) -> Tensor:
+    """dL/dW [rows, C / groups, *kernel] of a convolution of x [B, C, ...] with the gradient delta [B, rows, ...]."""
+    weight = x.new_empty(rows, x.shape[1] // groups, *g.kernel_size)
+    gradient: Tensor = aten.convolution_backward(
+        delta, x, weight, None, g.stride, g.padding, g.dilation, False, [0], groups, [False, True, False],
+    )[1]  # fmt: skip
+    return gradient
 
 
 def is_affine(node: fx.Node) -> bool:
@@ -119,27 +161,50 @@ def is_affine(node: fx.Node) -> bool:
     return getattr(node.target, "overloadpacket", None) in _AFFINE
 
 
+def is_transposed(node: fx.Node) -> bool:
+    """Whether a node is a transposed convolution."""
+    return getattr(node.target, "overloadpacket", None) in TRANSPOSED
+
+
 def find_layers(trace: Trace, group: Group) -> list[Layer]:
-    """The group's writers as they stand in ``trace``, in execution order.
+    """The group's writers as they stand in ``trace``, in execution order, once for every use.
 
     Raises:
-        ValueError: a writer is used more than once.
+        ValueError: none is used.
     """
-    return [_layer(trace, weight, group.rows(weight)) for weight in group.writers]
+    calls = {weight: trace.calls(weight) for weight in group.writers}
+    order = {call: i for i, call in enumerate(trace.nodes)}
+    found = [_layer(call, weight, group) for weight in group.writers for call in calls[weight]]
+    if not found:
+        raise ValueError(f"expected {', '.join(map(module_of, group.writers))} to be used in eval mode")
+    return sorted(found, key=lambda layer: order[layer.call])
 
 
-def _layer(trace: Trace, weight: str, rows: Tensor) -> Layer:
-    calls = trace.calls(weight)
-    if len(calls) != 1:
-        raise ValueError(f"expected {module_of(weight)} to be used once in the model, it is used {len(calls)} times")
-    call = calls[0]
+def _layer(call: fx.Node, weight: str, group: Group) -> Layer:
     behind = batchnorm.following(call)
     arguments: tuple[Any, ...] = call.args
     if call.target is aten.linear.default:
         axis, geometry = -1, Geometry([1], [1], [0], [1])
     else:
         axis, geometry = 1, geometry_of(call)
-    return Layer(weight, call, arguments[0], behind or call, axis, geometry, rows)
+    return Layer(weight, call, arguments[0], behind or call, axis, geometry, _rows(call, weight, group))
+
+
+def _rows(call: fx.Node, weight: str, group: Group) -> Tensor:
+    """int64 [neurons, rows]: the output channels that a weight writes for each neuron."""
+    written = group.written(weight)
+    if not is_transposed(call):
+        return group.rows(weight)
+    inputs, width = call.args[1].meta["val"].shape[:2]  # type: ignore[union-attr]
+    if written.dim == 0:  # one input channel for each group
+        return rows_by_neuron(written.neuron.repeat_interleave(width), group.size)
+    return rows_by_neuron(written.neuron.repeat(_transposed_groups(call, inputs)), group.size)
+
+
+def _transposed_groups(call: fx.Node, inputs: int) -> int:
+    """In how many parts a transposed convolution takes ``inputs`` channels; a depthwise one may have lost some."""
+    groups: int = _argument(call, 6, "groups", 1)
+    return inputs if groups == call.args[1].meta["val"].shape[0] else groups  # type: ignore[union-attr]
 
 
 def geometry_of(call: fx.Node) -> Geometry:
@@ -148,7 +213,7 @@ def geometry_of(call: fx.Node) -> Geometry:
     kernel_size = list(weight.meta["val"].shape[2:])
     rank = len(kernel_size)
     stride = _per_axis(_argument(call, 3, "stride", 1), rank)
-    dilation = _per_axis(_argument(call, 5, "dilation", 1), rank)
+    dilation = _per_axis(_argument(call, 7 if is_transposed(call) else 5, "dilation", 1), rank)
     padding = _argument(call, 4, "padding", 0)
     if padding == "valid":
         padding = 0

@@ -1,84 +1,60 @@
 """Who owns each element of each activation: neurons found by running the graph on integers.
 
-Every activation is mirrored by an int64 tensor of its own shape (batch of two) that holds, per element, the id of the
-neuron it belongs to. Data movement moves ids, sums unite them (union-find), weights read and write them.
+Every activation is mirrored by an int64 tensor of its own shape that holds, per element, the id of the neuron it
+belongs to. Data movement moves ids, sums unite them (union-find), weights read and write them. A layer's output has one
+owner per channel, so its mirror is expanded along all other axes and costs next to nothing.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .groups import Group, Slice, module_of
-
 NOBODY = 0
 
 
-@dataclass(frozen=True)
-class Weight:
-    """Stands for a parameter or buffer while the graph runs on owners."""
-
-    name: str
-    shape: tuple[int, ...]
-
-
-Footprint = tuple[tuple[tuple[str, int], int], ...]
-
-
 class Owners:
-    """Issues, unites and freezes neuron ids, and remembers which tensor axes they claim."""
+    """Issues, unites and freezes neuron ids."""
 
     def __init__(self) -> None:
         self._count = 1
         self._pairs: list[Tensor] = []
-        self._frozen: list[tuple[Tensor, str]] = []
-        self._claims: dict[tuple[str, int], Tensor] = {}
-        self._frozen_tensors: dict[Weight, str] = {}
-        self._rows: dict[str, Tensor] = {}
+        self._boxes: list[Box] = []
+        self._matches: list[Match] = []
+        self.frozen: list[tuple[Tensor, str]] = []
+        self.contracted: list[Tensor] = []
 
-    def issue(self, shape: tuple[int, ...]) -> Tensor:
+    def issue(self, shape: Sequence[int]) -> Tensor:
         """Fresh ids, one per element of ``shape``."""
         count = int(torch.Size(shape).numel())
         ids = torch.arange(self._count, self._count + count).view(shape)
         self._count += count
         return ids
 
-    def rows(self, weight: str, size: int) -> Tensor:
-        """int64 [size]: the ids of a weight's rows, the same whenever the weight is used."""
-        return self.rows_of(weight, self._rows[weight] if weight in self._rows else self.issue((size,)))
-
-    def rows_of(self, weight: str, owners: Tensor) -> Tensor:
-        """int64 [size]: says that a weight's rows belong to ``owners``, as those of a depthwise convolution do."""
-        if weight in self._rows:
-            self.freeze(self._rows[weight], f"the weight {weight} is used more than once")
-        self._rows.setdefault(weight, owners)
-        self.claim(weight, 0, owners)
-        return owners
+    # -- what is one neuron ----------------------------------------------------------------------------------
 
     def unite(self, a: Tensor, b: Tensor) -> Tensor:
         """Says that a[i] and b[i] are one neuron wherever both have an owner; returns the owners of the union."""
-        differ = (a != b) & (a != NOBODY) & (b != NOBODY)
-        if differ.any():
-            self._pairs.append(torch.unique(torch.stack([a[differ], b[differ]]), dim=1))
-        return torch.where(a == NOBODY, b, a)
+        shape = a.shape
+        a, b = collapsed(a, b)
+        pairs = _pairs(a, b)
+        if pairs is not None:
+            self._pairs.append(pairs)
+        return torch.where(a == NOBODY, b, a).expand(shape)
 
-    def unite_along(self, owners: Tensor, axes: tuple[int, ...]) -> Tensor:
-        """Unites what differs along ``axes`` only and returns the owners at index 0 of each (axes kept, size 1)."""
-        first = owners
-        for axis in axes:
-            # an element nobody owns (padding) must not stand for its axis
-            first = first.max(axis, keepdim=True).values
+    def unite_along(self, owners: Tensor, axes: Iterable[int]) -> Tensor:
+        """Unites what differs along ``axes`` only and returns one owner for each (axes kept, size 1)."""
+        first = representative(owners, axes)
         self.unite(first.expand_as(owners), owners)
         return first
 
     def channels(self, owners: Tensor, axis: int) -> Tensor:
         """int64 [C]: one owner per index of ``axis``, everything else united."""
         axis = axis % owners.dim()
-        return self.unite_along(owners, tuple(i for i in range(owners.dim()) if i != axis)).flatten()
+        return self.unite_along(owners, (i for i in range(owners.dim()) if i != axis)).flatten()
 
     def unite_parts(self, owners: Tensor, parts: int) -> Tensor:
         """Unites position i of every one of ``parts`` equal parts of [C]; returns the owners of the first part."""
@@ -87,48 +63,48 @@ class Owners:
             self.unite(first, other)
         return first
 
-    @staticmethod
-    def lie_along(owners: Tensor, axis: int) -> bool:
-        """Whether neurons lie along ``axis``, one or more at every index of their own, rather than positions."""
-        slabs = [slab[slab != NOBODY].unique() for slab in owners.unbind(axis)]
-        owned = [slab for slab in slabs if len(slab)]
-        if len(owned) == 1:
-            return len(owned[0]) == 1  # the only neuron there is may as well be the only channel
-        return len(owned) > 1 and len(torch.cat(owned).unique()) == sum(map(len, owned))
+    def box(self, owners: Tensor, keep: int | None = None) -> None:
+        """Says that a tensor stays rectangular: in the end each neuron owns whole slabs along one axis.
+
+        Args:
+            owners: of a tensor, or of some of its axes.
+            keep: along which axis, if owners come to differ along several; the last one by default.
+        """
+        owners = squeezed(owners)
+        if sum(size > 1 for size in owners.shape) > 1:
+            self._boxes.append(Box(owners, keep))
+
+    def match(self, operands: Iterable[Tensor], axis: int) -> None:
+        """Says that tensors keep a common length of ``axis``: what owns index i of one owns it of the others."""
+        parts = [part.movedim(axis, 0).flatten(1) for part in operands]
+        parts = [part for part in parts if len(part) > 1]
+        if len(parts) > 1:
+            self._matches.append(Match(tuple(parts)))
+
+    # -- what stays ------------------------------------------------------------------------------------------
 
     def freeze(self, owners: Tensor, reason: str) -> None:
         """Marks every neuron in ``owners`` as not removable."""
-        self._frozen.append((torch.unique(owners), reason))
+        self.frozen.append((torch.unique(collapsed(owners)[0]), reason))
 
-    def freeze_tensor(self, weight: Weight, reason: str) -> None:
-        """Marks every neuron that claims any axis of a parameter as not removable."""
-        self._frozen_tensors.setdefault(weight, reason)
+    def contract(self, owners: Tensor) -> None:
+        """Marks neurons as read by an operator without weights: a sum or a product in which they are terms."""
+        self.contracted.append(torch.unique(collapsed(owners)[0]))
 
-    def claim(self, tensor: str, dim: int, owners: Tensor) -> None:
-        """Says that index i along ``dim`` of a parameter or buffer belongs to owners[i]."""
-        self.unite(self._claims.setdefault((tensor, dim), owners), owners)
+    # -- the end ---------------------------------------------------------------------------------------------
 
-    def groups(self) -> list[Group]:
-        """The neurons some weight writes, gathered into groups in execution order of their first writer."""
-        labels = self._labels()
-        footprints = self._footprints(labels)
-        frozen = self._frozen_roots(labels, footprints)
-        gathered: dict[tuple[Footprint, str | None], list[int]] = defaultdict(list)
-        for root in dict.fromkeys(r for ids in self._rows.values() for r in labels[ids].tolist() if r != NOBODY):
-            gathered[tuple(footprints[root]), frozen.get(root)].append(root)
-        return _unique_names([self._group(roots, key, reason, labels) for (key, reason), roots in gathered.items()])
-
-    def unfollowed(self) -> dict[str, str]:
-        """Modules with weights that write no neuron of any group, since an operator without a rule uses them -> why."""
-        found: dict[str, str] = {}
-        for weight, reason in self._frozen_tensors.items():
-            module = module_of(weight.name).partition(".parametrizations")[0]
-            if len(weight.shape) > 1 and weight.name not in self._rows:
-                found.setdefault(module or weight.name, reason)
-        return found
+    def settle(self) -> Tensor:
+        """int64 [ids]: the smallest id each id is united with, after all boxes and matches hold."""
+        while True:
+            label = self._labels()
+            # which axis a box keeps decides what its neurons are, and so what they match
+            pairs = [p for box in self._boxes if (p := box.pairs(label)) is not None]
+            pairs = pairs or [p for match in self._matches for p in match.pairs(label)]
+            if not pairs:
+                return label
+            self._pairs += pairs
 
     def _labels(self) -> Tensor:
-        """int64 [ids]: the smallest id each id is united with."""
         label = torch.arange(self._count)
         if not self._pairs:
             return label
@@ -141,46 +117,86 @@ class Owners:
                 return label
             label = update
 
-    def _footprints(self, labels: Tensor) -> dict[int, list[tuple[tuple[str, int], int]]]:
-        """For every neuron, how many indices of each claimed axis it owns."""
-        footprints: dict[int, list[tuple[tuple[str, int], int]]] = defaultdict(list)
-        for axis, owners in self._claims.items():
-            roots, counts = torch.unique(labels[owners], return_counts=True)
-            for root, count in zip(roots.tolist(), counts.tolist(), strict=True):
-                footprints[root].append((axis, count))
-        return footprints
 
-    def _frozen_roots(self, labels: Tensor, footprints: dict[int, Any]) -> dict[int, str]:
-        """The first reason why each neuron cannot be removed."""
-        reasons: dict[int, str] = {}
-        for ids, reason in self._frozen:
-            for root in labels[ids].unique().tolist():
-                reasons.setdefault(root, reason)
-        by_name = {weight.name: reason for weight, reason in self._frozen_tensors.items()}
-        for root, footprint in footprints.items():
-            axes = [axis for axis, _ in footprint]
-            for tensor, _ in axes:
-                if tensor in by_name:
-                    reasons.setdefault(root, by_name[tensor])
-            if all(dim == 0 for _, dim in axes):
-                reasons.setdefault(root, "nothing reads it")
-        return reasons
+@dataclass(frozen=True, eq=False)
+class Box:
+    """Owners that must come to differ along one axis only; see :meth:`Owners.box`."""
 
-    def _group(self, roots: list[int], footprint: Footprint, frozen: str | None, labels: Tensor) -> Group:
-        neuron_of = torch.full((self._count,), -1)
-        neuron_of[torch.tensor(roots)] = torch.arange(len(roots))
-        axes = [axis for axis, _ in footprint]
-        writers = tuple(weight for weight in self._rows if (weight, 0) in axes)
-        slices = tuple(Slice(tensor, dim, neuron_of[labels[self._claims[tensor, dim]]]) for tensor, dim in axes)
-        return Group(module_of(writers[0]) or writers[0], len(roots), writers, slices, frozen)
+    owners: Tensor
+    keep: int | None
+
+    def pairs(self, label: Tensor) -> Tensor | None:
+        """What has yet to be united, [2, n]."""
+        owners = label[self.owners]
+        varying = [axis for axis in range(owners.dim()) if varies(owners, axis)]
+        if len(varying) < 2:
+            return None
+        keep = self.keep if self.keep in varying else varying[-1]
+        first = representative(owners, [axis for axis in varying if axis != keep])
+        return _pairs(first.expand_as(owners), owners)
 
 
-def _unique_names(groups: list[Group]) -> list[Group]:
-    """Tells apart groups that share their first writer (parts of it are read by different layers)."""
-    seen: dict[str, int] = defaultdict(int)
-    named = []
-    for group in groups:
-        seen[group.name] += 1
-        suffix = f"#{seen[group.name]}" if seen[group.name] > 1 else ""
-        named.append(Group(group.name + suffix, group.size, group.writers, group.slices, group.frozen))
-    return named
+@dataclass(frozen=True, eq=False)
+class Match:
+    """Tensors of one length, [n, ...] each, that shrink together; see :meth:`Owners.match`."""
+
+    parts: tuple[Tensor, ...]
+
+    def pairs(self, label: Tensor) -> list[Tensor]:
+        """What has yet to be united."""
+        along = [part for part in (label[p] for p in self.parts) if lie_along(part, 0)]
+        if len(along) < 2:
+            return []
+        whole = torch.cat(along, 1)
+        found = _pairs(representative(whole, [1]).expand_as(whole), whole)
+        return [] if found is None else [found]
+
+
+def _pairs(a: Tensor, b: Tensor) -> Tensor | None:
+    """[2, n]: the ids that differ between two mirrors, or None where there are none."""
+    differ = (a != b) & (a != NOBODY) & (b != NOBODY)
+    return torch.unique(torch.stack([a[differ], b[differ]]), dim=1) if differ.any() else None
+
+
+def collapsed(*mirrors: Tensor) -> tuple[Tensor, ...]:
+    """The mirrors (of one shape) with one index left of every axis along which none of them is written out."""
+    for axis in range(mirrors[0].dim()):
+        if all(m.stride(axis) == 0 for m in mirrors) and mirrors[0].size(axis):
+            mirrors = tuple(m.narrow(axis, 0, 1) for m in mirrors)
+    return mirrors
+
+
+def representative(owners: Tensor, axes: Iterable[int]) -> Tensor:
+    """One owner for each index of the other axes (``axes`` kept, size 1)."""
+    for axis in axes:
+        # an element nobody owns (padding) must not stand for its axis
+        one = owners.stride(axis) == 0 and owners.size(axis) > 0
+        owners = owners.narrow(axis, 0, 1) if one else owners.amax(axis, keepdim=True)
+    return owners
+
+
+def squeezed(owners: Tensor) -> Tensor:
+    """The owners with one index left of each axis along which they do not differ; all axes stay."""
+    for axis in range(owners.dim()):
+        if not varies(owners, axis):
+            owners = representative(owners, [axis])
+    return owners
+
+
+def varies(owners: Tensor, axis: int) -> bool:
+    """Whether owned elements differ along an axis."""
+    if owners.size(axis) < 2 or owners.stride(axis) == 0:
+        return False
+    largest = owners.amax(axis, keepdim=True)
+    return bool(((owners != largest) & (owners != NOBODY)).any())
+
+
+def lie_along(owners: Tensor, axis: int) -> bool:
+    """Whether neurons lie along ``axis``, one or more at every index of their own, rather than positions."""
+    if owners.stride(axis) == 0 and owners.size(axis) > 1:
+        return False
+    slabs = [slab[slab != NOBODY].unique() for slab in owners.unbind(axis)]
+    owned = [slab for slab in slabs if len(slab)]
+    if len(owned) == 1:
+        return len(owned[0]) == 1  # the only neuron there is may as well be the only channel
+    return len(owned) > 1 and len(torch.cat(owned).unique()) == sum(map(len, owned))

@@ -2,48 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from .owners import NOBODY, Owners, Weight
-from .trace import CONVOLUTIONS, Trace, evaluate, place_of
-
-aten = torch.ops.aten
-
-# run on the owners as they are
-_MOVES = {
-    aten.view, aten._unsafe_view, aten.reshape, aten.permute, aten.transpose, aten.t, aten.movedim, aten.squeeze,
-    aten.unsqueeze, aten.flatten, aten.unflatten, aten.slice, aten.select, aten.narrow, aten.index_select,
-    aten.stack, aten.expand, aten.repeat, aten.unbind, aten.flip, aten.roll, aten.pixel_shuffle, aten.pixel_unshuffle,
-}  # fmt: skip
-# leave every element where it is
-_IDENTITIES = {
-    aten.clone, aten.contiguous, aten.alias, aten.detach, aten.lift_fresh_copy, aten.dropout, aten.feature_dropout,
-    aten.alpha_dropout, aten._to_copy, aten.to, aten.type_as, aten.hardswish, aten.hardsigmoid, aten.zeros_like,
-    aten.ones_like, aten.full_like,
-}  # fmt: skip
-# combine elements of one channel over trailing axes; the value is the number of those axes
-_POOLS = {
-    aten.max_pool1d: 1, aten.max_pool2d: 2, aten.max_pool3d: 3, aten.avg_pool1d: 1, aten.avg_pool2d: 2,
-    aten.avg_pool3d: 3, aten.adaptive_avg_pool1d: 1, aten.adaptive_avg_pool2d: 2, aten.adaptive_avg_pool3d: 3,
-    aten._adaptive_avg_pool2d: 2, aten._adaptive_avg_pool3d: 3, aten.max_pool2d_with_indices: 2,
-    aten.max_pool3d_with_indices: 3, aten.adaptive_max_pool1d: 1, aten.adaptive_max_pool2d: 2,
-    aten.adaptive_max_pool3d: 3, aten.upsample_nearest1d: 1, aten.upsample_nearest2d: 2, aten.upsample_nearest3d: 3,
-    aten._upsample_nearest_exact1d: 1, aten._upsample_nearest_exact2d: 2, aten._upsample_nearest_exact3d: 3,
-    aten.upsample_linear1d: 1, aten.upsample_bilinear2d: 2, aten.upsample_bicubic2d: 2, aten.upsample_trilinear3d: 3,
-}  # fmt: skip
-_SPLITS = {aten.split, aten.split_with_sizes, aten.chunk}
-_PADS = {aten.pad, aten.constant_pad_nd}
-_CONSTANTS = {
-    aten.zeros, aten.ones, aten.full, aten.empty, aten.arange, aten.scalar_tensor, aten.new_zeros, aten.new_ones,
-    aten.new_full,
-}  # fmt: skip
-_REDUCTIONS = {aten.mean, aten.sum, aten.amax, aten.amin}
+from .claims import Claims, Weight
+from .contraction import Product, contract, matmul
+from .operators import (
+    ALONG_AXIS,
+    CONSTANTS,
+    CONVOLUTIONS,
+    IDENTITIES,
+    MOVES,
+    PADS,
+    POOLS,
+    REDUCTIONS,
+    SPLITS,
+    SUMS,
+    TRANSPOSED,
+    VIEWS,
+    WRITES,
+    aten,
+)  # fmt: skip
+from .owners import NOBODY, Owners, lie_along, representative, varies
+from .stored import Stored
+from .trace import Trace, evaluate, kind_of, place_of
 
 
 def _run(node: fx.Node, *args: Any, **kwargs: Any) -> Any:
@@ -52,56 +38,103 @@ def _run(node: fx.Node, *args: Any, **kwargs: Any) -> Any:
 
 
 class Rules:
-    """Applies the rule of each operator; an operator without one freezes all it touches."""
+    """Applies the rule of each operator; an operator without one freezes all it touches.
 
-    def __init__(self, owners: Owners, trace: Trace) -> None:
-        self._owners = owners
-        self._trace = trace
+    Args:
+        owners: of the activations.
+        claims: what they own.
+        trace: whose operators are run.
+    """
+
+    def __init__(self, owners: Owners, claims: Claims, trace: Trace) -> None:
+        self._owners, self._claims, self._trace = owners, claims, trace
+        self._stored = Stored(trace)
         self._weighted: dict[Any, Callable[..., Any]] = {
-            **dict.fromkeys(CONVOLUTIONS, self._convolution),
+            **dict.fromkeys((*CONVOLUTIONS, *TRANSPOSED), self._convolution),
             aten.linear: self._linear,
             aten.batch_norm: self._batch_norm,
-            aten.prelu: self._prelu,
+            aten.instance_norm: self._batch_norm,
         }
         self._weightless: dict[Any, Callable[..., Any]] = {
-            **dict.fromkeys(_MOVES, _run),
-            **dict.fromkeys(_SPLITS, self._split),
-            **dict.fromkeys(_PADS, self._pad),
-            **dict.fromkeys(_IDENTITIES, self._identity),
-            **dict.fromkeys(_POOLS, self._pool),
-            **dict.fromkeys(_CONSTANTS, self._constant),
+            **dict.fromkeys(MOVES, self._move),
+            **dict.fromkeys(VIEWS, self._view),
+            **dict.fromkeys(SPLITS, self._split),
+            **dict.fromkeys(PADS, self._pad),
+            **dict.fromkeys(WRITES, self._write),
+            **dict.fromkeys(IDENTITIES, self._identity),
+            **dict.fromkeys(POOLS, self._pool),
+            **dict.fromkeys(CONSTANTS, self._constant),
+            **dict.fromkeys(REDUCTIONS, self._reduce),
+            **dict.fromkeys(ALONG_AXIS, self._along_axis),
+            **dict.fromkeys((aten.matmul, aten.bmm, aten.mm), self._matmul),
+            aten.scaled_dot_product_attention: self._attention,
+            aten.einsum: self._einsum,
+            aten.layer_norm: self._layer_norm,
+            aten.rms_norm: self._layer_norm,
+            aten.group_norm: self._group_norm,
             aten.cat: self._cat,
+            aten.stack: self._stack,
+            aten.index: self._index,
             aten.channel_shuffle: self._shuffle,
-            **dict.fromkeys(_REDUCTIONS, self._reduce),
+            aten.glu: self._glu,
+            aten.prelu: self._prelu,
+            aten.div: self._divide,
+            aten.copy: self._copy,
         }
 
     def apply(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The owners of the node's output, given its arguments with activations as owners (int64)."""
-        return self._rule(node, args, kwargs)(node, *args, **kwargs)
-
-    def _rule(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
         packet = _packet(node)
         if packet in self._weighted:
-            return self._weighted[packet]
+            return self._weighted[packet](node, *args, **kwargs)
         pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
-        if packet is not None and _weights(args, kwargs):
-            reason = f"a parameter or buffer is an operand of {_name(node)}" if pointwise else None
-            return partial(self._unknown, reason=reason)
-        if node.target is aten.view.dtype:
-            return self._unknown  # owners have no bits to look at
-        if packet in self._weightless:
-            return self._weightless[packet]
+        rule = self._weightless.get(packet) or (self._pointwise if pointwise else None)
         if packet is None:
-            return _run  # getitem and the like
-        if packet is aten.div and len(node.all_input_nodes) > 1:
-            return self._unknown  # a removed divisor divides by zero
-        return self._pointwise if pointwise else self._unknown
+            rule = _run  # getitem and the like
+        if rule is None or node.target is aten.view.dtype:  # owners have no bits to look at
+            return self._unknown(node, *args, **kwargs)
+        args, kwargs = pytree.tree_map_only(Weight, self._claims.elements, (args, kwargs))
+        return rule(node, *args, **kwargs)
 
-    # -- operators that only move or combine what is there ---------------------------------------------------
+    # -- operators that only move what is there --------------------------------------------------------------
 
-    def _split(self, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
+    def _move(self, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
+        moved = evaluate(node, args, kwargs)
+        self._note_widths(node, args[0], *pytree.tree_leaves(moved))
+        return moved
+
+    def _view(self, node: fx.Node, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """An axis that a view splits stays rectangular: each of its parts loses the same, or whole parts go."""
+        out: Tensor = evaluate(node, (x, *args), kwargs)
+        self._note_widths(node, x, out)
+        for axes in _axes_of_parts(x.shape, out.shape):
+            part = representative(out, (i for i in range(out.dim()) if i not in axes))
+            if sum(varies(part, axis) for axis in axes) < 2:
+                continue
+            if kind_of(node) == "MultiheadAttention":
+                self._owners.freeze(part, "torch.nn.MultiheadAttention takes as many channels as it has heads for")
+            heads = [axis for axis in axes if self._counts_heads(node, out.shape[axis])]
+            self._owners.box(part, heads[0] if heads else None)
+        return out
+
+    def _counts_heads(self, node: fx.Node, size: int) -> bool:
+        attributes = self._trace.attributes.get(place_of(node), {})
+        return any("head" in name and "dim" not in name and value == size for name, value in attributes.items())
+
+    def _note_widths(self, node: fx.Node, *mirrors: Tensor) -> None:
+        """Remembers the attributes that the module's code may have taken for the length of an axis of neurons."""
+        place = place_of(node)
+        for name, value in self._trace.attributes.get(place, {}).items():
+            for owners in mirrors:
+                for axis in range(owners.dim()):
+                    if owners.shape[axis] == value and varies(owners, axis):
+                        along = representative(owners, (i for i in range(owners.dim()) if i != axis)).flatten()
+                        self._claims.width(f"{place}.{name}" if place else name, along)
+
+    def _split(self, node: fx.Node, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Parts of one size are halves, thirds ...: a channel goes from all of them or the split moves."""
-        parts = evaluate(node, args, kwargs)
+        parts = evaluate(node, (x, *args), kwargs)
+        self._note_widths(node, x, *parts)
         for part in parts[1:]:
             if all(p.shape == part.shape for p in parts):
                 self._owners.unite(parts[0], part)
@@ -115,6 +148,17 @@ class Rules:
         shuffled: Tensor = aten.channel_shuffle(x, groups)
         return shuffled
 
+    def _glu(self, node: fx.Node, x: Tensor, dim: int = -1) -> Tensor:
+        return self._owners.unite(*x.chunk(2, dim))
+
+    def _index(self, node: fx.Node, x: Tensor, indices: list[Any]) -> Any:
+        """Picks elements; which ones has to be known."""
+        nodes: Any = node.args[1]
+        known = [None if i is None else self._stored.value(i) for i in nodes]
+        if any(i is not None and value is None for i, value in zip(nodes, known, strict=True)):
+            return self._unknown(node, x)
+        return aten.index(x, known)
+
     def _pad(self, node: fx.Node, x: Tensor, pad: list[int], *args: Any) -> Tensor:
         if args and isinstance(args[0], str) and args[0] != "constant":
             return aten.pad(x.double(), pad, args[0]).long()  # reflections and the like know no integers
@@ -125,89 +169,174 @@ class Rules:
         inside = torch.cat(
             [torch.full_like(part, bool((part != NOBODY).any()), dtype=torch.bool) for part in parts], dim
         )
-        return self._beside_constants(node, torch.cat(parts, dim), inside)
+        joined = torch.cat(parts, dim)
+        others = [axis for axis in range(joined.dim()) if axis != dim % joined.dim() and varies(joined, axis)]
+        if others:
+            self._owners.box(joined, others[-1])
+        return self._beside_constants(node, joined, inside)
+
+    def _stack(self, node: fx.Node, parts: list[Tensor], dim: int = 0) -> Tensor:
+        for part in parts[1:]:
+            self._owners.unite(parts[0], part)
+        return torch.stack(parts, dim)
+
+    def _write(self, node: fx.Node, x: Tensor, source: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Overwrites a part of a tensor."""
+        written: Tensor = evaluate(node, (x, source, *args), kwargs)
+        return self._beside_constants(node, written, written != NOBODY)
+
+    def _copy(self, node: fx.Node, x: Tensor, source: Tensor, *args: Any) -> Tensor:
+        return source.expand(x.shape)
 
     def _beside_constants(self, node: fx.Node, owners: Tensor, inside: Tensor) -> Tensor:
         """Issues frozen owners for constants that lie along an axis of neurons: what joins them could go, they stay.
 
         Constants beside positions of one neuron, such as the zeros around an image, belong to nobody.
         """
+        if inside.all() or not inside.any():
+            return owners
         for axis in range(owners.dim()):
             slabs = inside.movedim(axis, 0).flatten(1).any(1)
-            if not slabs.all() and self._owners.lie_along(owners, axis):
+            if not slabs.all() and lie_along(owners, axis):
                 fixed = self._owners.issue((len(slabs),))
                 self._owners.freeze(fixed[~slabs], f"joins constants of a fixed width ({_name(node)})")
                 owners = torch.where(_along(slabs, axis, owners.dim()), owners, _along(fixed, axis, owners.dim()))
         return owners
 
     def _constant(self, node: fx.Node, *args: Any, **kwargs: Any) -> Tensor:
-        return torch.full(self._shape(node), NOBODY)
+        return torch.tensor(NOBODY).expand(self._shape(node))
 
-    def _identity(self, node: fx.Node, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return x
+    def _identity(self, node: fx.Node, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return (x, x) if isinstance(node.meta["val"], tuple) else x.expand(self._shape(node))
+
+    # -- operators that combine ------------------------------------------------------------------------------
 
     def _pointwise(self, node: fx.Node, *args: Any, **kwargs: Any) -> Tensor:
-        shape = self._shape(node)
-        operands = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
-        result = torch.full(shape, NOBODY)
-        for operand in sorted(operands, key=lambda a: a.numel(), reverse=True):
-            result = self._combine(node, result, operand)
+        result = torch.tensor(NOBODY).expand(self._shape(node))
+        sources = pytree.tree_leaves((node.args, node.kwargs))
+        values = pytree.tree_leaves((args, kwargs))
+        operands = [pair for pair in zip(sources, values, strict=True) if isinstance(pair[1], Tensor)]
+        for source, operand in sorted(operands, key=lambda pair: pair[1].numel(), reverse=True):
+            result = self._combine(node, result, operand, source)
         return result
 
-    def _combine(self, node: fx.Node, result: Tensor, operand: Tensor) -> Tensor:
+    def _combine(self, node: fx.Node, result: Tensor, operand: Tensor, source: Any) -> Tensor:
         """Unites an operand with the owners so far; one that spreads over several neurons is frozen instead."""
+        if _packet(node) in (aten.add, aten.sub) and self._stored.is_computed(source):
+            self._owners.freeze(operand, f"added to a computed parameter by {_name(node)}")
         spread = operand.expand(result.shape)
-        axes = [i for i in range(spread.dim()) if spread.stride(i) == 0 and spread.size(i) > 1]
-        first = result
-        for axis in axes:
-            first = first.narrow(axis, 0, 1)
-        if torch.equal(first.expand_as(result), result):
-            return self._owners.unite(result, spread)
-        self._owners.freeze(operand, f"broadcast over other neurons by {_name(node)}")
-        return result
+        missing = result.dim() - operand.dim()
+        broadcast = [i for i in range(result.dim()) if i < missing or operand.shape[i - missing] == 1]
+        if getattr(source, "target", None) is aten.expand.default:
+            before = source.args[0].meta["val"].shape
+            broadcast += [i for i, size in enumerate(before, result.dim() - len(before)) if size == 1]
+        if any(varies(result, axis) for axis in broadcast if axis >= 0):
+            self._owners.freeze(operand, f"broadcast over other neurons by {_name(node)}")
+            return result
+        return self._owners.unite(result, spread)
+
+    def _divide(self, node: fx.Node, x: Any, divisor: Any, **kwargs: Any) -> Tensor:
+        """A removed divisor would divide by zero."""
+        if isinstance(divisor, Tensor) and (divisor != NOBODY).any() and divisor.numel() > 1:
+            unknown: Tensor = self._unknown(node, x, divisor)
+            return unknown
+        return self._pointwise(node, x, divisor, **kwargs)
+
+    def _prelu(self, node: fx.Node, x: Tensor, slope: Tensor) -> Tensor:
+        if slope.numel() > 1:
+            self._per_channel(x, slope)
+        return x
+
+    def _per_channel(self, x: Tensor, values: Tensor) -> None:
+        """Says that values, [C], belong to the channels at axis 1."""
+        self._owners.unite(x, _along(values, 1, x.dim()).expand_as(x))
 
     def _pool(self, node: fx.Node, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        rank = _POOLS[_packet(node)]
-        first = self._owners.unite_along(x, tuple(range(x.dim() - rank, x.dim())))
-        shapes = pytree.tree_map_only(Tensor, lambda v: self._concrete(v.shape), node.meta["val"])
-        if isinstance(node.meta["val"], Tensor):
-            return first.expand(shapes).contiguous()
-        return tuple(first.expand(s).contiguous() for s in shapes)
+        rank = POOLS[_packet(node)]
+        first = self._owners.unite_along(x, range(x.dim() - rank, x.dim()))
+        return self._filled(node, first)
 
-    def _reduce(self, node: fx.Node, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        dims = args[0] if args else kwargs.get("dim")
-        dims = range(x.dim()) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
-        axes = tuple(d % x.dim() for d in dims)
-        return self._owners.unite_along(x, axes).reshape(self._shape(node))
+    def _reduce(self, node: fx.Node, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        axes = self._axes(node, x.dim(), args, kwargs)
+        kept = [axis for axis in range(x.dim()) if axis not in axes]
+        if any(varies(x, axis) for axis in axes) and not any(varies(x, axis) for axis in kept):
+            if _packet(node) in SUMS:
+                self._owners.contract(x)
+            else:
+                self._owners.freeze(x, f"taken together by {_name(node)}, which would change")
+            return self._filled(node, torch.tensor(NOBODY))
+        first = self._owners.unite_along(x, axes)
+        return pytree.tree_map_only(Tensor, lambda v: first.reshape(self._concrete(v.shape)), node.meta["val"])
 
-    # -- operators with weights ------------------------------------------------------------------------------
+    def _axes(self, node: fx.Node, rank: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
+        names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
+        dims = dict(zip(names[1:], args, strict=False)) | kwargs
+        over = dims.get("dim")
+        over = range(rank) if over is None or over == [] else [over] if isinstance(over, int) else over
+        return [axis % rank for axis in over]
 
-    def _convolution(
-        self, node: fx.Node, x: Tensor, weight: Any, bias: Any = None, *args: Any, **kwargs: Any
-    ) -> Tensor:
-        names = ("stride", "padding", "dilation", "groups")
-        groups = dict(zip(names, args, strict=False)).get("groups", kwargs.get("groups", 1))
-        return self._affine(node, x, weight, bias, 1, groups)
+    def _along_axis(self, node: fx.Node, x: Tensor, dim: int, *args: Any, **kwargs: Any) -> Tensor:
+        """A softmax and the like: neurons that take part in one statistic stay."""
+        axis = dim % x.dim()
+        if any(varies(x, i) for i in range(x.dim()) if i != axis):
+            return self._owners.unite_along(x, [axis]).expand_as(x)
+        if varies(x, axis):
+            self._owners.freeze(x, f"taken together by {_name(node)}, which would change")
+        return x
 
-    def _linear(self, node: fx.Node, x: Tensor, weight: Any, bias: Any = None) -> Tensor:
-        return self._affine(node, x, weight, bias, -1)
+    # -- products of activations -----------------------------------------------------------------------------
 
-    def _affine(self, node: fx.Node, x: Tensor, weight: Any, bias: Any, axis: int, groups: int = 1) -> Tensor:
-        """Reads owners along ``axis`` as the weight's columns and writes its rows there."""
-        if not isinstance(weight, Weight) or not isinstance(bias, Weight | None) or not isinstance(x, Tensor):
-            return self._unknown(node, x, weight, bias, reason=f"the weight of {_name(node)} is computed")
-        channels = self._owners.channels(x, axis)
-        if groups > 1 and weight.shape[1] == 1:
-            rows = self._owners.rows_of(weight.name, channels.repeat_interleave(weight.shape[0] // groups))
-        else:
-            # a kernel spans as many columns in every group of a convolution: they lose the same ones
-            self._owners.claim(weight.name, 1, self._owners.unite_parts(channels, groups))
-            rows = self._owners.rows(weight.name, weight.shape[0])
-            self._owners.unite_parts(rows, groups)
-        if bias is not None:
-            self._owners.claim(bias.name, 0, rows)
-        shape = self._shape(node)
-        return _along(rows, axis, len(shape)).expand(shape).contiguous()
+    def _matmul(self, node: fx.Node, a: Tensor, b: Tensor) -> Tensor:
+        rank = max(a.dim(), b.dim())
+        if min(a.dim(), b.dim()) < 2:
+            unknown: Tensor = self._unknown(node, a, b)
+            return unknown
+        a, b = (x[(None,) * (rank - x.dim())] for x in (a, b))
+        return self._contract(node, matmul(rank), a, b)
+
+    def _einsum(self, node: fx.Node, equation: str, operands: list[Tensor], **kwargs: Any) -> Tensor:
+        product = Product.parsed(equation) if len(operands) == 2 else None
+        if product is None:
+            unknown: Tensor = self._unknown(node, operands)
+            return unknown
+        return self._contract(node, product, *operands)
+
+    def _attention(
+        self, node: fx.Node, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:  # fmt: skip
+        product = matmul(query.dim())
+        scores = self._contract(node, product, query, key.transpose(-1, -2))
+        if mask is not None:
+            scores = self._combine(node, scores, mask, None)
+        return self._contract(node, product, scores, value)
+
+    def _contract(self, node: fx.Node, product: Product, a: Tensor, b: Tensor) -> Tensor:
+        stored = [self._stored.holds(i) for i in node.all_input_nodes]
+        if any(stored) and not all(stored):
+            for i in node.all_input_nodes:
+                self._freeze_sources(i, f"{_name(node)} multiplies with a parameter")
+            unknown: Tensor = self._unknown(node, a, b, reason=f"{_name(node)} multiplies with a parameter")
+            return unknown
+        return contract(self._owners, product, a, b, f"multiplied with what cannot go by {_name(node)}")
+
+    # -- normalisation ---------------------------------------------------------------------------------------
+
+    def _layer_norm(self, node: fx.Node, x: Tensor, shape: list[int], *args: Any, **kwargs: Any) -> Tensor:
+        """Statistics over channels would change with them; over positions alone they do not."""
+        over = range(x.dim() - len(shape), x.dim())
+        if any(varies(x, axis) for axis in over):
+            self._owners.freeze(x, f"normalised across channels by {_name(node)}")
+        for values in (a for a in args[:2] if isinstance(a, Tensor)):
+            x = self._combine(node, x, values, None)
+        return x
+
+    def _group_norm(self, node: fx.Node, x: Tensor, groups: int, *args: Any) -> Tensor:
+        channels = self._owners.channels(x, 1)
+        self._owners.freeze(channels, f"normalised across channels by {_name(node)}")
+        for values in (a for a in args[:2] if isinstance(a, Tensor)):
+            self._per_channel(x, values)
+        return x
 
     def _batch_norm(self, node: fx.Node, x: Any, *args: Any) -> Any:
         if not isinstance(x, Tensor):
@@ -215,44 +344,115 @@ class Rules:
         channels = self._owners.channels(x, 1)
         for vector in args[:4]:
             if isinstance(vector, Weight):
-                self._owners.claim(vector.name, 0, channels)
-        return _along(channels, 1, x.dim()).expand_as(x).contiguous()
+                self._claims.claim(vector.name, 0, channels, "writes")
+        return _along(channels, 1, x.dim()).expand_as(x)
 
-    def _prelu(self, node: fx.Node, x: Any, slope: Any) -> Any:
-        one_for_all = isinstance(slope, Weight) and slope.shape == (1,) and isinstance(x, Tensor)
-        return x if one_for_all else self._unknown(node, x, slope)
+    # -- layers ----------------------------------------------------------------------------------------------
+
+    def _convolution(
+        self, node: fx.Node, x: Tensor, weight: Any, bias: Any = None, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        transposed = _packet(node) in TRANSPOSED
+        # behind stride, padding, and dilation or output_padding
+        groups = args[3] if len(args) > 3 else kwargs.get("groups", 1)
+        return self._affine(node, x, weight, bias, 1, groups, transposed)
+
+    def _linear(self, node: fx.Node, x: Tensor, weight: Any, bias: Any = None) -> Tensor:
+        return self._affine(node, x, weight, bias, -1)
+
+    def _affine(
+        self, node: fx.Node, x: Tensor, weight: Any, bias: Any, axis: int, groups: int = 1, transposed: bool = False
+    ) -> Tensor:
+        """Reads owners along ``axis`` as the weight's columns and writes its rows there."""
+        if not isinstance(weight, Weight) or not isinstance(bias, Weight | None) or not isinstance(x, Tensor):
+            reason = f"the weight of {_name(node)} is computed"
+            for source in node.all_input_nodes[1:]:
+                self._freeze_sources(source, reason)
+            unknown: Tensor = self._unknown(node, x, weight, bias, reason=reason)
+            return unknown
+        channels = self._owners.channels(x, axis)
+        write = self._transposed_rows if transposed else self._rows
+        rows = write(weight, channels, groups)
+        if bias is not None:
+            self._claims.claim(bias.name, 0, rows, "writes")
+        shape = self._shape(node)
+        return _along(rows, axis, len(shape)).expand(shape)
+
+    def _rows(self, weight: Weight, channels: Tensor, groups: int) -> Tensor:
+        if groups > 1 and weight.shape[1] == 1:
+            return self._claims.rows_of(weight.name, 0, channels.repeat_interleave(weight.shape[0] // groups))
+        # a kernel spans as many columns in every group of a convolution: they lose the same ones
+        self._claims.claim(weight.name, 1, self._owners.unite_parts(channels, groups), "reads")
+        rows = self._claims.rows(weight.name, 0, weight.shape[0])
+        self._owners.unite_parts(rows, groups)
+        return rows
+
+    def _transposed_rows(self, weight: Weight, channels: Tensor, groups: int) -> Tensor:
+        if groups > 1 and groups == weight.shape[0]:
+            self._claims.rows_of(weight.name, 0, channels)
+            return channels.repeat_interleave(weight.shape[1])
+        self._owners.unite_parts(channels, groups)
+        self._claims.claim(weight.name, 0, channels, "reads")
+        return self._claims.rows(weight.name, 1, weight.shape[1]).repeat(groups)
+
+    # -- the rest --------------------------------------------------------------------------------------------
 
     def _unknown(self, node: fx.Node, *args: Any, reason: str | None = None, **kwargs: Any) -> Any:
         """Freezes every neuron an operator without a rule reads, and issues frozen ids for what it writes."""
         reason = reason or f"no rule for {_name(node)}"
         for value in pytree.tree_leaves((args, kwargs)):
             if isinstance(value, Weight):
-                self._owners.freeze_tensor(value, reason)
+                self._claims.freeze(value, reason)
             elif isinstance(value, Tensor):
                 self._owners.freeze(value, reason)
 
         def issue(value: Any) -> Any:
-            ids = self._owners.issue(self._concrete(value.shape))
-            self._owners.freeze(ids, reason)
-            return ids
+            return fixed(self._owners, self._concrete(value.shape), reason)
 
         return pytree.tree_map_only(Tensor, issue, node.meta["val"])
+
+    def _freeze_sources(self, node: fx.Node, reason: str) -> None:
+        """Freezes the parameters that a stored value is computed from."""
+        for source in self._stored.sources(node):
+            self._claims.freeze(Weight(self._trace.state[source], tuple(source.meta["val"].shape)), reason)
+
+    def _filled(self, node: fx.Node, owners: Tensor) -> Any:
+        """Owners expanded to each of the node's outputs."""
+        return pytree.tree_map_only(Tensor, lambda v: owners.expand(self._concrete(v.shape)), node.meta["val"])
 
     def _shape(self, node: fx.Node) -> tuple[int, ...]:
         return self._concrete(node.meta["val"].shape)
 
-    def _concrete(self, shape: torch.Size) -> tuple[int, ...]:
+    def _concrete(self, shape: Iterable[Any]) -> tuple[int, ...]:
         return tuple(self._trace.size(s, self._trace.example_batch) for s in shape)
 
 
-def _weights(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a parameter or buffer is among the arguments."""
-    return any(isinstance(a, Weight) for a in pytree.tree_leaves((args, kwargs)))
+def fixed(owners: Owners, shape: tuple[int, ...], reason: str) -> Tensor:
+    """Frozen owners of a tensor whose channels, should it have any, are at axis 1."""
+    ids = owners.issue([size if axis == min(1, len(shape) - 1) else 1 for axis, size in enumerate(shape)])
+    owners.freeze(ids, reason)
+    return ids.expand(shape)
 
 
 def _packet(node: fx.Node) -> Any:
     """All overloads of a node's operator as one; None for plain Python functions."""
     return getattr(node.target, "overloadpacket", None)
+
+
+def _axes_of_parts(before: torch.Size, after: torch.Size) -> list[list[int]]:
+    """For each axis (or run of axes) that a view takes apart, the axes of the result that it becomes."""
+    parts, i, j = [], 0, 0
+    while i < len(before) and j < len(after):
+        taken, given, axes = before[i], after[j], [j]
+        i, j = i + 1, j + 1
+        while taken != given:
+            if taken < given:
+                taken, i = taken * before[i], i + 1
+            else:
+                given, j = given * after[j], j + 1
+                axes.append(j - 1)
+        parts.append(axes)
+    return [axes for axes in parts if len(axes) > 1]
 
 
 def _along(values: Tensor, axis: int, rank: int) -> Tensor:

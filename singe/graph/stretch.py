@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from .operators import CONVOLUTIONS, aten
 from .suffix import Suffix
-from .trace import CONVOLUTIONS, Trace, aten, evaluate
+from .trace import Trace, evaluate
 
 _IN_PLACE: dict[Any, Any] = {aten.relu.default: aten.relu_.default, aten.add.Tensor: aten.add_.Tensor}
 # their gradient does not need what they put out, and nobody else holds it

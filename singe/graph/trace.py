@@ -9,7 +9,7 @@ import operator
 import os
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,16 +21,12 @@ from torch.utils import _pytree as pytree
 from ..batches import copied, head, joined, length
 from ..isolation import callers_device
 from ..numerics import close
-
-aten = torch.ops.aten
+from .operators import CONVOLUTIONS, TRANSPOSED, aten
 
 Env = dict[fx.Node, Any]
 
 Forward = Callable[[nn.Module, Any], Any]
 """(model, inputs) -> outputs, with inputs any nested tensors [B, ...]."""
-
-
-CONVOLUTIONS = (aten.conv1d, aten.conv2d, aten.conv3d)
 
 
 _STRIDED = (aten.as_strided.default, aten.view_as_complex.default, aten.view.dtype)
@@ -65,6 +61,8 @@ def evaluate(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     packet = getattr(operator_, "overloadpacket", None)
     if packet in CONVOLUTIONS and len(args) > 6:
         args = (*args[:6], args[0].shape[1] // args[1].shape[1])
+    elif packet in TRANSPOSED and len(args) > 6 and args[6] == node.args[1].meta["val"].shape[0]:  # type: ignore
+        args = (*args[:6], args[0].shape[1], *args[7:])
     if operator_ in (aten.view.default, aten._unsafe_view.default):
         operator_ = aten.reshape
     elif operator_ in _STRIDED:
@@ -83,10 +81,13 @@ class Trace:
         constants: tensors that export lifted out of the code, by node.
         dynamic: whether the graph takes any number of samples, or only that of the example.
         example_batch: a number of samples that it takes.
+        integers: the values of integer buffers and of constants, by node: indices do not change while weights do.
+        attributes: integer attributes of the model's own modules, by module name: what code may take for a width.
     """
 
-    def __init__(self, program: ExportedProgram, names: Mapping[str, str], forward: Forward, batch: int) -> None:
+    def __init__(self, program: ExportedProgram, model: nn.Module, forward: Forward, batch: int) -> None:
         self._forward = forward
+        names = _first_names(model)
         signature = program.graph_signature
         _restore_batch_norm(program.graph)
         _infer_flattened_widths(program.graph)
@@ -102,6 +103,11 @@ class Trace:
         self.constants: Env = {
             placeholders[k]: program.constants[name] for k, name in signature.inputs_to_lifted_tensor_constants.items()
         }
+        tensors = named_tensors(model)
+        self.integers: Env = self.constants | {
+            node: tensors[name] for node, name in self.state.items() if not tensors[name].is_floating_point()
+        }
+        self.attributes: dict[str, dict[str, int]] = {n: _integers(m) for n, m in model.named_modules()}
         returned = zip(program.graph.output_node().args[0], signature.output_specs, strict=True)
         self._outputs = [value for value, spec in returned if spec.kind is OutputKind.USER_OUTPUT]
         self.outputs: list[fx.Node] = [v for v in self._outputs if isinstance(v, fx.Node) and not self.is_size(v)]
@@ -148,6 +154,10 @@ class Trace:
     def calls(self, parameter: str) -> list[fx.Node]:
         """The operators that take ``parameter`` as an argument, in execution order."""
         return [n for n in self.nodes if any(self.state.get(i) == parameter for i in n.all_input_nodes)]
+
+    def used(self) -> list[str]:
+        """Qualified names of the parameters and buffers that some operator takes."""
+        return [name for node, name in self.state.items() if node.users]
 
     def parameter(self, node: fx.Node, index: int, name: str) -> str | None:
         """Qualified name of the parameter an operator takes at ``index`` (or as ``name``), None where absent."""
@@ -259,9 +269,19 @@ class _Call(nn.Module):
 
 def place_of(node: fx.Node) -> str:
     """Name of the innermost module that a node stands in; empty for the model itself."""
-    stack = node.meta.get("nn_module_stack") or {}
-    path = [name for name, _ in stack.values()][-1:] or [""]
-    return "" if path[0] == "model" else path[0].removeprefix(_Call.PREFIX)
+    name, _ = _innermost(node)
+    return "" if name == "model" else name.removeprefix(_Call.PREFIX).partition("@")[0]
+
+
+def kind_of(node: fx.Node) -> str:
+    """Name of the class of the innermost module that a node stands in."""
+    return _innermost(node)[1].rpartition(".")[2]
+
+
+def _innermost(node: fx.Node) -> tuple[str, str]:
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    name, kind = stack[-1] if stack else ("", "")
+    return name, kind if isinstance(kind, str) else kind.__name__
 
 
 def _export(model: nn.Module, inputs: Any, forward: Forward) -> Trace:
@@ -276,7 +296,7 @@ def _export(model: nn.Module, inputs: Any, forward: Forward) -> Trace:
             f"expected a model that torch.export can trace, but exporting {type(model).__name__} on inputs of shape "
             f"{', '.join(str(tuple(t.shape)) for t in tensors)} failed{_line_of(error)}: {first_line(error)}"
         ) from error
-    return Trace(program, _first_names(model), forward, length(inputs))
+    return Trace(program, model, forward, length(inputs))
 
 
 def first_line(error: BaseException) -> str:
@@ -304,6 +324,13 @@ def _line_of(error: BaseException) -> str:
     own = tuple(os.path.join(os.path.dirname(p), "") for p in (torch.__file__, os.path.dirname(__file__)))
     lines = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*own, "<"))]
     return f" at {lines[-1].filename}:{lines[-1].lineno} ({lines[-1].line})" if lines else ""
+
+
+def _integers(module: nn.Module) -> dict[str, int]:
+    """Integer attributes of a module that is not torch's own."""
+    if type(module).__module__.startswith("torch."):
+        return {}
+    return {name: value for name, value in vars(module).items() if type(value) is int and not name.startswith("_")}
 
 
 def _first_names(model: nn.Module) -> dict[str, str]:

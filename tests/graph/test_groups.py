@@ -7,10 +7,10 @@ from singe.graph.groups import Group, Slice, module_of, rows_by_neuron
 @pytest.fixture
 def group():
     slices = (
-        Slice("a.weight", 0, torch.tensor([0, 1, -1, 2])),
-        Slice("a.bias", 0, torch.tensor([0, 1, -1, 2])),
-        Slice("b.c.weight", 0, torch.tensor([2, 0, 1])),
-        Slice("head.weight", 1, torch.tensor([-1, 0, 0, 2, 1, 2, 1])),
+        Slice("a.weight", 0, torch.tensor([0, 1, -1, 2]), "writes"),
+        Slice("a.bias", 0, torch.tensor([0, 1, -1, 2]), "writes"),
+        Slice("b.c.weight", 0, torch.tensor([2, 0, 1]), "writes"),
+        Slice("head.weight", 1, torch.tensor([-1, 0, 0, 2, 1, 2, 1]), "reads"),
     )
     return Group("a", 3, ("a.weight", "b.c.weight"), slices, None)
 

@@ -1,0 +1,78 @@
+"""Values of a trace that depend on nothing but parameters, buffers and constants."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from .operators import CONSTANTS, IDENTITIES, MOVES, VIEWS
+from .trace import Trace, evaluate
+
+
+class Stored:
+    """Tells which nodes of a trace hold what is stored in the model, as it is or computed from it.
+
+    Args:
+        trace: of the model.
+    """
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        self._held: set[fx.Node] = {*trace.state, *trace.constants}
+        for node in trace.nodes:
+            if node.all_input_nodes and all(i in self._held for i in node.all_input_nodes):
+                self._held.add(node)
+        self.value = cache(self._value)
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        """The operators among them, in execution order."""
+        return [node for node in self._trace.nodes if node in self._held]
+
+    def holds(self, node: fx.Node) -> bool:
+        """Whether a node's value depends on nothing but what is stored."""
+        return node in self._held
+
+    def sources(self, node: fx.Node) -> list[fx.Node]:
+        """The parameters and buffers that a stored value comes from; none for other values."""
+        if node in self._trace.state:
+            return [node]
+        found = [source for i in node.all_input_nodes for source in self.sources(i)] if self.holds(node) else []
+        return list(dict.fromkeys(found))
+
+    def is_computed(self, node: Any) -> bool:
+        """Whether a stored value is more than the elements of one parameter or buffer, moved."""
+        return isinstance(node, fx.Node) and self.holds(node) and not self.is_moved(node)
+
+    def is_moved(self, node: fx.Node) -> bool:
+        """Whether a node's value is the elements of one parameter, buffer or constant."""
+        if node in self._trace.state or node in self._trace.constants:
+            return True
+        first: Any = node.args[0] if node.args else None
+        moves = getattr(node.target, "overloadpacket", None) in _KEEP
+        return moves and isinstance(first, fx.Node) and self.is_moved(first)
+
+    def _value(self, node: fx.Node) -> Tensor | None:
+        """The value of a node that depends on no weights or inputs, such as an index; None for other nodes."""
+        if node in self._trace.integers:
+            return self._trace.integers[node].cpu()
+        packet = getattr(node.target, "overloadpacket", None)
+        if node.op != "call_function" or not (node.all_input_nodes or packet in CONSTANTS):
+            return None
+        known: dict[fx.Node, Any] = {}
+        for i in node.all_input_nodes:
+            known[i] = self._size(i) if self._trace.is_size(i) else self.value(i)
+        if any(value is None for value in known.values()):
+            return None
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), known.__getitem__)
+        result = evaluate(node, args, {name: value for name, value in kwargs.items() if name != "device"})
+        return result if isinstance(result, Tensor) else None
+
+    def _size(self, node: fx.Node) -> int:
+        return self._trace.size(node.meta["val"], self._trace.example_batch)
+
+
+_KEEP = {*MOVES, *IDENTITIES, *VIEWS, torch.ops.aten.index}
