@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from .graph.groups import Group, Slice
 from .graph.trace import named_tensors
@@ -85,12 +86,21 @@ class Plan:
 
         return replace(group, slices=tuple(shrink(s) for s in group.slices))
 
-    def apply(self, model: nn.Module) -> nn.Module:
+    def apply(self, model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
         """Cuts the planned neurons out of ``model`` in place and returns it.
 
+        Args:
+            model: unpruned, like the one that the plan was made for.
+            optimizer: of this model's parameters, also of others: holds the smaller ones from now on, with what it
+                remembers of each element that stays (momentum and the like), so that training goes on.
+
         Raises:
-            ValueError: the plan does not fit the model.
+            TypeError: not an optimiser.
+            ValueError: the plan does not fit the model, or the optimiser holds none of the model's parameters or
+                remembers something else than a value per element. Nothing is changed then.
         """
+        if optimizer is not None:
+            _check_optimizer(optimizer, model)
         tensors = named_tensors(model)
         for cut in (cut for removal in self.removals for cut in removal.cuts):
             shape = tuple(tensors[cut.tensor].shape) if cut.tensor in tensors else ()
@@ -101,7 +111,7 @@ class Plan:
                     f"expected a model whose {cut.tensor} is {cut.size} long on axis {cut.axis}, as the one that was "
                     f"pruned, got {f'shape {shape}' if shape else 'no such tensor'}"
                 )
-        compact(model, self.removed())
+        compact(model, self.removed(), optimizer)
         return model
 
     def to_json(self) -> dict[str, Any]:
@@ -137,6 +147,17 @@ class Plan:
             return cls([_removal(r) for r in data["removals"]])
         except (KeyError, TypeError) as error:
             raise ValueError(f"damaged plan: {error!r}") from error
+
+
+def _check_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"expected optimizer to be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if held.isdisjoint(map(id, model.parameters())):
+        raise ValueError(
+            f"expected an optimizer of the model's own parameters, got {type(optimizer).__name__} of none of them "
+            "(of a copy's, perhaps)"
+        )
 
 
 def _removal(data: dict[str, Any]) -> Removal:

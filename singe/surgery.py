@@ -29,7 +29,8 @@ def mask(model: nn.Module, slices: Iterable[Slice], neurons: Tensor, optimizer: 
         index = index.to(tensor.device)
         tensor.index_fill_(s.dim, index, 0)
         for state in _matching_state(optimizer, tensor).values():
-            state.index_fill_(s.dim, index, 0)
+            if state.shape[s.dim] == tensor.shape[s.dim]:
+                state.index_fill_(s.dim, index, 0)
 
 
 @contextmanager
@@ -46,8 +47,9 @@ def held_at_zero(model: nn.Module, slices: Sequence[Slice], neurons: Tensor, opt
 def compact(model: nn.Module, removed: Removed, optimizer: Optimizer | None = None) -> None:
     """Cuts indices out of a model's tensors in place and lets its modules' attributes follow.
 
-    Keeps requires_grad, dtype, device, memory format, tied weights, hooks on modules, train mode, and, if an
-    ``optimizer`` is given, its parameter lists and per-element state (momentum and the like). Gradients are dropped.
+    Keeps requires_grad, dtype, device, memory format, tied weights, hooks on modules and parameters, attributes and
+    classes of parameters, train mode, and, if an ``optimizer`` is given, its parameter lists and per-element state
+    (momentum and the like). Gradients are dropped.
 
     Args:
         model: changed in place.
@@ -55,12 +57,15 @@ def compact(model: nn.Module, removed: Removed, optimizer: Optimizer | None = No
         optimizer: holds some of the model's parameters.
 
     Raises:
-        ValueError: an unknown name, an axis or index out of range, or an axis that would become empty.
+        ValueError: an unknown name, an axis or index out of range, an axis that would become empty, or an optimiser
+            whose state cannot be cut.
     """
     tensors = named_tensors(model)
     widths = {name: width(model, name) - len(gone) for (name, _), gone in removed.items() if is_width(model, name)}
     kept = {key: _kept(tensors, *key, indices) for key, indices in removed.items() if key[0] not in widths}
     blocks = {module: _groups_left(module, kept.get((f"{n}.weight", 0))) for n, module in _grouped(model)}
+    for name, _ in kept:
+        _check_state(optimizer, name, tensors[name])
     cut: dict[int, Tensor] = {}
     for name, old in tensors.items():
         axes = {dim: keep for (tensor, dim), keep in kept.items() if tensors[tensor] is old}
@@ -114,7 +119,18 @@ def _cut(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
     for rank, memory_format in ((4, torch.channels_last), (5, torch.channels_last_3d)):
         if tensor.dim() == rank and tensor.is_contiguous(memory_format=memory_format):
             new = new.contiguous(memory_format=memory_format)
-    return nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
+    if isinstance(tensor, nn.Parameter):  # of its own class, whatever that asks for when it is called
+        new = nn.Parameter.__new__(type(tensor), new, tensor.requires_grad)
+    _inherit(new, tensor)
+    return new
+
+
+def _inherit(new: Tensor, old: Tensor) -> None:
+    """Gives a tensor the attributes and hooks of the one it takes the place of; handles can still remove the hooks."""
+    vars(new).update({name: value for name, value in vars(old).items() if name not in vars(new)})
+    for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+        if getattr(old, hooks) is not None:
+            setattr(new, hooks, getattr(old, hooks))
 
 
 def _replace(module: nn.Module, name: str, tensor: Tensor) -> None:
@@ -153,9 +169,25 @@ def _sync_attributes(module: nn.Module) -> None:
 
 
 def _matching_state(optimizer: Optimizer | None, parameter: Tensor) -> dict[str, Tensor]:
-    """The optimiser's per-element state of a parameter: the tensors of its shape."""
+    """The optimiser's per-element state of a parameter: the tensors of its shape, or that are averages over an axis."""
     state = optimizer.state.get(parameter, {}) if optimizer is not None else {}
-    return {k: v for k, v in state.items() if isinstance(v, Tensor) and v.shape == parameter.shape}
+    return {k: v for k, v in state.items() if isinstance(v, Tensor) and _fits(v, parameter)}
+
+
+def _fits(state: Tensor, parameter: Tensor) -> bool:
+    return state.dim() == parameter.dim() and all(
+        n in (1, size) for n, size in zip(state.shape, parameter.shape, strict=True)
+    )
+
+
+def _check_state(optimizer: Optimizer | None, name: str, parameter: Tensor) -> None:
+    state = optimizer.state.get(parameter, {}) if optimizer is not None else {}
+    for key, value in state.items():
+        if isinstance(value, Tensor) and value.numel() > 1 and not _fits(value, parameter):
+            raise ValueError(
+                f"expected an optimizer whose state is one value per element, got {key} of shape {tuple(value.shape)} "
+                f"for {name} of shape {tuple(parameter.shape)}; make a new {type(optimizer).__name__}"
+            )
 
 
 def _follow(optimizer: Optimizer | None, old: Tensor, new: Tensor, axes: Mapping[int, Tensor]) -> None:
@@ -163,8 +195,13 @@ def _follow(optimizer: Optimizer | None, old: Tensor, new: Tensor, axes: Mapping
     if optimizer is None:
         return
     for group in optimizer.param_groups:
-        group["params"] = [new if p is old else p for p in group["params"]]
+        group["params"][:] = [new if p is old else p for p in group["params"]]  # some optimisers share the list
     matching = _matching_state(optimizer, old)
     if old in optimizer.state:
         state = optimizer.state.pop(old)
-        optimizer.state[new] = {**state, **{k: _cut(v, axes) for k, v in matching.items()}}
+        optimizer.state[new] = {**state, **{k: _cut_along(v, old, axes) for k, v in matching.items()}}
+
+
+def _cut_along(state: Tensor, parameter: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
+    """Cuts the axes that a state shares with its parameter."""
+    return _cut(state, {dim: keep for dim, keep in axes.items() if state.shape[dim] == parameter.shape[dim]})

@@ -11,7 +11,7 @@ from torch import nn
 from singe.graph.groups import Group, Slice
 from singe.graph.trace import named_tensors
 from singe.plan import Plan
-from singe.surgery import compact
+from singe.surgery import compact, held_at_zero, mask
 
 A, B, C = 5, 4, 6
 
@@ -108,6 +108,84 @@ def test_apply_returns_the_model_it_changed(plan):
     model = randomised(Concatenated())
     assert plan.apply(model) is model
     assert (model.a.out_features, model.b.out_features, model.c.in_features) == (A - 2, B - 1, A + B - 3)
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.1),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, amsgrad=True),
+}
+KEPT = {"a.weight": (0, [1, 2, 4]), "a.bias": (0, [1, 2, 4]), "b.weight": (0, [0, 1, 3]), "b.bias": (0, [0, 1, 3]),
+        "c.weight": (1, [1, 2, 4, A, A + 1, A + 3])}  # fmt: skip
+
+
+def stepped(model, optimizer, x):
+    optimizer.zero_grad()
+    model(x).square().mean().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+def test_an_optimizer_goes_on_with_what_it_remembers_of_the_elements_that_stay(plan, make):
+    model, foreign, x = randomised(Concatenated()), nn.Parameter(torch.ones(3)), torch.ones(4, 3)
+    model.a.bias.requires_grad_(False)  # it never gets a gradient, so the optimiser remembers nothing of it
+    weights, rest = [p for p in model.parameters() if p.dim() == 2], [p for p in model.parameters() if p.dim() == 1]
+    optimizer = make([{"params": [*weights, foreign], "lr": 0.01}, {"params": rest, "weight_decay": 0.1}])
+    foreign.grad = torch.full((3,), 2.0)
+    for _ in range(2):
+        model(x).square().mean().backward()
+        optimizer.step()
+    names = {id(p): name for name, p in model.named_parameters()} | {id(foreign): "foreign"}
+    settings_ = [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups]
+    order = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
+    old = {names[id(p)]: {k: v.clone() for k, v in s.items() if v is not None} for p, s in optimizer.state.items()}
+    assert old.keys() == {n for group in order for n in group} - {"a.bias"}
+    assert plan.apply(model, optimizer) is model
+    tensors = {**dict(model.named_parameters()), "foreign": foreign}
+    held = [group["params"] for group in optimizer.param_groups]
+    assert all(p is tensors[n] for ps, ns in zip(held, order, strict=True) for p, n in zip(ps, ns, strict=True))
+    assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == settings_
+    for name, state in old.items():
+        for key, value in state.items():
+            axis, keep = KEPT.get(name, (0, None))
+            expected = value if keep is None or value.dim() == 0 else value.index_select(axis, torch.tensor(keep))
+            assert torch.equal(optimizer.state[tensors[name]][key], expected) and expected.any(), (name, key)
+    assert len(optimizer.state) == len(old)
+    before = {n: p.detach().clone() for n, p in tensors.items()}
+    stepped(model, optimizer, x)
+    changed = {n for n, p in tensors.items() if not torch.equal(p, before[n])}
+    assert changed >= {"a.weight", "b.weight", "c.weight", "head.weight", "b.bias"} and "a.bias" not in changed
+
+
+def test_training_goes_on_as_that_of_the_masked_network_does():
+    """No neuron's momentum is lost or another's: both networks take the same steps where both have parameters."""
+    masked, x, plan = randomised(Concatenated()).double(), torch.ones(4, 3, dtype=torch.float64), Plan()
+    plan.add(GROUPS[2], [1, 4])
+    optimizer = torch.optim.Adam(masked.parameters(), lr=0.01)
+    for _ in range(3):
+        stepped(masked, optimizer, x)
+    mask(masked, GROUPS[2].slices, torch.tensor([1, 4]), optimizer)
+    small = copy.deepcopy(masked)
+    follower = torch.optim.Adam(small.parameters(), lr=0.01)
+    follower.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    plan.apply(small, follower)
+    with held_at_zero(masked, GROUPS[2].slices, torch.tensor([1, 4]), optimizer):
+        for _ in range(5):
+            stepped(masked, optimizer, x)
+            stepped(small, follower, x)
+    assert torch.allclose(masked.c.weight[[0, 2, 3, 5]], small.c.weight, atol=1e-12)
+    assert torch.allclose(masked.head.weight[:, [0, 2, 3, 5]], small.head.weight, atol=1e-12)
+    assert torch.allclose(masked.a.weight, small.a.weight, atol=1e-12)
+
+
+def test_an_optimizer_that_cannot_follow_is_refused_and_nothing_changes(plan):
+    model = randomised(Concatenated())
+    before = copy.deepcopy(model)
+    with pytest.raises(TypeError, match=r"optimizer to be a torch\.optim.Optimizer, got dict"):
+        plan.apply(model, {})
+    with pytest.raises(ValueError, match="got SGD of none of them"):
+        plan.apply(model, OPTIMIZERS["sgd"](before.parameters()))
+    assert equal(model, before)
 
 
 def test_a_plan_for_another_model_is_refused_and_changes_nothing(plan):
