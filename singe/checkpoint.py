@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .graph.trace import named_tensors
 from .plan import Plan
+from .wrappers import unwrapped
 
 PLAN_FILE = "plan.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -47,6 +48,7 @@ def load(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Module:
 
     Args:
         model: of the same architecture as the one that was pruned, unpruned; its weights do not matter. Not modified.
+            Wrapped or compiled, the module inside is taken.
         directory: holds ``plan.json`` and ``model.safetensors``.
 
     Returns:
@@ -56,8 +58,7 @@ def load(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Module:
         FileNotFoundError: a file is missing.
         ValueError: a file is damaged, of another version, or does not fit the model.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected model to be a torch.nn.Module, got {type(model).__name__}")
+    model = unwrapped(model)
     path = Path(directory)
     pruned = load_plan(path).apply(copy.deepcopy(model))
     tensors = _unique(pruned)

@@ -21,6 +21,7 @@ from .graph.trace import Env, Forward, Trace, trace
 from .isolation import plain_torch, preserved_random_state, same_modes
 from .numerics import alike
 from .task import Task
+from .wrappers import unwrapped
 
 log = logging.getLogger("singe")
 
@@ -47,13 +48,14 @@ def fold_batchnorm(model: nn.Module, example: Any, *, forward: Forward | None = 
     is checked on the example after every fold. A folded network no longer normalises batches, so train it first.
 
     Args:
-        model: not modified.
+        model: not modified. Wrapped or compiled, the module inside is taken.
         example: inputs x [B, ...] of ``model(x)``, or whatever ``forward`` takes; a few samples are enough.
         forward: (model, example) -> outputs, for a model that is not ``model(x)``.
 
     Raises:
         TypeError, ValueError: bad input; see the message.
     """
+    model = unwrapped(model)
     task, device = Task(forward), checks.sound_model(model)
     if forward is None and not isinstance(example, Tensor):
         raise TypeError(f"expected example to be a tensor x, got {type(example).__name__}; other models need forward=")

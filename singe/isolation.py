@@ -38,7 +38,10 @@ _CALLERS_DEVICE: ContextVar[torch.device | None] = ContextVar("callers_device", 
 
 @contextmanager
 def plain_torch(device: torch.device) -> Iterator[None]:
-    """No inference mode, no autocast and no default device but the CPU inside, whatever the caller's."""
+    """No inference mode, no autocast and no default device but the CPU inside, whatever the caller's.
+
+    Parts of a model that are compiled run uncompiled: copies of ever new shapes would be compiled again and again.
+    """
     default = torch.get_default_device()
     foreign = default.type != "cpu"
     token = _CALLERS_DEVICE.set(default if foreign else None)
@@ -46,6 +49,7 @@ def plain_torch(device: torch.device) -> Iterator[None]:
         with (
             torch.inference_mode(False),
             torch.autocast(device.type, enabled=False),
+            torch.compiler.set_stance("force_eager"),
             torch.device("cpu") if foreign else nullcontext(),
         ):
             yield

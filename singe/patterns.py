@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from .graph.groups import Group
+from .wrappers import remark_on
 
 
 def named_groups(model: nn.Module, groups: Iterable[Group], pattern: str, argument: str) -> set[str]:
@@ -27,6 +28,8 @@ def named_groups(model: nn.Module, groups: Iterable[Group], pattern: str, argume
     groups = list(groups)
     by_name = {g.name for g in groups if fnmatchcase(g.name, pattern)}
     if not found and not by_name:
-        raise ValueError(f"expected module names or patterns that match one in {argument}, got {pattern!r}")
+        raise ValueError(
+            f"expected module names or patterns that match one in {argument}, got {pattern!r}{remark_on(pattern)}"
+        )
     inside = {m for m in modules if any(m == f or m.startswith(f"{f}.") for f in found)}
     return by_name | {g.name for g in groups if inside.intersection(g.members)}

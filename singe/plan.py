@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from .graph.groups import Group, Slice
 from .graph.trace import named_tensors
 from .surgery import compact, is_width, width
+from .wrappers import unwrapped
 
 VERSION = 1
 
@@ -90,7 +91,8 @@ class Plan:
         """Cuts the planned neurons out of ``model`` in place and returns it.
 
         Args:
-            model: unpruned, like the one that the plan was made for.
+            model: unpruned, like the one that the plan was made for. Wrapped or compiled, the module inside is cut and
+                returned; DistributedDataParallel has to be put around it anew.
             optimizer: of this model's parameters, also of others: holds the smaller ones from now on, with what it
                 remembers of each element that stays (momentum and the like), so that training goes on.
 
@@ -99,6 +101,7 @@ class Plan:
             ValueError: the plan does not fit the model, or the optimiser holds none of the model's parameters or
                 remembers something else than a value per element. Nothing is changed then.
         """
+        model = unwrapped(model)
         if optimizer is not None:
             _check_optimizer(optimizer, model)
         tensors = named_tensors(model)

@@ -35,6 +35,7 @@ from .selection import Refresh, Selection
 from .surgery import compact, held_at_zero, mask
 from .task import Loss, Task, cross_entropy
 from .trial import check_result, unsafe_groups
+from .wrappers import unwrapped
 
 log = logging.getLogger("singe")
 
@@ -64,7 +65,9 @@ def prune(
 
     Args:
         model: any module ``model(x)`` that ``torch.export`` can trace; not modified. Its hooks go with the copies that
-            are worked on and are called there. Modules in eval mode inside a model in train mode stay so.
+            are worked on and are called there. Modules in eval mode inside a model in train mode stay so. Of
+            DistributedDataParallel, DataParallel and what torch.compile returns, the module inside is pruned, and all
+            names are of that module.
         loader: yields batches (x, y), again and again; shuffle it, every group of neurons begins a new epoch.
         rho: share of what ``target`` names to remove, in (0, 1), met to within one neuron.
         target: "params", the model's parameters, tied ones once; or "macs", all multiply-adds of a forward pass,
@@ -107,6 +110,7 @@ def prune(
     if seed >= 2**40:
         raise ValueError(f"expected seed < 2**40, got {seed}")
     chosen = resolve(criterion)
+    model = unwrapped(model)
     device = checks.sound_model(model)
     check_precision(precision, model, device)
     task = Task(forward, cross_entropy if loss is None else loss)

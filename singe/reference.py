@@ -24,6 +24,7 @@ from .graph.riders import find_riders
 from .graph.trace import Forward, Trace, trace
 from .score import groups_of, in_layer_order
 from .task import Loss, Task, cross_entropy
+from .wrappers import unwrapped
 
 
 def fade_neurons(z: Tensor, neuron: Tensor, t: Tensor, *, axis: int = 1) -> Tensor:
@@ -112,7 +113,7 @@ def score(
     forward: Forward | None = None,
 ) -> Tensor:
     """Twin of `singe.score`: the whole network, one neuron and one node at a time, `autograd.grad` to the weights."""
-    chosen = resolve(criterion)
+    model, chosen = unwrapped(model), resolve(criterion)
     work = copy.deepcopy(model).eval()  # batch norms are folded in here
     task = Task(forward, loss or cross_entropy)
     graph = trace(work, task.inputs(batch), task.call)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +109,8 @@ def count_parameters(model: nn.Module) -> int:
 def count_macs(model: nn.Module, inputs: Any, forward: Forward = plain) -> int:
     """Multiply-adds of ``forward(model, inputs)`` for one sample: torch's flop count over two, in the model's mode."""
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
+    with torch.no_grad(), warnings.catch_warnings(), counter:
+        # the counter hooks all modules, which torch.compile's tell about
+        warnings.filterwarnings("ignore", r"Using `torch\.compile\(module\)`", UserWarning)
         answer(model, inputs, forward)
     return counter.get_total_flops() // 2 // length(inputs)

@@ -17,6 +17,7 @@ from .graph.trace import Forward, trace
 from .isolation import plain_torch, preserved_random_state
 from .precision import Precision, check_precision
 from .task import Loss, Task, cross_entropy
+from .wrappers import remark_on, unwrapped
 
 
 def score(
@@ -38,7 +39,7 @@ def score(
     once done, leaves nothing for the next layers to read.
 
     Args:
-        model: not modified; scored in eval mode.
+        model: not modified; scored in eval mode. Wrapped or compiled, the module inside is taken.
         batch: (x, y) with x [B, ...] and y [B, ...]; see ``forward``.
         layer: module name of a convolution, linear layer or batch norm, as in ``model.named_modules()``.
         criterion: a name or an object of ``singe.criteria``.
@@ -54,7 +55,7 @@ def score(
     Raises:
         TypeError, ValueError: bad input; see the message.
     """
-    chosen = resolve(criterion)
+    model, chosen = unwrapped(model), resolve(criterion)
     checks.integer("memory", memory, 1)
     device = checks.sound_model(model)
     check_precision(precision, model, device)
@@ -76,7 +77,8 @@ def groups_of(layer: str, groups: Iterable[Group], model: nn.Module) -> list[Gro
         ValueError: no such module, or one that has no neurons.
     """
     if not isinstance(layer, str) or layer not in dict(model.named_modules()):
-        raise ValueError(f"expected the name of a module of {type(model).__name__}, got {layer!r}")
+        remark = remark_on(layer) if isinstance(layer, str) else ""
+        raise ValueError(f"expected the name of a module of {type(model).__name__}, got {layer!r}{remark}")
     found = [g for g in groups if layer in g.members]
     if not found:
         raise ValueError(

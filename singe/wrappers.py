@@ -1,0 +1,44 @@
+"""Models that come inside of another module: data parallel and compiled ones."""
+
+from __future__ import annotations
+
+import logging
+
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+log = logging.getLogger("singe")
+
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside of DataParallel, DistributedDataParallel and torch.compile, nested in any order.
+
+    It is the same module with the same parameters. What comes in without a wrapper goes out as it is.
+
+    Raises:
+        TypeError: not a module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected model to be a torch.nn.Module, got {type(model).__name__}")
+    while (inner := _inside(model)) is not None:
+        log.info("taking the module inside of %s", type(model).__name__)
+        model = inner
+    return model
+
+
+def _inside(model: nn.Module) -> nn.Module | None:
+    if isinstance(model, (DataParallel, DistributedDataParallel)):
+        inner: nn.Module = model.module
+        return inner
+    # what torch.compile returns, known without the seconds that the import of its class takes
+    return model._modules.get("_orig_mod")
+
+
+def remark_on(name: str) -> str:
+    """What a message about an unknown module name adds where the name begins as in a wrapped model, else nothing."""
+    inner = name
+    while inner.startswith(_PREFIXES):
+        inner = inner.partition(".")[2]
+    return f" (of a wrapped model, the module inside is taken: perhaps {inner!r})" if inner != name else ""
