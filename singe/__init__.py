@@ -13,6 +13,7 @@ from .criteria import (
 )
 from .finetune import FineTune
 from .folding import Folding, fold_batchnorm
+from .inspection import GroupInfo, Inspection, inspect
 from .plan import Plan
 from .prune import prune
 from .quadrature import GaussLegendre, Geometric
@@ -27,7 +28,9 @@ __all__ = [
     "GaussLegendre",
     "Geometric",
     "Gradient",
+    "GroupInfo",
     "GroupRecord",
+    "Inspection",
     "IntegratedGradient",
     "LossChange",
     "Magnitude",
@@ -37,6 +40,7 @@ __all__ = [
     "Random",
     "SummedGradient",
     "fold_batchnorm",
+    "inspect",
     "load",
     "load_plan",
     "prune",

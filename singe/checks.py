@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from .batches import Batch, described
+from .graph.trace import Trace
 from .isolation import plain_torch
 from .numerics import alike
 from .ops import FLOATING
@@ -97,6 +98,19 @@ def batch_of(item: Any, device: torch.device, task: Task) -> Batch:
     return moved
 
 
+def example(value: Any, device: torch.device, task: Task) -> Batch:
+    """A batch on ``device`` from an example x of ``model(x)``, or of whatever the task's ``forward`` takes.
+
+    Raises:
+        TypeError, ValueError: as :func:`batch_of` does.
+    """
+    if task.forward is not None:
+        return batch_of(value, device, task)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"expected example to be a tensor x, got {type(value).__name__}; other models need forward=")
+    return batch_of((value, value), device, task)  # a task's batch is a pair; nobody looks at y here
+
+
 def finite_inputs(inputs: Batch) -> None:
     """Raises ValueError if a tensor of ``inputs`` holds NaN or infinity."""
     if not all(t.isfinite().all() for t in pytree.tree_leaves(inputs)):
@@ -124,6 +138,12 @@ def number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"expected a number for {name}, got {type(value).__name__}")
     return float(value)
+
+
+def patterns(name: str, value: Any) -> None:
+    """Raises TypeError unless ``value`` is a list (or tuple, or set) of strings."""
+    if not isinstance(value, (list, tuple, set, frozenset)) or not all(isinstance(p, str) for p in value):
+        raise TypeError(f"expected a list of module names for {name}, got {value!r}")
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -154,6 +174,18 @@ def runs(model: nn.Module, batch: Batch, task: Task) -> None:
         ) from error
     if not alike(*twice):
         raise ValueError(f"expected {type(model).__name__} to answer alike in eval mode, got two different answers")
+
+
+def own_weights(model: nn.Module, graph: Trace) -> None:
+    """Raises ValueError if what was traced, a copy of ``model``, works on the weights of the model itself."""
+    names = {p.data_ptr(): name for name, p in model.named_parameters() if p.numel()}
+    held = [names[t.data_ptr()] for t in graph.constants.values() if t.data_ptr() in names]
+    if held:
+        raise ValueError(
+            f"expected a model whose copies work on weights of their own, but a copy of {type(model).__name__} uses "
+            f"{held[0]} of the model given, which something in it holds on to (such as self.f = "
+            "torch.compile(self.method), a lambda or a partial)"
+        )
 
 
 def _describe(item: Any) -> str:

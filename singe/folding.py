@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
@@ -57,11 +57,8 @@ def fold_batchnorm(model: nn.Module, example: Any, *, forward: Forward | None = 
     """
     model = unwrapped(model)
     task, device = Task(forward), checks.sound_model(model)
-    if forward is None and not isinstance(example, Tensor):
-        raise TypeError(f"expected example to be a tensor x, got {type(example).__name__}; other models need forward=")
     with torch.no_grad(), plain_torch(device), preserved_random_state():
-        # a task's batch is a pair unless forward is given; nobody looks at y here
-        batch = checks.batch_of((example, example) if forward is None else example, device, task)
+        batch = checks.example(example, device, task)
         work = checks.copied(model)
         checks.runs(work, batch, task)
         graph, expected = trace(work, task.inputs(batch), task.call), task.outputs(work, batch)

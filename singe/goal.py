@@ -40,9 +40,7 @@ class Goal:
             raise ValueError(f"expected target 'params' or 'macs', got {self.target!r}")
         allocations.check(self.allocation)
         checks.integer("round_to", self.round_to, 1)
-        names = isinstance(self.ignore, (list, tuple, set, frozenset)) and all(isinstance(p, str) for p in self.ignore)
-        if not names:
-            raise TypeError(f"expected a list of module names for ignore, got {self.ignore!r}")
+        checks.patterns("ignore", self.ignore)
 
     def left_whole(self, model: nn.Module, groups: Sequence[Group]) -> dict[str, str]:
         """Names of the groups that may not lose neurons -> why.
@@ -50,10 +48,7 @@ class Goal:
         Raises:
             ValueError: a pattern of ``ignore`` or ``allocation`` that names no module.
         """
-        whole = {g.name: g.frozen for g in groups if g.frozen is not None}
-        whole |= {g.name: "has only one neuron" for g in groups if g.size == 1 and g.frozen is None}
-        for pattern in self.ignore:
-            whole |= dict.fromkeys(named_groups(model, groups, pattern, "ignore"), "ignored")
+        whole = left_alone(model, groups, self.ignore)
         able = [g for g in groups if g.name not in whole]
         if isinstance(self.allocation, Mapping):
             shares = zip(able, allocations.rates(self.allocation, model, able), strict=True)
@@ -85,3 +80,16 @@ class Goal:
             rates = allocations.rates(self.allocation, model, groups)
             schedule = allocations.proportional(rates, [g.size for g in groups])
         return allocations.fit(cost, choices, schedule, self.rho)
+
+
+def left_alone(model: nn.Module, groups: Sequence[Group], ignore: Collection[str]) -> dict[str, str]:
+    """Names of the groups that may not lose neurons whatever the goal -> why.
+
+    Raises:
+        ValueError: a pattern of ``ignore`` that names no module.
+    """
+    whole = {g.name: g.frozen for g in groups if g.frozen is not None}
+    whole |= {g.name: "has only one neuron" for g in groups if g.size == 1 and g.frozen is None}
+    for pattern in ignore:
+        whole |= dict.fromkeys(named_groups(model, groups, pattern, "ignore"), "ignored")
+    return whole

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,14 +17,13 @@ from torch.utils.data import SequentialSampler
 from tqdm import tqdm
 
 from . import checks
-from .batches import Batch, head
+from .batches import Batch
 from .collapse import Watch
 from .criteria import Criterion, resolve
 from .data import Stream
 from .engine import DEFAULT_MEMORY, Engine
 from .finetune import FineTune, Tuner
 from .goal import Allocation, Goal, Target
-from .graph.analysis import analyse
 from .graph.groups import Group
 from .graph.trace import Forward, Trace, trace
 from .isolation import plain_torch, preserved_random_state, same_modes
@@ -33,8 +33,9 @@ from .recalibration import recalibrate, running_norms
 from .result import GroupRecord, PruneResult, count_macs, count_parameters
 from .selection import Refresh, Selection
 from .surgery import compact, held_at_zero, mask
+from .survey import few, survey
 from .task import Loss, Task, cross_entropy
-from .trial import check_result, unsafe_groups
+from .trial import check_result
 from .wrappers import unwrapped
 
 log = logging.getLogger("singe")
@@ -158,9 +159,8 @@ class _Run:
         self._probe = stream.take(options.images)
         checks.runs(self._work, self._probe, options.task)
         self._trace = self._traced(self._probe)
-        # a few samples where the model takes any number
-        few = head(self._probe, 4) if self._trace.dynamic else self._probe
-        self._sample = options.task.inputs(few)
+        checks.own_weights(model, self._trace)
+        self._sample = few(self._probe, self._trace, options.task)
         self._watch = Watch(self._work, self._probe, options.task)
         if not math.isfinite(self._watch.loss):
             raise ValueError(f"expected a finite loss before pruning, got {self._watch.loss}")
@@ -170,20 +170,15 @@ class _Run:
 
     def plan_widths(self, goal: Goal) -> None:
         """Finds the groups that may be pruned and fixes how many neurons each will lose."""
-        found, unfollowed = analyse(self._trace)
-        names = {g.name for g in found}  # a module may hold a weight that is followed beside one that is not
-        whole = {name: reason for name, reason in unfollowed.items() if name not in names}
-        whole |= goal.left_whole(self._original, found)
-        able = [g for g in found if g.name not in whole]
-        whole |= unsafe_groups(self._work, able, self._sample, self._options.task.call)
-        for name, reason in whole.items():
+        task, left_whole = self._options.task, partial(goal.left_whole, self._original)
+        found = survey(self._work, self._trace, self._sample, task, left_whole)
+        able, self._frozen = found.able, found.frozen
+        for name, reason in self._frozen.items():
             log.info("%s is not pruned: %s", name, reason)
-        able = [g for g in found if g.name not in whole]
         if not able:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in whole.items())
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in self._frozen.items())
             raise ValueError(f"expected a model with neurons to prune, found none ({reasons or 'no layers'})")
         counts = goal.counts(self._original, able, self._trace, self._macs_before, lambda: self._first_scores(able))
-        self._frozen = whole
         self._todo = [(g, n) for g, n in zip(able, counts, strict=True) if n]
         if not self._todo:
             log.warning("nothing is removed: rho=%g is less than half of the smallest step", goal.rho)

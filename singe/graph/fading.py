@@ -1,0 +1,90 @@
+"""Where the fading of a group ends: whether its readers see at t = 0 what they see after removal, which is nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from .batchnorm import is_batch_norm
+from .groups import Group
+from .layer import find_layers
+from .trace import Env, Trace, evaluate
+
+
+def readers(group: Group) -> tuple[str, ...]:
+    """Qualified names of the weights whose columns read the neurons, in execution order."""
+    return tuple(dict.fromkeys(s.tensor for s in group.slices if s.dim != 0))
+
+
+def ends_elsewhere(trace: Trace, group: Group) -> fx.Node | None:
+    """The operator that makes something of neurons faded to zero which their readers then see; None where none does.
+
+    Runs the operators between writers and readers on what they put out for a group that is zero: a sigmoid gives 1/2,
+    but its product with the zeros of the same group is zero again. Values of other origin are stood in for.
+
+    Args:
+        trace: of the model.
+        group: not frozen.
+    """
+    read, written = set(readers(group)), {layer.output for layer in find_layers(trace, group)}
+    values: Env = {}  # at t = 0, of the nodes that depend on the group
+    for node in trace.nodes:
+        own = [i for i in node.all_input_nodes if i in values]
+        reads = any(trace.state.get(i) in read for i in node.all_input_nodes)
+        left = next((i for i in own if reads and _any(values[i])), None)
+        if left is not None:
+            return _origin(left, values)
+        if node in written:
+            values[node] = _like(trace, node, torch.zeros)
+        elif own and not reads and not trace.is_size(node):
+            # a batch norm's shift fades with what passes through it
+            values[node] = values[own[0]] if is_batch_norm(node) else _value(trace, node, values)
+    return None
+
+
+def _value(trace: Trace, node: fx.Node, values: Env) -> Any:
+    """What an operator puts out where the group is zero.
+
+    Beside the group, pointwise operators see some numbers, which sums with zero keep and products do not; to others
+    (a concatenation) the rest is zero, so that only what they make of the group shows.
+    """
+    pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
+
+    def argument(i: fx.Node) -> Any:
+        if trace.is_size(i):
+            return trace.size(i.meta["val"], trace.example_batch)
+        return values[i] if i in values else _like(trace, i, _numbers if pointwise else torch.zeros)
+
+    return evaluate(node, fx.map_arg(node.args, argument), fx.map_arg(node.kwargs, argument))
+
+
+def _like(trace: Trace, node: fx.Node, make: Any) -> Any:
+    """Tensors of the shapes, dtypes and devices that a node's value has."""
+
+    def tensor(value: Tensor) -> Tensor:
+        shape = [trace.size(s, trace.example_batch) for s in value.shape]
+        made: Tensor = make(shape).to(value.device, value.dtype)
+        return made
+
+    return pytree.tree_map_only(Tensor, tensor, node.meta["val"])
+
+
+def _numbers(shape: list[int]) -> Tensor:
+    """Of both signs, as conditions of both kinds; the last axis alternates."""
+    return torch.arange(torch.Size(shape).numel()).view(shape) % 2 * 2.5 - 2
+
+
+def _any(value: Any) -> bool:
+    return any(bool(v.any()) for v in pytree.tree_leaves(value))
+
+
+def _origin(node: fx.Node, values: Env) -> fx.Node:
+    """The first operator on the way to a value that is not zero."""
+    while True:
+        earlier = next((i for i in node.all_input_nodes if i in values and _any(values[i])), None)
+        if earlier is None:
+            return node
+        node = earlier

@@ -1,0 +1,181 @@
+"""What would be pruned, before anything is."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import checks
+from .cost import Cost, mac_cost, parameter_cost
+from .goal import left_alone
+from .graph.fading import ends_elsewhere, readers
+from .graph.groups import Group, module_of
+from .graph.trace import Forward, Trace, trace
+from .isolation import plain_torch, preserved_random_state
+from .report import table
+from .result import count_macs
+from .survey import Survey, few, survey
+from .task import Task
+from .wrappers import unwrapped
+
+_WIDTH = 140
+_NAME = 32
+_REMARK = 40
+
+
+@dataclass(frozen=True)
+class GroupInfo:
+    """Neurons that are removed alike.
+
+    Attributes:
+        name: of the group, that of its first layer.
+        members: modules whose rows go with a neuron: the layers that write it, and the batch norms that ride along.
+        readers: modules whose columns go with it.
+        units: how many neurons there are.
+        params_per_unit: parameters that go with one of them.
+        macs_per_unit: multiply-adds for one sample that go with it.
+        params_share, macs_share: of the whole model's, gone when this group alone keeps one unit; in [0, 1].
+        frozen: why the group is left whole, or None.
+        note: what else is good to know, or None.
+    """
+
+    name: str
+    members: tuple[str, ...]
+    readers: tuple[str, ...]
+    units: int
+    params_per_unit: int
+    macs_per_unit: int
+    params_share: float
+    macs_share: float
+    frozen: str | None
+    note: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """What a network is made of, as :func:`singe.prune` sees it; ``print`` it for a table.
+
+    Attributes:
+        groups: of coupled neurons, in execution order.
+        unfollowed: modules with weights that are in no group -> why.
+        params: parameters, tied ones counted once.
+        macs: multiply-adds for one sample.
+        removable_params, removable_macs: shares in [0, 1] that are gone when every prunable group keeps one unit: what
+            ``rho`` can reach.
+    """
+
+    groups: tuple[GroupInfo, ...]
+    unfollowed: dict[str, str]
+    params: int
+    macs: int
+    removable_params: float
+    removable_macs: float
+
+    @property
+    def prunable(self) -> tuple[GroupInfo, ...]:
+        """The groups that may lose neurons."""
+        return tuple(g for g in self.groups if g.frozen is None)
+
+    @property
+    def frozen(self) -> dict[str, str]:
+        """Groups that are left whole and modules that are not followed -> why, as in ``PruneResult.frozen``."""
+        return self.unfollowed | {g.name: g.frozen for g in self.groups if g.frozen is not None}
+
+    def __str__(self) -> str:
+        header = ["group", "units", "read by", "params/unit", "macs/unit", "params", "macs", "left whole, or note"]
+        rows = [_row(g) for g in self.groups]
+        taken = len(table(header[:-1], [row[:-1] for row in rows]).partition("\n")[0]) + 2
+        room = max(_REMARK, _WIDTH - taken)
+        lines = [table(header, [[*row[:-1], _head(row[-1], room)] for row in rows], left=(0, 2, 7))]
+        lines += [f"not followed: {name} ({reason})" for name, reason in self.unfollowed.items()]
+        lines.append(
+            f"{len(self.prunable)} of {len(self.groups)} groups can be pruned: up to {self.removable_params:.1%} of "
+            f"{self.params:,} parameters, {self.removable_macs:.1%} of {self.macs:,} multiply-adds"
+        )
+        return "\n".join(lines)
+
+
+def inspect(
+    model: nn.Module, example: Any, *, forward: Forward | None = None, ignore: Collection[str] = ()
+) -> Inspection:
+    """Looks at a network as :func:`singe.prune` does before the first removal, trial removals on copies included.
+
+    Args:
+        model: not modified. Wrapped or compiled, the module inside is taken.
+        example: inputs x [B, ...] of ``model(x)``, or whatever ``forward`` takes; a few samples are enough.
+        forward: (model, example) -> outputs, for a model that is not ``model(x)``.
+        ignore: module names or glob patterns; a group with a member among them is left alone.
+
+    Raises:
+        TypeError, ValueError: bad input; see the message.
+    """
+    model = unwrapped(model)
+    checks.patterns("ignore", ignore)
+    task, device = Task(forward), checks.sound_model(model)
+    with torch.no_grad(), plain_torch(device), preserved_random_state():
+        batch = checks.example(example, device, task)
+        work = checks.copied(model)
+        checks.runs(work, batch, task)
+        graph = trace(work, task.inputs(batch), task.call)
+        checks.own_weights(model, graph)
+        sample = few(batch, graph, task)
+        found = survey(work, graph, sample, task, lambda groups: left_alone(model, groups, ignore))
+        macs = count_macs(work, sample, task.call)
+        costs = parameter_cost(model, found.groups), mac_cost(model, found.groups, graph, macs)
+        groups = tuple(_info(i, found, graph, costs) for i in range(len(found.groups)))
+    able = {i: g.size - 1 for i, g in enumerate(found.groups) if g.name not in found.whole}
+    reach = [_share(cost, found, able) for cost in costs]
+    return Inspection(groups, found.unfollowed, costs[0].total, costs[1].total, *reach)
+
+
+def _info(index: int, found: Survey, graph: Trace, costs: Iterable[Cost]) -> GroupInfo:
+    group, nothing = found.groups[index], [0] * len(found.groups)
+    frozen = found.whole.get(group.name)
+    params, macs = (cost.unit(nothing, index) for cost in costs)
+    params_share, macs_share = (_share(cost, found, {index: group.size - 1}) for cost in costs)
+    return GroupInfo(
+        name=group.name, members=group.members, readers=tuple(dict.fromkeys(map(module_of, readers(group)))),
+        units=group.size, params_per_unit=params, macs_per_unit=macs,
+        params_share=params_share, macs_share=macs_share,
+        frozen=frozen, note=_note(group, graph) if frozen is None else None,
+    )  # fmt: skip
+
+
+def _share(cost: Cost, found: Survey, removed: dict[int, int]) -> float:
+    """What goes with {index of a group: so many neurons}, as a share of the whole."""
+    return cost.gone([removed.get(i, 0) for i in range(len(found.groups))]) / cost.total if cost.total else 0.0
+
+
+def _note(group: Group, graph: Trace) -> str | None:
+    node = ends_elsewhere(graph, group)
+    if node is None:
+        return None
+    packet: Any = getattr(node.target, "overloadpacket", node.target)
+    others = ", ..." if len(node.all_input_nodes) > 1 else ""
+    return f"fading ends at {packet.__name__}(0{others}), removal at nothing"
+
+
+# -- as text -----------------------------------------------------------------------------------------------------
+
+
+def _row(group: GroupInfo) -> list[str]:
+    first = _tail(group.readers[0]) if group.readers else "-"
+    more = f" +{len(group.readers) - 1}" if len(group.readers) > 1 else ""
+    remark = group.frozen or group.note or ""
+    return [
+        _tail(group.name), f"{group.units:,}", first + more, f"{group.params_per_unit:,}", f"{group.macs_per_unit:,}",
+        f"{group.params_share:.1%}", f"{group.macs_share:.1%}", remark,
+    ]  # fmt: skip
+
+
+def _tail(name: str) -> str:
+    """A name cut in front, where names of a network are most alike."""
+    return name if len(name) <= _NAME else f"...{name[3 - _NAME :]}"
+
+
+def _head(text: str, room: int) -> str:
+    return text if len(text) <= room else f"{text[: room - 3]}..."

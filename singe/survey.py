@@ -1,0 +1,67 @@
+"""What of a network may lose neurons, and why the rest may not: looked at before anything is removed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .batches import Batch, head
+from .graph.analysis import analyse
+from .graph.groups import Group
+from .graph.trace import Trace
+from .task import Task
+from .trial import unsafe_groups
+
+LeftWhole = Callable[[Sequence[Group]], dict[str, str]]
+"""All groups -> names of those that may not lose neurons, whatever the reason -> why."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The groups of a network.
+
+    Attributes:
+        groups: all of them, in execution order.
+        whole: names of those that may not lose neurons -> why.
+        unfollowed: modules with weights that are in no group -> why.
+    """
+
+    groups: list[Group]
+    whole: dict[str, str]
+    unfollowed: dict[str, str]
+
+    @property
+    def able(self) -> list[Group]:
+        """The groups that may lose neurons."""
+        return [g for g in self.groups if g.name not in self.whole]
+
+    @property
+    def frozen(self) -> dict[str, str]:
+        """All that stays as it is, groups and modules -> why."""
+        return self.unfollowed | self.whole
+
+
+def survey(work: nn.Module, graph: Trace, sample: Any, task: Task, left_whole: LeftWhole) -> Survey:
+    """Finds the groups and tries on copies which of them can be removed.
+
+    Args:
+        work: the model in eval mode; not modified.
+        graph: its trace.
+        sample: what the model is called with, of a few samples; see :func:`few`.
+        task: how the model is called.
+        left_whole: says which groups are not even tried.
+    """
+    groups, unfollowed = analyse(graph)
+    names = {g.name for g in groups}  # a module may hold a weight that is followed beside one that is not
+    unfollowed = {name: reason for name, reason in unfollowed.items() if name not in names}
+    whole = left_whole(groups)
+    whole |= unsafe_groups(work, [g for g in groups if g.name not in whole], sample, task.call)
+    return Survey(groups, whole, unfollowed)
+
+
+def few(batch: Batch, graph: Trace, task: Task) -> Any:
+    """What a model is called with for a few samples of a batch, where it takes any number of them."""
+    return task.inputs(head(batch, 4) if graph.dynamic else batch)
