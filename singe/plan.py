@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from .graph.groups import Group, Slice
 from .graph.trace import named_tensors
-from .surgery import compact, is_width, width
+from .surgery import compact, named_widths
 from .wrappers import unwrapped
 
 VERSION = 1
@@ -104,11 +104,10 @@ class Plan:
         model = unwrapped(model)
         if optimizer is not None:
             _check_optimizer(optimizer, model)
-        tensors = named_tensors(model)
+        shapes: dict[str, tuple[int, ...]] = {name: (value,) for name, value in named_widths(model).items()}
+        shapes |= {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
         for cut in (cut for removal in self.removals for cut in removal.cuts):
-            shape = tuple(tensors[cut.tensor].shape) if cut.tensor in tensors else ()
-            if is_width(model, cut.tensor):
-                shape = (width(model, cut.tensor),)
+            shape = shapes.get(cut.tensor, ())
             if not (cut.axis < len(shape) and shape[cut.axis] == cut.size):
                 raise ValueError(
                     f"expected a model whose {cut.tensor} is {cut.size} long on axis {cut.axis}, as the one that was "

@@ -60,9 +60,9 @@ def compact(model: nn.Module, removed: Removed, optimizer: Optimizer | None = No
         ValueError: an unknown name, an axis or index out of range, an axis that would become empty, or an optimiser
             whose state cannot be cut.
     """
-    tensors = named_tensors(model)
-    widths = {name: width(model, name) - len(gone) for (name, _), gone in removed.items() if is_width(model, name)}
+    tensors, widths = named_tensors(model), named_widths(model)
     kept = {key: _kept(tensors, *key, indices) for key, indices in removed.items() if key[0] not in widths}
+    left = {name: widths[name] - len(indices) for (name, _), indices in removed.items() if name in widths}
     blocks = {module: _groups_left(module, kept.get((f"{n}.weight", 0))) for n, module in _grouped(model)}
     for name, _ in kept:
         _check_state(optimizer, name, tensors[name])
@@ -79,21 +79,14 @@ def compact(model: nn.Module, removed: Removed, optimizer: Optimizer | None = No
         if module in blocks:
             module.groups = blocks[module]
         _sync_attributes(module)
-    for name, value in widths.items():
+    for name, value in left.items():
         setattr(model.get_submodule(module_of(name)), name.rpartition(".")[2], value)
 
 
-def is_width(model: nn.Module, name: str) -> bool:
-    """Whether a name is that of an integer attribute of one of the model's modules."""
-    module, _, attribute = name.rpartition(".")
-    holder = dict(model.named_modules()).get(module)
-    return type(vars(holder).get(attribute)) is int if holder is not None else False
-
-
-def width(model: nn.Module, name: str) -> int:
-    """The value of an integer attribute."""
-    value: int = getattr(model.get_submodule(module_of(name)), name.rpartition(".")[2])
-    return value
+def named_widths(model: nn.Module) -> dict[str, int]:
+    """Every integer attribute of every module, by qualified name: what code may take for the length of an axis."""
+    holders = [(f"{name}." if name else "", vars(module)) for name, module in model.named_modules()]
+    return {f"{prefix}{name}": value for prefix, held in holders for name, value in held.items() if type(value) is int}
 
 
 def _kept(tensors: Mapping[str, Tensor], name: str, dim: int, indices: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +12,11 @@ from torch import nn
 from .batches import Batch, head
 from .graph.analysis import analyse
 from .graph.groups import Group
-from .graph.trace import Trace
+from .graph.trace import Trace, trace
 from .task import Task
 from .trial import unsafe_groups
+
+log = logging.getLogger("singe")
 
 LeftWhole = Callable[[Sequence[Group]], dict[str, str]]
 """All groups -> names of those that may not lose neurons, whatever the reason -> why."""
@@ -54,7 +57,7 @@ def survey(work: nn.Module, graph: Trace, sample: Any, task: Task, left_whole: L
         task: how the model is called.
         left_whole: says which groups are not even tried.
     """
-    groups, unfollowed = analyse(graph)
+    groups, unfollowed = analyse(graph, _in_training(work, graph, sample, task))
     names = {g.name for g in groups}  # a module may hold a weight that is followed beside one that is not
     unfollowed = {name: reason for name, reason in unfollowed.items() if name not in names}
     whole = left_whole(groups)
@@ -62,6 +65,19 @@ def survey(work: nn.Module, graph: Trace, sample: Any, task: Task, left_whole: L
     return Survey(groups, whole, unfollowed)
 
 
+def _in_training(work: nn.Module, graph: Trace, sample: Any, task: Task) -> Trace | None:
+    """A trace in train mode of a model with parameters that eval mode does not use; None where there are none."""
+    if {name for name, _ in work.named_parameters()} <= set(graph.used()):
+        return None
+    try:
+        return trace(work.train(), sample, task.call)
+    except ValueError as error:  # trial removals run in train mode as well
+        log.info("train mode cannot be looked at: %s", error)
+        return None
+    finally:
+        work.eval()
+
+
 def few(batch: Batch, graph: Trace, task: Task) -> Any:
     """What a model is called with for a few samples of a batch, where it takes any number of them."""
-    return task.inputs(head(batch, 4) if graph.dynamic else batch)
+    return task.inputs(head(batch, 2) if graph.dynamic else batch)

@@ -142,12 +142,14 @@ class Claims:
         for ids, reason in self._owners.frozen:
             for root in labels[ids].unique().tolist():
                 reasons.setdefault(root, reason)
-        by_name = {name: reason for name, (_, reason) in self._frozen.items()} | dict(elsewhere)
+        by_name = {name: reason for name, (_, reason) in self._frozen.items()}
         contracted = {root for ids in self._owners.contracted for root in labels[ids].unique().tolist()}
         for root, footprint in footprints.items():
             for axis, _ in footprint:
                 if axis[0] in by_name:
                     reasons.setdefault(root, by_name[axis[0]])
+                if axis[0] in elsewhere and "writes" in self._roles[axis]:
+                    reasons.setdefault(root, elsewhere[axis[0]])
                 if {"writes", "reads"} <= self._roles[axis]:
                     reasons.setdefault(root, f"the weight {axis[0]} both writes and reads it, along one axis")
             if root not in contracted and not any("reads" in self._roles[axis] for axis, _ in footprint):

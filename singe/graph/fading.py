@@ -16,7 +16,7 @@ from .trace import Env, Trace, evaluate
 
 def readers(group: Group) -> tuple[str, ...]:
     """Qualified names of the weights whose columns read the neurons, in execution order."""
-    return tuple(dict.fromkeys(s.tensor for s in group.slices if s.dim != 0))
+    return tuple(dict.fromkeys(s.tensor for s in group.slices if s.role == "reads"))
 
 
 def ends_elsewhere(trace: Trace, group: Group) -> fx.Node | None:

@@ -53,6 +53,7 @@ class Rules:
             **dict.fromkeys((*CONVOLUTIONS, *TRANSPOSED), self._convolution),
             aten.linear: self._linear,
             aten.batch_norm: self._batch_norm,
+            aten._native_batch_norm_legit_functional: self._batch_norm_in_training,
             aten.instance_norm: self._batch_norm,
         }
         self._weightless: dict[Any, Callable[..., Any]] = {
@@ -346,6 +347,12 @@ class Rules:
             if isinstance(vector, Weight):
                 self._claims.claim(vector.name, 0, channels, "writes")
         return _along(channels, 1, x.dim()).expand_as(x)
+
+    def _batch_norm_in_training(self, node: fx.Node, x: Any, *args: Any) -> Any:
+        """Puts out the batch's statistics and the new running ones beside."""
+        statistics = pytree.tree_leaves(node.meta["val"])[1:]
+        nobody = [torch.tensor(NOBODY).expand(self._concrete(s.shape)) for s in statistics]
+        return [self._batch_norm(node, x, *args), *nobody]
 
     # -- layers ----------------------------------------------------------------------------------------------
 
