@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 from singe.demo import Block, DigitNet
 
@@ -14,15 +16,16 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear, nn.Conv1d, nn.Conv3d)):
+            if isinstance(module, (_ConvNd, nn.Linear)):
                 fan_in = module.weight[0].numel()
                 module.weight.copy_(torch.randn(module.weight.shape, generator=generator) * fan_in**-0.5)
                 if module.bias is not None:
                     module.bias.copy_(torch.randn(module.bias.shape, generator=generator) * 0.3)
-            elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-                module.running_mean.copy_(torch.randn(module.running_mean.shape, generator=generator) * 0.5)
-                module.running_var.copy_(torch.rand(module.running_var.shape, generator=generator) + 0.5)
-                if module.affine:
+            elif isinstance(module, (_NormBase, nn.LayerNorm, nn.GroupNorm)):
+                if getattr(module, "running_mean", None) is not None:
+                    module.running_mean.copy_(torch.randn(module.running_mean.shape, generator=generator) * 0.5)
+                    module.running_var.copy_(torch.rand(module.running_var.shape, generator=generator) + 0.5)
+                if module.weight is not None:
                     module.weight.copy_(torch.rand(module.weight.shape, generator=generator) + 0.5)
                     module.bias.copy_(torch.randn(module.bias.shape, generator=generator) * 0.5)
     return model.eval()
