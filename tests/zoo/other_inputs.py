@@ -163,7 +163,7 @@ def _pair() -> dict[str, Tensor]:
 OTHER_INPUTS = {
     "r(2+1)d": Entry(
         Video,
-        lambda: random(2, 3, 4, 8, 8),
+        lambda: random(4, 3, 4, 8, 8),
         free={
             "stem.0.0": 5, "stem.0.3": 6, "block.conv1.0.0": 7, "block.conv1.0.3": 8, "block.conv2.0.0": 7,
             "block.conv2.0.3": 8,
@@ -171,15 +171,15 @@ OTHER_INPUTS = {
         frozen={"fc": "networkoutput"},
     ),
     "volume": Entry(
-        Volume, lambda: random(3, 2, 8, 8, 8), free={"0": 6, "4": 8, "8": 10}, frozen={"10": "networkoutput"}
+        Volume, lambda: random(4, 2, 8, 8, 8), free={"0": 6, "4": 8, "8": 10}, frozen={"10": "networkoutput"}
     ),
     "demucs": Entry(
         Demucs,
-        lambda: random(3, 1, 84),
+        lambda: random(4, 1, 84),
         free={"encoder.0.0": 6, "encoder.1.0": 8, "decoder.0.0": 9, "decoder.1.0": 9},
         frozen={"decoder.1.2": "networkoutput"},
     ),
-    "sound": Entry(Sound, lambda: random(3, 1, 40), free={"convs.0": 7}, frozen={"head": "networkoutput"}),
+    "sound": Entry(Sound, lambda: random(4, 1, 40), free={"convs.0": 7}, frozen={"head": "networkoutput"}),
     "lstm": Entry(
         lambda: Recurrent(nn.LSTM), free={"cnn.0": 6, "hidden": 7}, frozen={"cnn.3": "lstm", "rnn": "lstm"}
     ),

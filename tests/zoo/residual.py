@@ -215,7 +215,9 @@ RESIDUAL = {
         lambda: ResNet(8, Bottleneck(8, 8, 2, groups=2, gate=3), last=16),
         free={"conv1": 8, "layers.0.conv1": 4, "layers.0.conv2": 4, "layers.0.se.fc1": 3, "layers.0.conv3": 16},
     ),
-    "res2net": Entry(lambda: ResNet(8, SplitBlock(8, 4, by_width=True), last=8), free={"conv1": 8}),
+    "res2net": Entry(
+        lambda: ResNet(8, SplitBlock(8, 4, by_width=True), last=8), free={"conv1": 8}, doubtful=["layers.0.conv1"]
+    ),
     "res2net by number": Entry(
         lambda: ResNet(8, SplitBlock(8, 4, by_width=False), last=8),
         free={"conv1": 8, "layers.0.conv1": 4, "layers.0.convs.2": 4},

@@ -28,17 +28,20 @@ class Tied(nn.Module):
 
 
 class AutoEncoder(nn.Module):
-    """Vectors [B, 12] to vectors; the decoder uses the encoder's weights transposed."""
+    """Vectors [B, 12] to vectors; the decoder uses the encoder's weights transposed, a classifier has its own."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(12, 9), nn.Linear(9, 6)
-        self.bias = nn.Parameter(torch.randn(12))
+        self.bias, self.classifier = (
+            nn.Parameter(torch.randn(12)),
+            nn.Sequential(nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 3)),
+        )
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         code = self.second(torch.relu(self.first(x)))
         hidden = torch.relu(F.linear(code, self.second.weight.T))
-        return F.linear(hidden, self.first.weight.t(), self.bias), code
+        return F.linear(hidden, self.first.weight.t(), self.bias), code, self.classifier(code)
 
 
 class BareKernel(nn.Module):
@@ -120,7 +123,7 @@ WEIGHTS = {
     "tied": Entry(Tied, free={"stem.0": 6, "fine": 8}, frozen={"head": "networkoutput"}),
     "autoencoder": Entry(
         AutoEncoder, lambda: torch.randn(4, 12, generator=torch.Generator().manual_seed(1)),
-        frozen={"second": "networkoutput"},
+        free={"classifier.0": 7}, frozen={"second": "", "classifier.2": "networkoutput"},
     ),
     "bare kernel": Entry(BareKernel, free={"kernel": 8, "matrix": 9}, frozen={"head": "networkoutput"}),
     "weight norm": Entry(
