@@ -176,7 +176,15 @@ MOBILE = {
     ),
     "efficientnet": Entry(efficientnet, free={**_mobile(3), "features.1.block.1.fc1": 4, "features.2.block.2.fc1": 4}),
     "shufflenet v2": Entry(
-        ShuffleNet, free={"conv1.0": 8, "stage2.0.branch2.0": 7, "stage2.1.branch2.0": 6, "conv5.0": 14}
+        ShuffleNet,
+        # halves and shuffles leave four kinds of places in the stage, which each branch writes two of
+        free={
+            "conv1.0": 8,
+            "stage2.0.branch1.2": 4,
+            "stage2.0.branch2.0": 7,
+            "stage2.1.branch2.0": 6,
+            "conv5.0": 14,
+        },
     ),
     "ghostnet": Entry(lambda: GhostNet(12), free={"stem.0": 4, "ghost1.primary_conv.0": 6, "last.0": 12}),
     "ghostnet odd": Entry(lambda: GhostNet(11), free={"stem.0": 4, "last.0": 12}, doubtful=["ghost1.primary_conv.0"]),

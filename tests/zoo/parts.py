@@ -25,7 +25,7 @@ def conv_bn(
 class Gate(nn.Module):
     """Squeeze and excitation by 1x1 convolutions."""
 
-    def __init__(self, channels: int, hidden: int, act: type[nn.Module], gate: Callable[[], nn.Module]) -> None:
+    def __init__(self, channels: int, hidden: int, act: Callable[[], nn.Module], gate: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc1, self.activation = nn.Conv2d(channels, hidden, 1), act()
