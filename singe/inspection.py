@@ -20,6 +20,7 @@ from .report import table
 from .result import count_macs
 from .survey import Survey, few, survey
 from .task import Task
+from .weightnorm import without_weight_norms
 from .wrappers import unwrapped
 
 _WIDTH = 140
@@ -118,7 +119,7 @@ def inspect(
     task, device = Task(forward), checks.sound_model(model)
     with torch.no_grad(), plain_torch(device), preserved_random_state():
         batch = checks.example(example, device, task)
-        work = checks.copied(model)
+        work = without_weight_norms(checks.copied(model))
         checks.runs(work, batch, task)
         graph = trace(work, task.inputs(batch), task.call)
         checks.own_weights(model, graph)

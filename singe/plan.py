@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 from .graph.groups import Group, Slice
 from .graph.trace import named_tensors
 from .surgery import compact, named_widths
+from .weightnorm import Norm, weight_norms, with_weight_norms, without_weight_norms
 from .wrappers import unwrapped
 
 VERSION = 1
@@ -102,8 +104,16 @@ class Plan:
                 remembers something else than a value per element. Nothing is changed then.
         """
         model = unwrapped(model)
+        norms = weight_norms(model)
         if optimizer is not None:
-            _check_optimizer(optimizer, model)
+            _check_optimizer(optimizer, model, norms)
+        try:
+            self._apply(without_weight_norms(model), optimizer)
+        finally:
+            with_weight_norms(model, norms)
+        return model
+
+    def _apply(self, model: nn.Module, optimizer: Optimizer | None) -> None:
         shapes: dict[str, tuple[int, ...]] = {name: (value,) for name, value in named_widths(model).items()}
         shapes |= {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
         for cut in (cut for removal in self.removals for cut in removal.cuts):
@@ -114,7 +124,6 @@ class Plan:
                     f"pruned, got {f'shape {shape}' if shape else 'no such tensor'}"
                 )
         compact(model, self.removed(), optimizer)
-        return model
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for ``json``; see :meth:`from_json`."""
@@ -151,7 +160,11 @@ class Plan:
             raise ValueError(f"damaged plan: {error!r}") from error
 
 
-def _check_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
+def _check_optimizer(optimizer: Optimizer, model: nn.Module, norms: Sequence[Norm]) -> None:
+    if norms:
+        raise ValueError(
+            f"expected a model without weight norms, which no optimizer's state follows, got one in {norms[0].module}"
+        )
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"expected optimizer to be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}

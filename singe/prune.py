@@ -36,6 +36,7 @@ from .surgery import compact, held_at_zero, mask
 from .survey import few, survey
 from .task import Loss, Task, cross_entropy
 from .trial import check_result
+from .weightnorm import plain_copy, weight_norms, with_weight_norms, without_weight_norms
 from .wrappers import unwrapped
 
 log = logging.getLogger("singe")
@@ -68,7 +69,7 @@ def prune(
         model: any module ``model(x)`` that ``torch.export`` can trace; not modified. Its hooks go with the copies that
             are worked on and are called there. Modules in eval mode inside a model in train mode stay so. Of
             DistributedDataParallel, DataParallel and what torch.compile returns, the module inside is pruned, and all
-            names are of that module.
+            names are of that module. Weight norms are taken off for the run and put back around what is left.
         loader: yields batches (x, y), again and again; shuffle it, every group of neurons begins a new epoch.
         rho: share of what ``target`` names to remove, in (0, 1), met to within one neuron.
         target: "params", the model's parameters, tied ones once; or "macs", all multiply-adds of a forward pass,
@@ -149,8 +150,10 @@ class _Run:
     """One call of :func:`prune`: the working copy, what has been decided, and what has been done."""
 
     def __init__(self, model: nn.Module, stream: Stream, options: _Options) -> None:
-        self._original, self._stream, self._options = model, stream, options
-        self._work = checks.copied(model)
+        self._given, self._stream, self._options = model, stream, options
+        self._norms = weight_norms(model)
+        self._work = without_weight_norms(checks.copied(model))
+        self._original = plain_copy(model) if self._norms else model
         self._still = [n for n, module in model.named_modules() if model.training and not module.training]
         self._plan = Plan()
         self._todo: list[tuple[Group, int]] = []
@@ -264,13 +267,14 @@ class _Run:
         )  # fmt: skip
 
     def _result(self, history: list[GroupRecord]) -> PruneResult:
+        with_weight_norms(self._work, self._norms)
         check_result(self._original, self._work, self._plan, self._sample, self._options.task.call)
         loss_after = self._watch.loss_after(self._work)
         macs_after = count_macs(self._work, self._sample, self._options.task.call)
-        same_modes(self._work, self._original)
+        same_modes(self._work, self._given)
         return PruneResult(
             model=self._work, plan=self._plan,
-            params_before=count_parameters(self._original), params_after=count_parameters(self._work),
+            params_before=count_parameters(self._given), params_after=count_parameters(self._work),
             macs_before=self._macs_before, macs_after=macs_after,
             loss_before=self._watch.loss, loss_after=loss_after, history=history, frozen=self._frozen,
         )  # fmt: skip

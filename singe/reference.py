@@ -5,7 +5,6 @@ First the twins of the native operators, with `singe.ops`'s signatures.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ from .graph.riders import find_riders
 from .graph.trace import Forward, Trace, trace
 from .score import groups_of, in_layer_order
 from .task import Loss, Task, cross_entropy
+from .weightnorm import plain_copy
 from .wrappers import unwrapped
 
 
@@ -114,7 +114,7 @@ def score(
 ) -> Tensor:
     """Twin of `singe.score`: the whole network, one neuron and one node at a time, `autograd.grad` to the weights."""
     model, chosen = unwrapped(model), resolve(criterion)
-    work = copy.deepcopy(model).eval()  # batch norms are folded in here
+    work = plain_copy(model).eval()  # batch norms are folded in here
     task = Task(forward, loss or cross_entropy)
     graph = trace(work, task.inputs(batch), task.call)
     fold(work, graph)

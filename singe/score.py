@@ -17,6 +17,7 @@ from .graph.trace import Forward, trace
 from .isolation import plain_torch, preserved_random_state
 from .precision import Precision, check_precision
 from .task import Loss, Task, cross_entropy
+from .weightnorm import without_weight_norms
 from .wrappers import remark_on, unwrapped
 
 
@@ -62,7 +63,7 @@ def score(
     with plain_torch(device), preserved_random_state():
         task = Task(forward, loss or cross_entropy)
         here = checks.batch_of(batch, device, task)
-        work = checks.copied(model)
+        work = without_weight_norms(checks.copied(model))
         checks.runs(work, here, task)
         graph = trace(work, task.inputs(here), task.call)
         groups = groups_of(layer, find_groups(graph), work)

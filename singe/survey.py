@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from .batches import Batch, head
 from .graph.analysis import analyse
-from .graph.groups import Group
+from .graph.groups import Group, Slice
 from .graph.trace import Trace, trace
 from .task import Task
-from .trial import unsafe_groups
+from .trial import Trials
 
 log = logging.getLogger("singe")
 
@@ -47,7 +48,9 @@ class Survey:
         return self.unfollowed | self.whole
 
 
-def survey(work: nn.Module, graph: Trace, sample: Any, task: Task, left_whole: LeftWhole) -> Survey:
+def survey(
+    work: nn.Module, graph: Trace, sample: Any, task: Task, left_whole: LeftWhole, seconds: float = math.inf
+) -> Survey:
     """Finds the groups and tries on copies which of them can be removed.
 
     Args:
@@ -56,13 +59,47 @@ def survey(work: nn.Module, graph: Trace, sample: Any, task: Task, left_whole: L
         sample: what the model is called with, of a few samples; see :func:`few`.
         task: how the model is called.
         left_whole: says which groups are not even tried.
+        seconds: how long the trials may take.
+
+    Raises:
+        TimeoutError: they take longer.
     """
     groups, unfollowed = analyse(graph, _in_training(work, graph, sample, task))
     names = {g.name for g in groups}  # a module may hold a weight that is followed beside one that is not
     unfollowed = {name: reason for name, reason in unfollowed.items() if name not in names}
     whole = left_whole(groups)
-    whole |= unsafe_groups(work, [g for g in groups if g.name not in whole], sample, task.call)
-    return Survey(groups, whole, unfollowed)
+    trials = Trials(work, sample, task.call, seconds)
+    able, unsafe = _tried(trials, [g for g in groups if g.name not in whole])
+    tried = {g.name: g for g in able}
+    return Survey([tried.get(g.name, g) for g in groups], whole | unsafe, unfollowed)
+
+
+def _tried(trials: Trials, groups: list[Group]) -> tuple[list[Group], dict[str, str]]:
+    """The groups with those integer attributes that do count their neurons, and those that are unsafe -> why.
+
+    An attribute of a module may be as large as a group by chance.
+    """
+    unsafe = trials.unsafe(groups)
+    most = max((len(_widths(g)) for g in groups if g.name in unsafe), default=0)
+    for dropped in [range(most), *([i] for i in range(most) if most > 1)]:
+        others = {g.name: _without(g, dropped) for g in groups if g.name in unsafe and _widths(g)}
+        still = trials.unsafe(list(others.values())) if others else {}
+        adopted = {name: group for name, group in others.items() if name not in still}
+        groups = [adopted.get(g.name, g) for g in groups]
+        unsafe = {name: reason for name, reason in unsafe.items() if name not in adopted}
+        if adopted:
+            unsafe |= trials.unsafe([g for g in groups if g.name not in unsafe])
+    return groups, unsafe
+
+
+def _widths(group: Group) -> list[Slice]:
+    return [s for s in group.slices if s.role == "width"]
+
+
+def _without(group: Group, dropped: Collection[int]) -> Group:
+    """The group without some of its integer attributes."""
+    gone = [s for i, s in enumerate(_widths(group)) if i in dropped]
+    return replace(group, slices=tuple(s for s in group.slices if s not in gone))
 
 
 def _in_training(work: nn.Module, graph: Trace, sample: Any, task: Task) -> Trace | None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
+import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,46 +13,121 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .graph.groups import Group
+from .graph.groups import Group, module_of
 from .graph.trace import Forward, answer, first_line, named_tensors, plain
 from .numerics import close
 from .plan import Plan
 from .surgery import compact, mask
+from .weightnorm import plain_copy
 
 Run = Callable[[nn.Module], Any]
 """A network -> its outputs on some fixed inputs."""
 
+Chosen = list[tuple[Group, Tensor]]
+"""Groups, and the neurons (int64) to remove of each."""
 
-def unsafe_groups(model: nn.Module, groups: Sequence[Group], inputs: Any, forward: Forward = plain) -> dict[str, str]:
-    """The groups whose physical removal does not equal masking them, with the reason; an exported graph cannot know.
 
-    Removes one neuron of every group, then in three rounds a sixth, a third and half of each in different orders, so
-    that every neuron goes once and neighbouring groups lose different shares. A round that goes wrong is bisected, and
-    repeated without the groups it found.
+class Trials:
+    """Tries on copies of a network what removal does to it.
 
     Args:
         model: in eval mode; not modified.
-        groups: of that model, not frozen, of at least two neurons.
         inputs: a few samples.
         forward: how the model is called.
+        seconds: how long all trials together may take.
     """
 
-    def run(network: nn.Module) -> Any:
-        return answer(network, inputs, forward)
+    def __init__(self, model: nn.Module, inputs: Any, forward: Forward = plain, seconds: float = math.inf) -> None:
+        self._model, self._inputs, self._forward = model, inputs, forward
+        self._seconds, self._began = seconds, time.monotonic()
 
-    generator = torch.Generator().manual_seed(0)
-    orders = [torch.randperm(g.size, generator=generator) for g in groups]
-    rounds = [[order[:1] for order in orders]]
-    rounds += [[_share(order, (i + turn) % 3) for i, order in enumerate(orders)] for turn in range(3)]
-    reasons: dict[str, str] = {}
-    for removed in rounds:
-        while True:
-            pairs = zip(groups, removed, strict=True)
-            found = _bisect(model, [(g, r) for g, r in pairs if g.name not in reasons and len(r)], run)
-            if not found:
-                break
-            reasons |= found
-    return reasons
+    def unsafe(self, groups: Sequence[Group]) -> dict[str, str]:
+        """The groups whose physical removal does not equal masking them -> why; an exported graph cannot know.
+
+        Removes one neuron of every group, then in three rounds a sixth, a third and half of each in different orders,
+        so that every neuron goes once and neighbouring groups lose different shares. Of a round that goes wrong the
+        guilty groups are found, and it is repeated without them.
+
+        Args:
+            groups: of the model, not frozen, of at least two neurons.
+
+        Raises:
+            TimeoutError: the trials take longer than they may.
+        """
+        generator = torch.Generator().manual_seed(0)
+        orders = [torch.randperm(g.size, generator=generator) for g in groups]
+        rounds = [[order[:1] for order in orders]]
+        rounds += [[_share(order, (i + turn) % 3) for i, order in enumerate(orders)] for turn in range(3)]
+        reasons: dict[str, str] = {}
+        for removed in rounds:
+            pairs = list(zip(groups, removed, strict=True))
+            while found := self._guilty([(g, r) for g, r in pairs if g.name not in reasons and len(r)]):
+                reasons |= found
+        return reasons
+
+    def _guilty(self, chosen: Chosen) -> dict[str, str]:
+        """Some of the groups that are to blame, if all together go wrong."""
+        if not chosen or (problem := self._problem(chosen)) is None:
+            return {}
+        return self._guilty_kinds(chosen) or self._bisect(chosen, problem)
+
+    def _guilty_kinds(self, chosen: Chosen) -> dict[str, str]:
+        """Groups of layers that stand alike in modules of one class, where the first and the last of them go wrong."""
+        kinds: dict[Any, Chosen] = defaultdict(list)
+        for group, neurons in chosen:
+            kinds[self._kind(group)].append((group, neurons))
+        reasons: dict[str, str] = {}
+        for members in (m for m in kinds.values() if len(m) > 2):
+            (first, _), problem = members[0], self._problem(members[:1])
+            if problem is not None and self._problem(members[-1:]) is not None:
+                reasons |= {
+                    g.name: f"trial removal of {first.name}, which is alike, failed: {problem}" for g, _ in members
+                }
+                reasons[first.name] = f"trial removal failed: {problem}"
+        return reasons
+
+    def _kind(self, group: Group) -> Any:
+        """What groups have in common that one piece of code puts together."""
+        parent, _, own = module_of(group.writers[0]).rpartition(".")
+        roles = tuple((s.role, s.dim, s.tensor.rpartition(".")[2]) for s in group.slices)
+        return type(self._model.get_submodule(parent)), own, roles
+
+    def _bisect(self, chosen: Chosen, problem: str) -> dict[str, str]:
+        if len(chosen) == 1:
+            return {chosen[0][0].name: f"trial removal failed: {problem}"}
+        middle = len(chosen) // 2
+        halves = chosen[:middle], chosen[middle:]
+        problems = [self._problem(half) for half in halves]
+        found: dict[str, str] = {}
+        for half, its_own in zip(halves, problems, strict=True):
+            found |= self._bisect(half, its_own) if its_own is not None else {}
+        # harmless apart, harmful together: one half stays whole
+        return found or {g.name: f"trial removal failed together with other groups: {problem}" for g, _ in halves[1]}
+
+    def _problem(self, chosen: Chosen) -> str | None:
+        """Why the compacted network is not the masked one, or None."""
+        if time.monotonic() - self._began > self._seconds:
+            raise TimeoutError(
+                f"expected to find out within {self._seconds:g} s what can be removed from "
+                f"{type(self._model).__name__}, and did not: give fewer or smaller samples, or ignore= parts of it"
+            )
+        masked, compacted, plan = copy.deepcopy(self._model), copy.deepcopy(self._model), Plan()
+        for group, neurons in chosen:
+            mask(masked, group.slices, neurons)
+            plan.add(group, neurons.tolist())
+        try:
+            compact(compacted, plan.removed())
+            return difference(masked, compacted, self._run) or _train_mode_problem(masked, compacted, self._run)
+        except Exception as error:  # whatever the user's forward raises
+            return first_line(error)
+
+    def _run(self, network: nn.Module) -> Any:
+        return answer(network, self._inputs, self._forward)
+
+
+def unsafe_groups(model: nn.Module, groups: Sequence[Group], inputs: Any, forward: Forward = plain) -> dict[str, str]:
+    """The groups whose physical removal does not equal masking them -> why; see :meth:`Trials.unsafe`."""
+    return Trials(model, inputs, forward).unsafe(groups)
 
 
 def _share(order: Tensor, which: int) -> Tensor:
@@ -57,31 +135,6 @@ def _share(order: Tensor, which: int) -> Tensor:
     cuts = [0, len(order) // 6, len(order) // 2, len(order)]
     part = order[cuts[which] : cuts[which + 1]]
     return part[: len(order) - 1]
-
-
-def _bisect(model: nn.Module, chosen: list[tuple[Group, Tensor]], run: Run) -> dict[str, str]:
-    problem = _problem(model, chosen, run) if chosen else None
-    if problem is None:
-        return {}
-    if len(chosen) == 1:
-        return {chosen[0][0].name: f"trial removal failed: {problem}"}
-    middle = len(chosen) // 2
-    found = _bisect(model, chosen[:middle], run) | _bisect(model, chosen[middle:], run)
-    # harmless apart, harmful together: one half stays whole
-    return found or {g.name: f"trial removal failed together with other groups: {problem}" for g, _ in chosen[middle:]}
-
-
-def _problem(model: nn.Module, chosen: list[tuple[Group, Tensor]], run: Run) -> str | None:
-    """Why the compacted network is not the masked one, or None."""
-    masked, compacted, plan = copy.deepcopy(model), copy.deepcopy(model), Plan()
-    for group, neurons in chosen:
-        mask(masked, group.slices, neurons)
-        plan.add(group, neurons.tolist())
-    try:
-        compact(compacted, plan.removed())
-        return difference(masked, compacted, run) or _train_mode_problem(masked, compacted, run)
-    except Exception as error:  # whatever the user's forward raises
-        return first_line(error)
 
 
 @torch.no_grad()
@@ -122,8 +175,8 @@ def check_result(original: nn.Module, pruned: nn.Module, plan: Plan, inputs: Any
 @torch.no_grad()
 def expanded(original: nn.Module, pruned: nn.Module, plan: Plan) -> nn.Module:
     """A copy of ``original`` in eval mode that holds the pruned network's values, and zero where the plan cut."""
-    full = copy.deepcopy(original).eval()
-    tensors, small, seen, removed = named_tensors(full), named_tensors(pruned), set(), plan.removed()
+    full = plain_copy(original).eval()
+    tensors, small, seen, removed = named_tensors(full), named_tensors(plain_copy(pruned)), set(), plan.removed()
     for name, tensor in tensors.items():
         if id(tensor) in seen:
             continue

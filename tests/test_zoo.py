@@ -20,42 +20,37 @@ from zoo.attention import FusedAttention, SeparateAttention
 
 import singe
 from singe.cost import parameter_cost
-from singe.graph.analysis import analyse
+from singe.goal import left_alone
 from singe.graph.groups import Group, module_of
 from singe.graph.trace import Trace, answer, named_tensors, plain, trace
-from singe.trial import difference, expanded, unsafe_groups
+from singe.survey import Survey, survey
+from singe.task import Task
+from singe.trial import difference, expanded
+from singe.weightnorm import plain_copy
 
 every_network = pytest.mark.parametrize("name", ZOO)
 
 
 @dataclass(frozen=True)
 class Findings:
-    """A network's graph, its groups, the modules that were not followed, and the groups that fail trials."""
+    """A network's graph and what was found in it."""
 
     graph: Trace
-    groups: list[Group]
-    unfollowed: dict[str, str]
-    unsafe: dict[str, str]
-
-    @property
-    def prunable(self) -> list[Group]:
-        return [g for g in self.groups if g.frozen is None and g.size > 1 and g.name not in self.unsafe]
+    survey: Survey
 
 
 @cache
 def findings(name: str) -> Findings:
-    entry, model = ZOO[name], ZOO[name].make()
+    entry, model = ZOO[name], plain_copy(ZOO[name].make())
     call = entry.forward or plain
     graph = trace(model, entry.inputs(), call)
-    groups, unfollowed = analyse(graph)
-    free = [g for g in groups if g.frozen is None and g.size > 1]
-    return Findings(graph, groups, unfollowed, unsafe_groups(model, free, entry.inputs(), call))
+    found = survey(model, graph, entry.inputs(), Task(entry.forward), lambda groups: left_alone(model, groups, ()))
+    return Findings(graph, found)
 
 
 def writer(group: Group) -> str:
     """The module that a group is named after, or the parameter itself where that is the model's own."""
-    module = module_of(group.writers[0]).partition(".parametrizations")[0]
-    return module or group.writers[0]
+    return module_of(group.writers[0]) or group.writers[0]
 
 
 def batch_of(entry: Entry) -> Any:
@@ -70,13 +65,14 @@ def size_of_outputs(outputs: Any, batch: Any) -> Tensor:
 
 @every_network
 def test_what_the_graph_calls_free_passes_the_trial(name):
-    assert findings(name).unsafe.keys() <= set(ZOO[name].doubtful)
+    tried = {module for module, reason in findings(name).survey.whole.items() if reason.startswith("trial")}
+    assert tried <= {*ZOO[name].doubtful, *ZOO[name].frozen}
 
 
 @every_network
 def test_what_must_be_prunable_is(name):
     found: dict[str, int] = defaultdict(int)
-    for group in findings(name).prunable:
+    for group in findings(name).survey.able:
         found[writer(group)] += group.size
     expected = ZOO[name].free
     assert {module: found[module] for module in expected} == expected
@@ -84,10 +80,11 @@ def test_what_must_be_prunable_is(name):
 
 @every_network
 def test_what_must_be_frozen_is_with_a_reason_of_that_kind(name):
-    found, prunable = findings(name), {writer(g) for g in findings(name).prunable}
+    found = findings(name).survey
+    prunable = {writer(g) for g in found.able}
     reasons: dict[str, list[str]] = defaultdict(list)
     for group in found.groups:
-        reasons[writer(group)] += [group.frozen] if group.frozen is not None else []
+        reasons[writer(group)] += [found.whole[group.name]] if group.name in found.whole else []
     for module, reason in found.unfollowed.items():
         reasons[module].append(reason)
     for module, kind in ZOO[name].frozen.items():
@@ -98,7 +95,7 @@ def test_what_must_be_frozen_is_with_a_reason_of_that_kind(name):
 
 def exported_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Has ``singe.prune`` run the graph that is there for the whole network, and export only what is pruned."""
-    shapes = {n: t.shape for n, t in named_tensors(ZOO[name].make()).items()}
+    shapes = {n: t.shape for n, t in named_tensors(plain_copy(ZOO[name].make())).items()}
 
     def graph_of(model: nn.Module, *rest: Any) -> Trace:
         whole = {n: t.shape for n, t in named_tensors(model).items()} == shapes
@@ -113,9 +110,9 @@ def test_a_pruned_network_is_the_masked_one_and_trains(name, share, monkeypatch)
     exported_once(name, monkeypatch)
     entry = ZOO[name]
     model, batch, call = entry.make(), batch_of(entry), entry.forward or plain
-    prunable = findings(name).prunable
+    prunable = findings(name).survey.able
     assert prunable
-    cost = parameter_cost(model, prunable)
+    cost = parameter_cost(plain_copy(model), prunable)
     reach = cost.gone([g.size - 1 for g in prunable]) / cost.total
     result = singe.prune(
         model, [batch], share * reach, criterion="magnitude", finetune=None, images=4, progress=False,

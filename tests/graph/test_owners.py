@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from singe.graph.claims import Claims, Weight
-from singe.graph.owners import NOBODY, Owners
+from singe.graph.owners import NOBODY, Owners, lie_along
 
 
 def written_and_read(count):
@@ -94,27 +94,26 @@ def test_freezing_a_neuron_freezes_all_that_it_is_united_with():
 
 
 def test_groups_of_one_writer_get_names_of_their_own():
-    owners = Owners()
-    rows = owners.rows("a.weight", 5)
-    owners.claim("b.weight", 1, rows[:2])
-    owners.claim("c.weight", 1, rows[2:])
+    claims = Claims(Owners())
+    rows = claims.rows("a.weight", 0, 5)
+    claims.claim("b.weight", 1, rows[:2], "reads")
+    claims.claim("c.weight", 1, rows[2:], "reads")
     assert [(g.name, g.size) for g in claims.groups({})] == [("a", 2), ("a#2", 3)]
 
 
 def test_rows_may_belong_to_neurons_that_another_weight_writes():
-    owners, claims, rows = written_and_read(3)
-    owners.rows_of("d.weight", rows.repeat_interleave(2))
+    _, claims, rows = written_and_read(3)
+    claims.rows_of("d.weight", 0, rows.repeat_interleave(2))
     (group,) = claims.groups({})
     assert group.writers == ("a.weight", "d.weight")
     assert group.rows("d.weight").tolist() == [[0, 1], [2, 3], [4, 5]]
 
 
-def test_a_weight_whose_rows_belong_to_neurons_twice_is_frozen_with_them():
-    owners, claims, rows = written_and_read(4)
-    owners.rows_of("d.weight", rows[:2])
-    owners.rows_of("d.weight", rows[2:])
+def test_neurons_that_one_row_belongs_to_are_one():
+    _, claims, rows = written_and_read(4)
+    claims.rows_of("d.weight", 0, rows[:2])
+    claims.rows_of("d.weight", 0, rows[2:])
     (group,) = claims.groups({})
-    assert group.frozen == "the weight d.weight is used more than once"
     assert group.size == 2 and group.rows("a.weight").tolist() == [[0, 2], [1, 3]]
 
 
@@ -127,8 +126,8 @@ def test_places_of_equal_parts_are_one_neuron():
 
 
 def test_constants_differ_from_nobody():
-    owners, claims, rows = written_and_read(3)
+    _, _, rows = written_and_read(3)
     picture = rows.view(3, 1).expand(3, 4).clone()
     picture[:, 0] = NOBODY
-    assert owners.lie_along(picture, 0)
-    assert not owners.lie_along(picture, 1), "positions of one neuron, with padding around"
+    assert lie_along(picture, 0)
+    assert not lie_along(picture, 1), "positions of one neuron, with padding around"
