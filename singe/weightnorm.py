@@ -41,7 +41,8 @@ def weight_norms(model: nn.Module) -> list[Norm]:
 
 def _norms(name: str, module: nn.Module) -> list[Norm]:
     found = []
-    lists: Any = module.parametrizations.items() if parametrize.is_parametrized(module) else ()
+    applied_to: Any = module
+    lists = applied_to.parametrizations.items() if parametrize.is_parametrized(module) else ()
     if all(len(applied) == 1 and type(applied[0]) is _WeightNorm for _, applied in lists):
         for parameter, applied in lists:
             trained = applied.original0.requires_grad, applied.original1.requires_grad

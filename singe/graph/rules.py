@@ -115,7 +115,8 @@ class Rules:
             if kind_of(node) == "MultiheadAttention":
                 self._owners.freeze(part, "torch.nn.MultiheadAttention takes as many channels as it has heads for")
             heads = [axis for axis in axes if self._counts_heads(node, out.shape[axis])]
-            self._owners.box(part, heads[0] if heads else None)
+            # where as many tensors as heads lie in one, they come first
+            self._owners.box(part, heads[-1] if heads else None)
         return out
 
     def _counts_heads(self, node: fx.Node, size: int) -> bool:
