@@ -131,23 +131,36 @@ def fold(model: nn.Module, graph: Trace) -> None:
     Each batch norm is left with mean 0, var 1 - eps, weight a (or 1) and bias shift: its bias is its whole shift.
     """
     live = graph.live(model)
-    affine = {n: batchnorm.affine(n, live) for n in graph.nodes if batchnorm.is_batch_norm(n)}
-    for node, known in affine.items():
-        norm: Any = model.get_submodule(batchnorm.module(graph, node))
+    nodes = [n for n in graph.nodes if batchnorm.is_batch_norm(n)]
+    affine = {batchnorm.module(graph, n): batchnorm.affine(n, live) for n in nodes}
+    for name, known in affine.items():
+        norm: Any = model.get_submodule(name)
         norm.running_mean, norm.running_var = torch.zeros_like(known.shift), torch.full_like(known.shift, 1 - norm.eps)
         norm.weight, norm.bias = nn.Parameter(known.scale), nn.Parameter(known.shift)
+    scaled: set[str] = set()
+    for node in nodes:
         call: Any = node.args[0]
         weight = graph.parameter(call, 1, "weight")
-        if weight is not None and batchnorm.following(call) is node:
-            writer: Any = model.get_submodule(module_of(weight))
-            weight_rows = writer.weight.data
-            if isinstance(writer, _ConvTransposeNd):  # [groups, N/groups, C/groups, ...] -> [N, C/groups, ...]
-                weight_rows = weight_rows.unflatten(0, (writer.groups, -1)).transpose(1, 2)
-            scale = known.scale.view(*weight_rows.shape[: weight_rows.dim() - writer.weight.dim() + 1])
-            weight_rows.mul_(scale.view(*scale.shape, *[1] * (weight_rows.dim() - scale.dim())))
-            if writer.bias is not None:
-                writer.bias.mul_(known.scale)
-            norm.weight.fill_(1)
+        if weight is not None and batchnorm.of_weight(graph, weight).get(call) is node:
+            name = batchnorm.module(graph, node)
+            for tensor in (weight, graph.parameter(call, 2, "bias")):
+                if tensor is not None and tensor not in scaled:
+                    _scale_rows(model, tensor, affine[name].scale)
+                    scaled.add(tensor)
+            folded: Any = model.get_submodule(name)
+            folded.weight.fill_(1)
+
+
+def _scale_rows(model: nn.Module, tensor: str, scale: Tensor) -> None:
+    """Multiplies what writes channel n by scale[n]."""
+    module = model.get_submodule(module_of(tensor))
+    rows = getattr(module, tensor.rpartition(".")[2]).data
+    shape = [1] * rows.dim()
+    shape[0] = -1
+    if isinstance(module, _ConvTransposeNd) and rows.dim() > 1:
+        rows = rows.unflatten(0, (module.groups, -1))  # [groups, C/groups, N/groups, ...]
+        shape = [module.groups, 1, -1, *[1] * (rows.dim() - 3)]
+    rows.mul_(scale.view(shape))
 
 
 class _Judged(nn.Module):
@@ -169,15 +182,15 @@ class _Literal:
         self._judged = _Judged(model, task)
         named = (*model.named_parameters(), *model.named_buffers())  # tied ones once
         self._tensors = {name: tensor.detach() for name, tensor in named}
-        added = {rider.tensor for rider in find_riders(graph, group, graph.nodes)}
+        added: set[str | None] = {rider.tensor for rider in find_riders(graph, group, graph.nodes)}
+        added |= {graph.parameter(call, 2, "bias") for weight in group.writers for call in graph.calls(weight)}
         self._theta = [s for s in group.slices if s.role == "writes" and self._fades(s.tensor, added)]
 
-    def _fades(self, tensor: str, added: set[str]) -> bool:
+    def _fades(self, tensor: str, added: set[str | None]) -> bool:
         """Whether a tensor is of those that fade: weights and biases and what else is added, not scales."""
-        module = self._model.get_submodule(module_of(tensor))
-        if isinstance(module, _NormBase):
+        if isinstance(self._model.get_submodule(module_of(tensor)), _NormBase):
             return tensor.endswith(".bias")
-        return tensor in added or module_of(tensor) in map(module_of, self._group.writers)
+        return tensor in added or tensor in self._group.writers
 
     def scores(self, criterion: Criterion) -> Tensor:
         """float64 [n]."""

@@ -36,6 +36,14 @@ def following(call: fx.Node) -> fx.Node | None:
     return None
 
 
+def of_weight(trace: Trace, weight: str) -> dict[fx.Node, fx.Node]:
+    """The batch norms that a weight can absorb, by its calls: the same one everywhere, since it is one weight."""
+    found = {call: following(call) for call in trace.calls(weight)}
+    if len({owned_tensor(trace, norm) if norm is not None else None for norm in found.values()}) != 1:
+        return {}
+    return {call: norm for call, norm in found.items() if norm is not None}
+
+
 def affine(node: fx.Node, live: Env) -> Affine:
     """Scale = gamma / sqrt(var + eps) and shift = beta - scale * mean of a batch norm node, from live values."""
     arguments: tuple[Any, ...] = node.args

@@ -174,14 +174,14 @@ def find_layers(trace: Trace, group: Group) -> list[Layer]:
     """
     calls = {weight: trace.calls(weight) for weight in group.writers}
     order = {call: i for i, call in enumerate(trace.nodes)}
-    found = [_layer(call, weight, group) for weight in group.writers for call in calls[weight]]
+    found = [_layer(trace, call, weight, group) for weight in group.writers for call in calls[weight]]
     if not found:
         raise ValueError(f"expected {', '.join(map(module_of, group.writers))} to be used in eval mode")
     return sorted(found, key=lambda layer: order[layer.call])
 
 
-def _layer(call: fx.Node, weight: str, group: Group) -> Layer:
-    behind = batchnorm.following(call)
+def _layer(trace: Trace, call: fx.Node, weight: str, group: Group) -> Layer:
+    behind = batchnorm.of_weight(trace, weight).get(call)
     arguments: tuple[Any, ...] = call.args
     if call.target is aten.linear.default:
         axis, geometry = -1, Geometry([1], [1], [0], [1])
