@@ -26,6 +26,9 @@ Run = Callable[[nn.Module], Any]
 Chosen = list[tuple[Group, Tensor]]
 """Groups, and the neurons (int64) to remove of each."""
 
+Judge = Callable[[Chosen], str | None]
+"""Why removal goes wrong, or None."""
+
 
 class Trials:
     """Tries on copies of a network what removal does to it.
@@ -59,27 +62,29 @@ class Trials:
         rounds = [[order[:1] for order in orders]]
         rounds += [[_share(order, (i + turn) % 3) for i, order in enumerate(orders)] for turn in range(3)]
         reasons: dict[str, str] = {}
-        for removed in rounds:
+        for turn, removed in enumerate(rounds):
+            # where code asks for widths it does so from the first neuron on, so that two rounds in train mode will do
+            judge = self._problem_in_training if turn in (0, len(rounds) - 1) else self._problem
             pairs = list(zip(groups, removed, strict=True))
-            while found := self._guilty([(g, r) for g, r in pairs if g.name not in reasons and len(r)]):
+            while found := self._guilty([(g, r) for g, r in pairs if g.name not in reasons and len(r)], judge):
                 reasons |= found
         return reasons
 
-    def _guilty(self, chosen: Chosen) -> dict[str, str]:
+    def _guilty(self, chosen: Chosen, judge: Judge) -> dict[str, str]:
         """Some of the groups that are to blame, if all together go wrong."""
-        if not chosen or (problem := self._problem(chosen)) is None:
+        if not chosen or (problem := judge(chosen)) is None:
             return {}
-        return self._guilty_kinds(chosen) or self._bisect(chosen, problem)
+        return self._guilty_kinds(chosen, judge) or self._bisect(chosen, problem, judge)
 
-    def _guilty_kinds(self, chosen: Chosen) -> dict[str, str]:
+    def _guilty_kinds(self, chosen: Chosen, judge: Judge) -> dict[str, str]:
         """Groups of layers that stand alike in modules of one class, where the first and the last of them go wrong."""
         kinds: dict[Any, Chosen] = defaultdict(list)
         for group, neurons in chosen:
             kinds[self._kind(group)].append((group, neurons))
         reasons: dict[str, str] = {}
         for members in (m for m in kinds.values() if len(m) > 2):
-            (first, _), problem = members[0], self._problem(members[:1])
-            if problem is not None and self._problem(members[-1:]) is not None:
+            (first, _), problem = members[0], judge(members[:1])
+            if problem is not None and judge(members[-1:]) is not None:
                 reasons |= {
                     g.name: f"trial removal of {first.name}, which is alike, failed: {problem}" for g, _ in members
                 }
@@ -92,20 +97,23 @@ class Trials:
         roles = tuple((s.role, s.dim, s.tensor.rpartition(".")[2]) for s in group.slices)
         return type(self._model.get_submodule(parent)), own, roles
 
-    def _bisect(self, chosen: Chosen, problem: str) -> dict[str, str]:
+    def _bisect(self, chosen: Chosen, problem: str, judge: Judge) -> dict[str, str]:
         if len(chosen) == 1:
             return {chosen[0][0].name: f"trial removal failed: {problem}"}
         middle = len(chosen) // 2
         halves = chosen[:middle], chosen[middle:]
-        problems = [self._problem(half) for half in halves]
+        problems = [judge(half) for half in halves]
         found: dict[str, str] = {}
         for half, its_own in zip(halves, problems, strict=True):
-            found |= self._bisect(half, its_own) if its_own is not None else {}
+            found |= self._bisect(half, its_own, judge) if its_own is not None else {}
         # harmless apart, harmful together: one half stays whole
         return found or {g.name: f"trial removal failed together with other groups: {problem}" for g, _ in halves[1]}
 
-    def _problem(self, chosen: Chosen) -> str | None:
-        """Why the compacted network is not the masked one, or None."""
+    def _problem_in_training(self, chosen: Chosen) -> str | None:
+        return self._problem(chosen, training=True)
+
+    def _problem(self, chosen: Chosen, training: bool = False) -> str | None:
+        """Why the compacted network is not the masked one or, if asked for, does not train where that does; or None."""
         if time.monotonic() - self._began > self._seconds:
             raise TimeoutError(
                 f"expected to find out within {self._seconds:g} s what can be removed from "
@@ -117,7 +125,8 @@ class Trials:
             plan.add(group, neurons.tolist())
         try:
             compact(compacted, plan.removed())
-            return difference(masked, compacted, self._run) or _train_mode_problem(masked, compacted, self._run)
+            problem = difference(masked, compacted, self._run)
+            return problem or (_train_mode_problem(masked, compacted, self._run) if training else None)
         except Exception as error:  # whatever the user's forward raises
             return first_line(error)
 

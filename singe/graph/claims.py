@@ -101,14 +101,16 @@ class Claims:
     def _settled(self) -> Tensor:
         """The labels of all owners, with every element and width claimed by axis."""
         labels = self._owners.settle()
-        writing = torch.cat([NOBODY + torch.zeros(1, dtype=torch.int64), *(labels[r] for r in self._rows.values())])
+        written = torch.zeros(len(labels), dtype=torch.bool)
+        for rows in self._rows.values():
+            written[labels[rows]] = True
         for name, ids in self._elements.items():
-            self._claim_axis(name, ids, torch.where(torch.isin(labels[ids], writing), labels[ids], NOBODY))
+            self._claim_axis(name, torch.where(written[labels[ids]], labels[ids], NOBODY))
         for attribute, lengths in self._widths.items():
             self._claim_width(attribute, [labels[ids] for ids in lengths])
         return self._owners.settle()
 
-    def _claim_axis(self, name: str, ids: Tensor, owners: Tensor) -> None:
+    def _claim_axis(self, name: str, owners: Tensor) -> None:
         """Finds the axis of a parameter that its neurons lie along."""
         if not (owners != NOBODY).any():
             return

@@ -20,8 +20,7 @@ class Owners:
     """Issues, unites and freezes neuron ids."""
 
     def __init__(self) -> None:
-        self._count = 1
-        self._pairs: list[Tensor] = []
+        self._root = torch.zeros(1, dtype=torch.int64)  # the smallest id that each is united with
         self._boxes: list[Box] = []
         self._matches: list[Match] = []
         self.frozen: list[tuple[Tensor, str]] = []
@@ -29,21 +28,21 @@ class Owners:
 
     def issue(self, shape: Sequence[int]) -> Tensor:
         """Fresh ids, one per element of ``shape``."""
-        count = int(torch.Size(shape).numel())
-        ids = torch.arange(self._count, self._count + count).view(shape)
-        self._count += count
-        return ids
+        first = len(self._root)
+        ids = torch.arange(first, first + int(torch.Size(shape).numel()))
+        self._root = torch.cat([self._root, ids])
+        return ids.view(shape)
 
     # -- what is one neuron ----------------------------------------------------------------------------------
 
     def unite(self, a: Tensor, b: Tensor) -> Tensor:
         """Says that a[i] and b[i] are one neuron wherever both have an owner; returns the owners of the union."""
         shape = a.shape
-        a, b = collapsed(a, b)
+        a, b = (self._root[x] for x in collapsed(a, b))
         pairs = _pairs(a, b)
         if pairs is not None:
-            self._pairs.append(pairs)
-        return torch.where(a == NOBODY, b, a).expand(shape)
+            self._join(pairs)
+        return tidied(self._root[torch.where(a == NOBODY, b, a)]).expand(shape)
 
     def unite_along(self, owners: Tensor, axes: Iterable[int]) -> Tensor:
         """Unites what differs along ``axes`` only and returns one owner for each (axes kept, size 1)."""
@@ -96,26 +95,24 @@ class Owners:
     def settle(self) -> Tensor:
         """int64 [ids]: the smallest id each id is united with, after all boxes and matches hold."""
         while True:
-            label = self._labels()
             # which axis a box keeps decides what its neurons are, and so what they match
-            pairs = [p for box in self._boxes if (p := box.pairs(label)) is not None]
-            pairs = pairs or [p for match in self._matches for p in match.pairs(label)]
+            pairs = [p for box in self._boxes if (p := box.pairs(self._root)) is not None]
+            pairs = pairs or [p for match in self._matches for p in match.pairs(self._root)]
             if not pairs:
-                return label
-            self._pairs += pairs
+                return self._root
+            self._join(torch.cat(pairs, 1))
 
-    def _labels(self) -> Tensor:
-        label = torch.arange(self._count)
-        if not self._pairs:
-            return label
-        a, b = torch.cat(self._pairs, dim=1)
+    def _join(self, pairs: Tensor) -> None:
+        a, b = pairs
+        label = self._root
         while True:
             least = torch.minimum(label[a], label[b])
             update = label.scatter_reduce(0, label[a], least, "amin").scatter_reduce(0, label[b], least, "amin")
             update = update[update]
             if torch.equal(update, label):
-                return label
+                break
             label = update
+        self._root = label
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,6 +163,17 @@ def collapsed(*mirrors: Tensor) -> tuple[Tensor, ...]:
     return mirrors
 
 
+def tidied(owners: Tensor) -> Tensor:
+    """The same owners, with no axis written out along which they do not differ."""
+    small = owners
+    for axis in range(owners.dim()):
+        if small.size(axis) > 1 and small.stride(axis) != 0:
+            first, last = small.narrow(axis, 0, 1), small.narrow(axis, small.size(axis) - 1, 1)
+            # most that differ at all differ here
+            small = first if torch.equal(first, last) and bool((small == first).all()) else small
+    return small.expand(owners.shape)
+
+
 def representative(owners: Tensor, axes: Iterable[int]) -> Tensor:
     """One owner for each index of the other axes (``axes`` kept, size 1)."""
     for axis in axes:
@@ -187,6 +195,9 @@ def varies(owners: Tensor, axis: int) -> bool:
     """Whether owned elements differ along an axis."""
     if owners.size(axis) < 2 or owners.stride(axis) == 0:
         return False
+    first, last = owners.select(axis, 0), owners.select(axis, owners.size(axis) - 1)
+    if bool(((first != last) & (first != NOBODY) & (last != NOBODY)).any()):
+        return True  # most that differ at all differ here
     largest = owners.amax(axis, keepdim=True)
     return bool(((owners != largest) & (owners != NOBODY)).any())
 

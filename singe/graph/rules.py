@@ -27,7 +27,7 @@ from .operators import (
     WRITES,
     aten,
 )  # fmt: skip
-from .owners import NOBODY, Owners, lie_along, representative, varies
+from .owners import NOBODY, Owners, lie_along, representative, tidied, varies
 from .stored import Stored
 from .trace import Trace, evaluate, kind_of, place_of
 
@@ -85,6 +85,9 @@ class Rules:
 
     def apply(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The owners of the node's output, given its arguments with activations as owners (int64)."""
+        return pytree.tree_map_only(Tensor, tidied, self._apply(node, args, kwargs))
+
+    def _apply(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         packet = _packet(node)
         if packet in self._weighted:
             return self._weighted[packet](node, *args, **kwargs)
