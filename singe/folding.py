@@ -1,27 +1,29 @@
-"""Batch norms folded into the layers in front of them, for deployment."""
+"""Batch norms folded into the layers around them, for deployment."""
 
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 
 from . import checks
 from .batches import Batch
-from .graph import batchnorm
-from .graph.groups import module_of
-from .graph.layer import is_affine
-from .graph.trace import Env, Forward, Trace, trace
+from .graph.ability import unable, why_it_stays
+from .graph.absorb import absorbed
+from .graph.batchnorm import affine_of
+from .graph.channels import Channels
+from .graph.flow import find_channels
+from .graph.roots import Unfoldable, change_without
+from .graph.trace import Forward, Trace, trace
 from .isolation import plain_torch, preserved_random_state, same_modes
 from .numerics import alike
 from .task import Task
-from .wrappers import unwrapped
 
 log = logging.getLogger("singe")
 
@@ -31,7 +33,8 @@ class Folding:
     """A network with batch norms folded away.
 
     Attributes:
-        model: a copy of the network given, with ``torch.nn.Identity`` where batch norms were folded.
+        model: a copy of the network given, with ``torch.nn.Identity`` where batch norms were folded, or with their
+            children in a ``torch.nn.Sequential`` where they have some, such as an activation.
         folded: names of those batch norms.
         unfolded: names of the batch norms that stay -> why.
     """
@@ -42,77 +45,98 @@ class Folding:
 
 
 def fold_batchnorm(model: nn.Module, example: Any, *, forward: Forward | None = None) -> Folding:
-    """Folds every batch norm that alone reads a convolution or linear layer into that layer.
+    """Folds every batch norm that can be into the affine layers around it: convolutions, linear layers, batch norms.
 
-    With a = gamma / sqrt(var + eps): W' = a W and b' = a (b - mean) + beta. Outputs in eval mode stay the same, which
-    is checked on the example after every fold. A folded network no longer normalises batches, so train it first.
+    A batch norm is y = a x + c per channel, with a = gamma / sqrt(var + eps) and c = beta - a mean. It is folded if the
+    search for its roots and leaves closes: if all that writes the channels in front of it, through operators that move,
+    average or add up, are layers (roots), and so are all other readers of these channels (leaves), and none is both.
+    Roots then write a x + c, W' = a W and b' = a b + c, and leaves undo it, W' = W / a and b' = b - W c / a. Or else if
+    the same holds of the channels behind it: leaves then do it, W' = W a and b' = b + W c, and roots undo it. No shift
+    gets past zero padding. A layer that is used more than once, holds tied or computed weights or has hooks is neither.
+
+    Outputs in eval mode stay the same, which is checked on the example after every fold. A folded network no longer
+    normalises batches, so train it first.
 
     Args:
-        model: not modified. Wrapped or compiled, the module inside is taken.
+        model: not modified.
         example: inputs x [B, ...] of ``model(x)``, or whatever ``forward`` takes; a few samples are enough.
         forward: (model, example) -> outputs, for a model that is not ``model(x)``.
 
     Raises:
         TypeError, ValueError: bad input; see the message.
     """
-    model = unwrapped(model)
     task, device = Task(forward), checks.sound_model(model)
+    if forward is None and not isinstance(example, Tensor):
+        raise TypeError(f"expected example to be a tensor x, got {type(example).__name__}; other models need forward=")
     with torch.no_grad(), plain_torch(device), preserved_random_state():
-        batch = checks.example(example, device, task)
+        # a task's batch is a pair unless forward is given; nobody looks at y here
+        batch = checks.batch_of((example, example) if forward is None else example, device, task)
         work = checks.copied(model)
         checks.runs(work, batch, task)
-        graph, expected = trace(work, task.inputs(batch), task.call), task.outputs(work, batch)
-        live = graph.live(work)
-        folded: list[str] = []
-        unfolded: dict[str, str] = {}
-        for name in [n for n, m in work.named_modules() if isinstance(m, _BatchNorm)]:
-            try:
-                undo = _fold(work, graph, live, _layer_before(work, graph, live, name), name)
-                if not _answers(work, batch, task, expected):
-                    undo()
-                    raise _Unfoldable("the outputs change: the model's code does more with it than call it")
-                folded.append(name)
-            except _Unfoldable as reason:
-                unfolded[name] = str(reason)
-                log.info("%s is not folded: %s", name, reason)
+        folded, unfolded = _fold_all(work, trace(work, task.inputs(batch), task.call), batch, task)
         same_modes(work, model)
-    return Folding(work, tuple(folded), unfolded)
+    for name, reason in unfolded.items():
+        log.info("%s is not folded: %s", name, reason)
+    return Folding(work, folded, unfolded)
 
 
-class _Unfoldable(Exception):
-    """Why a batch norm stays."""
+def _fold_all(model: nn.Module, graph: Trace, batch: Batch, task: Task) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Folds in place until nothing folds any more; returns what was folded, and what was not with the reason."""
+    channels, expected = find_channels(graph, unable(model, graph)), task.outputs(model, batch)
+    names = waiting = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+    while True:
+        unfolded: dict[str, str] = {}
+        for name in waiting:
+            try:
+                undo = _fold(model, graph, channels, name)
+                if not _answers(model, batch, task, expected):
+                    undo()
+                    raise Unfoldable(_mishap(model, batch, task, expected, name))
+                channels.fold(name)
+            except Unfoldable as reason:
+                unfolded[name] = str(reason)
+        if len(unfolded) == len(waiting):
+            return tuple(name for name in names if name not in unfolded), unfolded
+        waiting = list(unfolded)  # what a batch norm that is gone has held up may fold now
 
 
-def _layer_before(model: nn.Module, graph: Trace, live: Env, name: str) -> fx.Node:
-    """The convolution or linear layer that a batch norm can be folded into; raises _Unfoldable if there is none."""
-    norm = model.get_submodule(name)
-    if type(norm).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
-        raise _Unfoldable(f"{type(norm).__name__} has a forward of its own")
-    if norm._forward_hooks or norm._forward_pre_hooks:
-        raise _Unfoldable("it has forward hooks")
-    nodes = [n for n in graph.nodes if batchnorm.is_batch_norm(n) and batchnorm.module(graph, n) == name]
-    if not nodes:
-        raise _Unfoldable("is not used with its own statistics in eval mode")
-    if len(nodes) > 1:
-        raise _Unfoldable(f"is used {len(nodes)} times in eval mode")
-    layer: Any = nodes[0].args[0]
-    if not is_affine(layer):
-        place = "the input" if layer in graph.inputs else str(layer.target)
-        raise _Unfoldable(f"stands behind {place}, which it cannot be folded into")
-    if batchnorm.following(layer) is not nodes[0]:
-        raise _Unfoldable("the layer before it is read by others too, or normalised along another axis")
-    weight = graph.parameter(layer, 1, "weight")
-    if weight is None or not batchnorm.folds(layer, live):
-        raise _Unfoldable("the layer before it has a computed weight, or one of another dtype")
-    if not isinstance(model.get_submodule(module_of(weight)), (_ConvNd, nn.Linear)):
-        raise _Unfoldable("the weight before it belongs to no convolution or linear module")
-    if len(graph.calls(weight)) != 1:
-        raise _Unfoldable("the layer before it is used more than once")
-    return layer
+def _fold(model: nn.Module, graph: Trace, channels: Channels, name: str) -> Callable[[], None]:
+    """Puts a batch norm's scale and shift into its roots and leaves and takes it out; returns the undo."""
+    norm: Any = model.get_submodule(name)
+    reason = why_it_stays(model, graph, [layer.call for layer in channels.norms.get(name, [])], norm)
+    if reason is not None:
+        raise Unfoldable(reason)
+    change = change_without(channels, name, affine_of(norm))
+    layers = [layer for layer in channels.layers if layer.name != name and change.concerns(layer)]
+    modules: list[Any] = [model.get_submodule(layer.name) for layer in layers]
+    for layer, module in zip(layers, modules, strict=True):
+        if module.weight.dtype != norm.running_mean.dtype:
+            raise Unfoldable(f"depends on {layer.name}, which is of another dtype")
+    before = [(module, module.weight, module.bias) for module in modules]
+    rest = _rest(norm)
+    for layer, module in zip(layers, modules, strict=True):
+        weight, bias = absorbed(module, layer, change)
+        trained = (module.weight if module.bias is None else module.bias).requires_grad
+        module.weight = nn.Parameter(weight, module.weight.requires_grad)
+        module.bias = None if bias is None else nn.Parameter(bias, trained)
+    _replace(model, norm, rest)
+
+    def undo() -> None:
+        for module, weight, bias in before:
+            module.weight, module.bias = weight, bias
+        _replace(model, rest, norm)
+
+    return undo
+
+
+def _rest(norm: nn.Module) -> nn.Module:
+    """What stays in the place of a batch norm: its children, such as an activation."""
+    children = OrderedDict(norm.named_children())
+    return nn.Sequential(children) if children else nn.Identity()
 
 
 def _answers(model: nn.Module, batch: Batch, task: Task, expected: Any) -> bool:
-    """Whether the model's outputs are the expected ones; the user's code may not get along with an identity."""
+    """Whether the model's outputs are the expected ones; the user's code may not get along with what it finds."""
     try:
         return alike(task.outputs(model, batch), expected)
     except Exception as error:
@@ -120,18 +144,15 @@ def _answers(model: nn.Module, batch: Batch, task: Task, expected: Any) -> bool:
         return False
 
 
-def _fold(model: nn.Module, graph: Trace, live: Env, call: fx.Node, name: str) -> Callable[[], None]:
-    """Puts a batch norm's scale and shift into the layer before it and an identity in its place; returns the undo."""
-    layer: Any = model.get_submodule(module_of(graph.parameter(call, 1, "weight") or ""))
-    before, norm, identity = (layer.weight, layer.bias), model.get_submodule(name), nn.Identity()
-    layer.weight, layer.bias = (nn.Parameter(t, layer.weight.requires_grad) for t in batchnorm.folded(call, live))
-    _replace(model, norm, identity)
-
-    def undo() -> None:
-        layer.weight, layer.bias = before
-        _replace(model, identity, norm)
-
-    return undo
+def _mishap(model: nn.Module, batch: Batch, task: Task, expected: Any, name: str) -> str:
+    """Why the outputs were others without a batch norm: is it enough to hide it inside another module?"""
+    norm = model.get_submodule(name)
+    hidden = nn.Sequential(norm)
+    _replace(model, norm, hidden)
+    seen = _answers(model, batch, task, expected)
+    _replace(model, hidden, norm)
+    what = "by more than rounding allows" if seen else "since the model's code does more with it than call it"
+    return f"changes the outputs when it is folded, {what}"
 
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:

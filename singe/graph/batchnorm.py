@@ -47,11 +47,23 @@ def of_weight(trace: Trace, weight: str) -> dict[fx.Node, fx.Node]:
 def affine(node: fx.Node, live: Env) -> Affine:
     """Scale = gamma / sqrt(var + eps) and shift = beta - scale * mean of a batch norm node, from live values."""
     arguments: tuple[Any, ...] = node.args
-    weight, bias = (None if a is None else live[a] for a in arguments[1:3])
-    scale = torch.rsqrt(live[arguments[4]] + arguments[7])
+    weight, bias, mean, var = (None if a is None else live[a] for a in arguments[1:5])
+    return _affine(weight, bias, mean, var, arguments[7])
+
+
+def affine_of(norm: Any) -> Affine:
+    """The same of a module, in float64; a shift that is nothing but rounding is zero."""
+    weight, bias = (None if t is None else t.detach().double() for t in (norm.weight, norm.bias))
+    mean, var = norm.running_mean.double(), norm.running_var.double()
+    known, rounding = _affine(weight, bias, mean, var, norm.eps), 4 * torch.finfo(norm.running_mean.dtype).eps
+    return Affine(known.scale, known.shift.where(known.shift.abs() > rounding * (known.scale * mean).abs(), 0))
+
+
+def _affine(weight: Tensor | None, bias: Tensor | None, mean: Any, var: Any, eps: float) -> Affine:
+    scale = torch.rsqrt(var + eps)
     if weight is not None:
         scale = scale * weight
-    shift = -live[arguments[3]] * scale
+    shift = -mean * scale
     if bias is not None:
         shift = shift + bias
     return Affine(scale, shift)

@@ -1,0 +1,139 @@
+"""How many batch norms of well-known networks fold away, why the others stay, and what that does to the outputs.
+
+python benchmarks/folding.py resnet50 densenet121 hrnet_w18_small [--json FILE]
+
+Networks are torchvision's or else timm's, with random weights and batch norms far from their defaults.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import settings, write_json
+from timing import timed
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import singe
+from singe.report import table
+
+SIDES = {"inception_v3": 299, "mobilevit_s": 256}
+"""The side of the images that a network is made for, where that is not 224."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One network folded.
+
+    Attributes:
+        model: its name.
+        norms: how many batch norms it has.
+        folded: how many of them are gone.
+        error: the largest difference in an output, as a share of how far outputs of different images lie apart.
+        seconds: of ``singe.fold_batchnorm``, all its checks included.
+        unfolded: why others stay -> their names.
+    """
+
+    model: str
+    norms: int
+    folded: int
+    error: float
+    seconds: float
+    unfolded: dict[str, list[str]]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    outcomes = []
+    for name in options.models:
+        torch.manual_seed(options.seed)
+        side = SIDES.get(name, 224)
+        x = torch.randn(options.batch, 3, side, side)
+        outcomes.append(measure(name, randomised(load(name), x), x))
+        print(reasons(outcomes[-1]), flush=True)
+    print(text(outcomes))
+    if options.json:
+        write_json(options.json, {"options": settings(options), "outcomes": [asdict(o) for o in outcomes]})
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", help="names of torchvision or timm")
+    parser.add_argument("--batch", type=int, default=2, help="images")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args(arguments)
+
+
+def load(name: str) -> nn.Module:
+    """A network of torchvision, or else of timm, with random weights.
+
+    Raises:
+        ValueError: neither has it.
+    """
+    import timm
+    from torchvision import models
+
+    if name in models.list_models():
+        own: dict[str, Any] = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+        network: nn.Module = models.get_model(name, weights=None, **own)
+        return network
+    if not timm.is_model(name):
+        raise ValueError(f"expected a model of torchvision or timm, got {name!r}")
+    return timm.create_model(name)
+
+
+@torch.no_grad()
+def randomised(model: nn.Module, x: Tensor) -> nn.Module:
+    """Gives batch norms random weights and statistics around those of ``x``, so that signals get through; eval mode."""
+    norms: dict[Any, float | None] = {m: m.momentum for m in model.modules() if isinstance(m, _BatchNorm)}
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.weight.uniform_(0.5, 1.5)
+        norm.bias.normal_(0, 0.5)
+    model.train()(x)
+    for norm, momentum in norms.items():
+        norm.momentum = momentum
+        norm.running_mean += 0.5 * norm.running_var.sqrt() * torch.randn_like(norm.running_mean)
+        norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.5, 1.5)
+    return model.eval()
+
+
+@torch.no_grad()
+def measure(name: str, model: nn.Module, x: Tensor) -> Outcome:
+    """Folds a network and compares the outputs."""
+    folding, seconds = timed(lambda: singe.fold_batchnorm(model, x), x.device)
+    expected, actual = model(x), folding.model.eval()(x)
+    error = float((actual - expected).abs().max() / (expected - expected.mean(0)).abs().max())
+    unfolded: dict[str, list[str]] = {}
+    for norm, reason in folding.unfolded.items():
+        unfolded.setdefault(reason, []).append(norm)
+    return Outcome(name, len(folding.folded) + len(folding.unfolded), len(folding.folded), error, seconds, unfolded)
+
+
+def text(outcomes: Sequence[Outcome]) -> str:
+    header = ["model", "batch norms", "folded", "error", "seconds"]
+    lines = [[o.model, str(o.norms), str(o.folded), f"{o.error:.1e}", f"{o.seconds:.1f}"] for o in outcomes]
+    return table(header, lines)
+
+
+def reasons(outcome: Outcome) -> str:
+    """Why batch norms stay and how many, without the places of operators."""
+    counts: Counter[str] = Counter()
+    for reason, names in outcome.unfolded.items():
+        counts[re.sub(r"(aten\S+) in \S+", r"\1", reason)] += len(names)
+    lines = [
+        f"{outcome.model}: {count} {'stays' if count == 1 else 'stay'}: {reason}" for reason, count in counts.items()
+    ]
+    return "\n".join(lines or [f"{outcome.model}: all {outcome.norms} fold"])
+
+
+if __name__ == "__main__":
+    main()

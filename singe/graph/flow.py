@@ -1,0 +1,254 @@
+"""What each ATen operator does to the channels of its inputs (see channels.py): only linear ones hand them on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from .channels import ZERO, AffineLayer, Channels
+from .groups import module_of
+from .trace import CONVOLUTIONS, Env, Trace, aten, evaluate, place_of
+
+_TRANSPOSED = (aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
+_CONVOLUTIONS = (*CONVOLUTIONS, *_TRANSPOSED)
+
+# run on the channels as they are
+_MOVES = {
+    aten.view, aten._unsafe_view, aten.reshape, aten.permute, aten.transpose, aten.t, aten.movedim, aten.squeeze,
+    aten.unsqueeze, aten.flatten, aten.unflatten, aten.slice, aten.select, aten.narrow, aten.expand, aten.repeat,
+    aten.repeat_interleave, aten.flip, aten.roll, aten.cat, aten.stack, aten.unbind, aten.split, aten.split_with_sizes,
+    aten.chunk, aten.pixel_shuffle, aten.pixel_unshuffle, aten.channel_shuffle,
+}  # fmt: skip
+# leave every element where it is, as long as they leave its dtype
+_IDENTITIES = {
+    aten.clone, aten.contiguous, aten.alias, aten.detach, aten.lift_fresh_copy, aten._to_copy, aten.to, aten.dropout,
+    aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout,
+}  # fmt: skip
+# average over windows of trailing axes, with weights that add up to one; the value is the number of those axes
+_AVERAGES = {
+    aten.avg_pool1d: 1, aten.avg_pool2d: 2, aten.avg_pool3d: 3, aten.adaptive_avg_pool1d: 1,
+    aten.adaptive_avg_pool2d: 2, aten.adaptive_avg_pool3d: 3, aten.upsample_nearest1d: 1, aten.upsample_nearest2d: 2,
+    aten.upsample_nearest3d: 3, aten._upsample_nearest_exact1d: 1, aten._upsample_nearest_exact2d: 2,
+    aten._upsample_nearest_exact3d: 3, aten.upsample_linear1d: 1, aten.upsample_bilinear2d: 2,
+    aten.upsample_trilinear3d: 3,
+}  # fmt: skip
+_POOLS = {aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d}
+_PADS = {aten.pad, aten.constant_pad_nd}
+_ZEROS = {aten.zeros, aten.new_zeros, aten.zeros_like}
+
+
+def find_channels(trace: Trace, unable: Mapping[fx.Node, str]) -> Channels:
+    """Runs the graph on channels.
+
+    Args:
+        trace: of the model.
+        unable: the affine layers that cannot take in anything -> what to call them in a reason.
+    """
+    flow = _Flow(trace, unable)
+    env: Env = {n: flow.kept(n, f"the model's own {name}") for n, name in trace.state.items()}
+    env |= {n: flow.kept(n, "a constant") for n in trace.constants}
+    env |= {n: flow.kept(n, "the network's input") for n in trace.inputs}
+    trace.run(trace.nodes, env, trace.example_batch, keep=trace.outputs, call=flow.apply)
+    for node in trace.outputs:
+        flow.channels.keep(env[node], "the network's output")
+    return flow.channels
+
+
+class _Flow:
+    """Applies the rule of each operator; one without a rule keeps all that it reads and writes as it is."""
+
+    def __init__(self, trace: Trace, unable: Mapping[fx.Node, str]) -> None:
+        self.channels = Channels()
+        self._trace = trace
+        self._unable = unable
+        self._rules: dict[Any, Callable[..., Any]] = {
+            **dict.fromkeys(_MOVES, self._move),
+            **dict.fromkeys(_IDENTITIES, self._identity),
+            **dict.fromkeys(_AVERAGES, self._average),
+            **dict.fromkeys(_PADS, self._pad),
+            **dict.fromkeys(_ZEROS, self._zeros),
+            **dict.fromkeys(_CONVOLUTIONS, self._convolution),
+            aten.mean: self._mean,
+            aten.sum: self._sum,
+            aten.add: self._add,
+            aten.sub: self._subtract,
+            aten.mul: self._multiply,
+            aten.div: self._divide,
+            aten.neg: self._negate,
+            aten.linear: self._linear,
+            aten.batch_norm: self._batch_norm,
+        }
+
+    def apply(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The channels of the node's output, given its arguments with activations as channels (int64)."""
+        packet = _packet(node)
+        if packet is None:
+            return self._move(node, *args, **kwargs)  # getitem and the like
+        if node.target is aten.view.dtype:
+            return self._obstacle(node, *args, **kwargs)
+        return self._rules.get(packet, self._obstacle)(node, *args, **kwargs)
+
+    def kept(self, node: fx.Node, what: str) -> Any:
+        """One channel for all of a node's value, which stays as it is."""
+        channel = self.channels.issue(1)
+        self.channels.keep(channel, what)
+        return pytree.tree_map_only(Tensor, lambda v: channel[0].expand(self._concrete(v.shape)), node.meta["val"])
+
+    def _obstacle(self, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
+        for value in pytree.tree_leaves((args, kwargs)):
+            if isinstance(value, Tensor):
+                self.channels.keep(value, described(node))
+        return self.kept(node, described(node))
+
+    # -- operators without weights ---------------------------------------------------------------------------
+
+    def _move(self, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
+        return evaluate(node, args, kwargs)
+
+    def _identity(self, node: fx.Node, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        source: Any = node.args[0]
+        if node.meta["val"].dtype != source.meta["val"].dtype:
+            return self._obstacle(node, x)
+        return x
+
+    def _zeros(self, node: fx.Node, *args: Any, **kwargs: Any) -> Tensor:
+        return torch.tensor(ZERO).expand(self._shape(node))
+
+    def _pad(self, node: fx.Node, x: Tensor, pad: list[int], *how: Any) -> Any:
+        mode = next((h for h in how if isinstance(h, str)), "constant")
+        if mode != "constant":
+            return aten.pad(x.double(), pad, mode).long()  # reflections and the like know no integers
+        if any(h for h in how if not isinstance(h, str)):
+            return self._obstacle(node, x)
+        return aten.constant_pad_nd(x, pad, ZERO)
+
+    def _average(self, node: fx.Node, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        rank = _AVERAGES[_packet(node)]
+        first = self.channels.merged(x, range(x.dim() - rank, x.dim()))
+        if _packet(node) in _POOLS and _pool_counts_more(node):
+            self.channels.keep(first, f"the padding of {described(node)}", shift_only=True)
+        return first.expand(self._shape(node))
+
+    def _mean(self, node: fx.Node, x: Tensor, dim: Any = None, *args: Any, **kwargs: Any) -> Tensor:
+        axes = range(x.dim()) if dim is None or dim == [] else [dim] if isinstance(dim, int) else dim
+        return self.channels.merged(x, [axis % x.dim() for axis in axes]).reshape(self._shape(node))
+
+    def _sum(self, node: fx.Node, x: Tensor, dim: Any = None, *args: Any, **kwargs: Any) -> Tensor:
+        total = self._mean(node, x, dim)
+        self.channels.keep(total, described(node), shift_only=True)
+        return total
+
+    def _add(self, node: fx.Node, x: Tensor, y: Any, alpha: float = 1) -> Any:
+        if isinstance(y, Tensor):
+            return self._weighted_sum(node, x, y, 1, alpha)
+        return x if y == 0 else self._obstacle(node, x)
+
+    def _subtract(self, node: fx.Node, x: Tensor, y: Any, alpha: float = 1) -> Any:
+        return self._add(node, x, y, alpha=-alpha)
+
+    def _multiply(self, node: fx.Node, x: Tensor, y: Any) -> Any:
+        if isinstance(y, Tensor) or isinstance(node.args[1], fx.Node):  # a size may depend on the batch
+            return self._obstacle(node, x, y)
+        return self._weighted_sum(node, x, torch.tensor(ZERO), y, 0)
+
+    def _divide(self, node: fx.Node, x: Tensor, y: Any, **rounding: Any) -> Any:
+        if isinstance(y, Tensor) or rounding or y == 0:
+            return self._obstacle(node, x, y)
+        return self._multiply(node, x, 1 / y)
+
+    def _negate(self, node: fx.Node, x: Tensor) -> Any:
+        return self._weighted_sum(node, x, torch.tensor(ZERO), -1, 0)
+
+    def _weighted_sum(self, node: fx.Node, x: Tensor, y: Tensor, p: float, q: float) -> Tensor:
+        shape = self._shape(node)
+        return self.channels.weighted_sum(x.expand(shape), y.expand(shape), p, q)
+
+    # -- affine layers ---------------------------------------------------------------------------------------
+
+    def _convolution(self, node: fx.Node, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        weight: Any = node.args[1]
+        return self._affine(node, x, 1 - weight.meta["val"].dim(), _edge(node))
+
+    def _linear(self, node: fx.Node, x: Tensor, *args: Any) -> Any:
+        return self._affine(node, x, -1, None)
+
+    def _affine(self, node: fx.Node, x: Tensor, axis: int, edge: str | None) -> Any:
+        """A layer that reads and writes channels along ``axis``, with an ``edge`` beyond which it sees zeros."""
+        reads = self.channels.along(x, axis)
+        if node in self._unable:
+            self.channels.keep(reads, self._unable[node])
+            return self.kept(node, self._unable[node])
+        name = module_of(self._trace.parameter(node, 1, "weight") or "")
+        if edge:
+            self.channels.keep(reads, f"{edge} of {name}", shift_only=True)
+        shape = self._shape(node)
+        layer = AffineLayer(name, node, reads, self.channels.issue(shape[axis]))
+        self.channels.layers.append(layer)
+        return _along(layer.writes, axis, len(shape)).expand(shape)
+
+    def _batch_norm(self, node: fx.Node, x: Tensor, *args: Any) -> Tensor:
+        reads, shape = self.channels.along(x, 1), self._shape(node)
+        name = module_of(self._trace.parameter(node, 3, "running_mean") or "")
+        layer = AffineLayer(name, node, reads, self.channels.issue(shape[1]))
+        self.channels.norms[layer.name].append(layer)
+        if node in self._unable:
+            self.channels.keep(torch.cat([reads, layer.writes]), self._unable[node], norm=layer.name)
+        else:
+            self.channels.layers.append(layer)
+        return _along(layer.writes, 1, len(shape)).expand(shape)
+
+    def _shape(self, node: fx.Node) -> tuple[int, ...]:
+        return self._concrete(node.meta["val"].shape)
+
+    def _concrete(self, shape: torch.Size) -> tuple[int, ...]:
+        return tuple(self._trace.size(s, self._trace.example_batch) for s in shape)
+
+
+def is_layer(node: fx.Node) -> bool:
+    """Whether a node is a convolution, transposed or not, a linear layer or a batch norm in eval mode."""
+    return _packet(node) in (*_CONVOLUTIONS, aten.linear, aten.batch_norm)
+
+
+def described(node: fx.Node) -> str:
+    """The operator and where in the model it stands."""
+    place = place_of(node)
+    return f"{node.target} in {place}" if place else str(node.target)
+
+
+def _packet(node: fx.Node) -> Any:
+    """All overloads of a node's operator as one; None for plain Python functions."""
+    return getattr(node.target, "overloadpacket", None)
+
+
+def _along(channels: Tensor, axis: int, rank: int) -> Tensor:
+    shape = [1] * rank
+    shape[axis] = len(channels)
+    return channels.view(shape)
+
+
+def _edge(node: fx.Node) -> str | None:
+    """What keeps a shift of a convolution's input from being a shift of its output, or None."""
+    if _packet(node) in _TRANSPOSED:
+        return "the border"  # where fewer positions of the input add up
+    weight: Any = node.args[1]
+    padding = _argument(node, 4, "padding", 0)
+    if padding == "same":
+        padding = [size - 1 for size in weight.meta["val"].shape[2:]]
+    padded = padding != "valid" and any(pytree.tree_leaves(padding))
+    return "the zero padding" if padded else None
+
+
+def _pool_counts_more(node: fx.Node) -> bool:
+    """Whether an average pool divides by something else than the number of its elements."""
+    padding, counts_padding = _argument(node, 3, "padding", 0), _argument(node, 5, "count_include_pad", True)
+    divisor = _argument(node, 6, "divisor_override", None)
+    return divisor is not None or (counts_padding and any(pytree.tree_leaves(padding)))
+
+
+def _argument(node: fx.Node, index: int, name: str, default: Any) -> Any:
+    """An argument of a node by position or name."""
+    return node.args[index] if index < len(node.args) else node.kwargs.get(name, default)
