@@ -151,12 +151,12 @@ def _mishap(model: nn.Module, batch: Batch, task: Task, expected: Any, name: str
     _replace(model, norm, hidden)
     seen = _answers(model, batch, task, expected)
     _replace(model, hidden, norm)
-    what = "by more than rounding allows" if seen else "since the model's code does more with it than call it"
-    return f"changes the outputs when it is folded, {what}"
+    what = "rounding is too coarse" if seen else "the model's code does more with it than call it"
+    return f"the outputs change when it is folded: {what}"
 
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    for parent in model.modules():
+    for parent in list(model.modules()):  # the new one may hold the old one
         for name, child in list(parent._modules.items()):  # every name: named_children tells one only
             if child is old:
                 setattr(parent, name, new)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from networks import DigitNet, PlainNet, images, randomised
+from networks import DigitNet, PlainNet, images, randomised, shuffled
 from states import random_states, same, snapshot
 from torch import nn
 from torch.nn import functional as F
@@ -12,6 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from wiring import Wired, normal
 
 import singe
+
+PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def norms(model):
@@ -25,6 +27,10 @@ def settled(model, seed=4):
         if norm.running_mean is not None:
             norm.running_mean.copy_(torch.randn(norm.num_features, generator=generator))
             norm.running_var.copy_(torch.rand(norm.num_features, generator=generator) + 0.5)
+        if norm.weight is not None:
+            norm.weight.data.copy_(torch.rand(norm.num_features, generator=generator) + 0.5)
+        if norm.bias is not None:
+            norm.bias.data.copy_(torch.randn(norm.num_features, generator=generator))
     return model.eval()
 
 
@@ -42,7 +48,9 @@ def folded(model, x, **options):
     assert type(folding.model) is type(model)
     assert sorted([*folding.folded, *folding.unfolded]) == sorted(norms(model))
     assert set(norms(folding.model)) == set(folding.unfolded)
-    assert all(type(folding.model.get_submodule(name)) is nn.Identity for name in folding.folded)
+    assert all(
+        type(folding.model.get_submodule(n)) is nn.Identity for n in folding.folded if type(norms(model)[n]) in PLAIN
+    )
     assert error(actual, expected) < {torch.float64: 1e-12, torch.float32: 1e-4}.get(x.dtype, 3e-2)
     return folding
 
@@ -112,6 +120,224 @@ def test_a_network_without_batch_norm_is_only_copied():
     assert folding.model is not model and same(folding.model.state_dict(), model.state_dict())
 
 
+# -- roots and leaves ---------------------------------------------------------------------------------------------
+
+
+def conv(inputs, outputs, size=1, **options):
+    return nn.Conv2d(inputs, outputs, size, **options)
+
+
+def norm(width=4, **options):
+    return nn.BatchNorm2d(width, **options)
+
+
+def double(wiring, **modules):
+    return settled(Wired(wiring, **modules)).double()
+
+
+def two(self, x):
+    return self.a(x), self.b(x)
+
+
+CLOSING = {
+    "behind a concatenation": (
+        lambda self, x: self.n(torch.cat(two(self, x), 1)).relu(),
+        {"a": conv(3, 2), "b": conv(3, 4, bias=False), "n": norm(6)},
+    ),
+    "behind a concatenation with zeros": (
+        lambda self, x: self.c(torch.cat([u := self.n(self.a(x)), torch.zeros_like(u)], 1)).relu(),
+        {"a": conv(3, 4), "n": norm(), "c": conv(8, 2)},
+    ),
+    "behind a sum": (lambda self, x: self.n(sum(two(self, x))).relu(), {"a": conv(3, 4), "b": conv(3, 4), "n": norm()}),
+    "behind a sum of which one part reaches zero padding": (
+        lambda self, x: self.n(torch.add(u := self.a(x), self.b(x), alpha=-2)).relu() + self.p(u).relu(),
+        {"a": conv(3, 4), "b": conv(3, 4), "n": norm(), "p": conv(4, 4, 3, padding=1)},
+    ),
+    "behind a sum of one": (lambda self, x: self.n((u := self.a(x)) + u).relu(), {"a": conv(3, 4), "n": norm()}),
+    "behind sums of sums": (
+        lambda self, x: self.n((self.a(x) - 3 * self.b(x)) / 2 + self.c(x)).relu(),
+        {"a": conv(3, 4), "b": conv(3, 4, bias=False), "c": conv(3, 4), "n": norm()},
+    ),
+    "behind a layer that others read": (
+        lambda self, x: self.n(u := self.a(x)).relu() + self.b(u).relu(),
+        {"a": conv(3, 4), "n": norm(), "b": conv(4, 4, bias=False)},
+    ),
+    "in front of what others write": (
+        lambda self, x: self.c(self.n(self.b(x).relu()) + self.a(x)).relu(),
+        {"a": conv(3, 4, bias=False), "b": conv(3, 4), "n": norm(), "c": conv(4, 2, 3)},
+    ),
+    "scale into the layer in front, shift into the one behind": (
+        lambda self, x: self.b(self.n(u := self.a(x))).relu() + self.p(u).relu(),
+        {"a": conv(3, 4), "n": norm(), "b": conv(4, 2), "p": conv(4, 2, 3, padding="same")},
+    ),
+    "between the input and a layer": (lambda self, x: self.a(self.n(x)), {"n": norm(3), "a": conv(3, 4, 3)}),
+    "between a layer and the output": (lambda self, x: self.n(self.a(x)), {"a": conv(3, 4, 3, padding=1), "n": norm()}),
+    "two in a row": (lambda self, x: self.m(self.n(self.a(x))).relu(), {"m": norm(), "a": conv(3, 4), "n": norm()}),
+    "two in a row in front of a layer": (
+        lambda self, x: self.a(self.m(self.n(x.relu()))).relu(),
+        {"n": norm(3, affine=False), "m": norm(3), "a": conv(3, 4)},
+    ),
+    "called twice": (
+        lambda self, x: self.b(self.n(self.a(x).relu())).relu() + self.n(self.c(x)).relu(),
+        {"a": conv(3, 4), "n": norm(), "b": conv(4, 4, 2, stride=1), "c": conv(3, 4, 2)},
+    ),
+    "called twice on the same": (
+        lambda self, x: self.n(u := self.a(x)).relu() + self.n(u).tanh() + self.b(u),
+        {"a": conv(3, 4), "n": norm(), "b": conv(4, 4)},
+    ),
+    "in front of zero padding that gets no shift": (
+        lambda self, x: self.a(self.n(x.relu())).relu(), {"n": norm(3), "a": conv(3, 4, 3, padding=1)},
+    ),
+    "behind a transposed convolution": (
+        lambda self, x: self.n(self.a(x)).relu(),
+        {"a": nn.ConvTranspose2d(3, 6, 3, stride=2, padding=1, groups=3, bias=False), "n": norm(6)},
+    ),
+    "behind a transposed convolution in one group": (
+        lambda self, x: self.n(self.a(x)).relu(), {"a": nn.ConvTranspose2d(3, 4, 2), "n": norm()},
+    ),
+    "in front of grouped convolutions": (
+        lambda self, x: self.a(self.n(x.repeat(1, 4, 1, 1).relu())).relu(),
+        {"n": norm(12), "a": conv(12, 6, 3, groups=3)},
+    ),
+    "in front of depthwise convolutions": (
+        lambda self, x: self.a(self.n(x.relu())).relu(), {"n": norm(3), "a": conv(3, 6, (3, 1), groups=3, bias=False)},
+    ),
+    "between layers of vectors": (
+        lambda self, x: self.b(self.n(self.a(x.flatten(1)).relu())),
+        {"a": nn.Linear(192, 6), "n": nn.BatchNorm1d(6), "b": nn.Linear(6, 2, bias=False)},
+    ),
+    "linear along another axis": (
+        lambda self, x: self.n(self.a(x.flatten(2)).transpose(1, 2)).relu(),
+        {"a": nn.Linear(64, 5), "n": nn.BatchNorm1d(5)},
+    ),
+    "along the only channel": (
+        lambda self, x: self.n(self.a(x.flatten(2).mean(1, keepdim=True))).relu(),
+        {"a": nn.Linear(64, 5), "n": nn.BatchNorm1d(1)},
+    ),
+    "tiny variances": (lambda self, x: self.n(self.a(x)).relu(), {"a": conv(3, 4), "n": norm(4, eps=1e-12)}),
+    "a scale of zero in front": (lambda self, x: self.n(self.a(x)).relu(), {"a": conv(3, 4), "n": norm()}),
+    "a scale of zero behind": (lambda self, x: self.a(self.n(x.relu())).relu(), {"n": norm(3), "a": conv(3, 4)}),
+    "only a weight": (lambda self, x: self.n(self.a(x)).relu(), {"a": conv(3, 4, bias=False), "n": norm()}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CLOSING)
+def test_where_the_search_closes_all_fold(case):
+    wiring, modules = CLOSING[case]
+    model = double(wiring, **copy.deepcopy(modules))
+    if case == "in front of zero padding that gets no shift":
+        model.n.bias.data.copy_(model.n.weight * model.n.running_mean / (model.n.running_var + model.n.eps).sqrt())
+    elif case == "tiny variances":
+        model.n.running_var.copy_(torch.tensor([1e-9, 1e-6, 0, 1]))
+    elif case.startswith("a scale of zero"):
+        model.n.weight.data[1] = 0
+    elif case == "only a weight":
+        model.n.bias = None
+    assert folded(model, images()[0].double()).unfolded == {}
+
+
+def channels(operator):
+    return operator(torch.zeros(1, 4, 8, 8)).shape[1]
+
+
+OPERATORS = {
+    "average pool": lambda x: F.avg_pool2d(x, 3, 2, ceil_mode=True),
+    "average pool that leaves out padding": lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
+    "adaptive average pool": lambda x: F.adaptive_avg_pool2d(x, (3, 5)),
+    "average pool of lines": lambda x: F.avg_pool1d(x.flatten(2), 5)[..., None],
+    "average pool of volumes": lambda x: F.adaptive_avg_pool3d(x[:, :, None], 2).flatten(3),
+    "mean": lambda x: x.mean((2, 3), keepdim=True),
+    "nearest": lambda x: F.interpolate(x, scale_factor=2),
+    "nearest-exact": lambda x: F.interpolate(x, size=5, mode="nearest-exact"),
+    "bilinear": lambda x: F.interpolate(x, size=11, mode="bilinear"),
+    "dropout": lambda x: F.dropout2d(F.dropout(x, training=False), training=False),
+    "flatten": lambda x: F.adaptive_avg_pool2d(x, 1).flatten(1)[:, :, None, None],
+    "permute": lambda x: x.permute(0, 2, 3, 1).contiguous().transpose(1, 3),
+    "flip and roll": lambda x: x.flip(1).roll(1, 1),
+    "shuffle": lambda x: shuffled(x, 2),
+    "channel shuffle": lambda x: F.channel_shuffle(x, 2),
+    "split and concatenate": lambda x: torch.cat(x.chunk(2, 1)[::-1], 1),
+    "unbind and stack": lambda x: torch.stack(x.unbind(1)[::-1], 1),
+    "slice": lambda x: x[:, 1:, ::2, 2:],
+    "reflection": lambda x: F.pad(x, (1, 2, 0, 1), mode="reflect"),
+    "wrapping": lambda x: F.pad(x, (1, 2, 0, 1), mode="circular"),
+    "cropping": lambda x: F.pad(x, (-1, -2, 0, 0)),
+    "negative half": lambda x: -x / 2,
+    "nothing added": lambda x: sum([x]) - 0,
+    "sum with itself": lambda x: x + x.flip(2),
+}
+
+
+@pytest.mark.parametrize("operator", OPERATORS.values(), ids=list(OPERATORS))
+def test_operators_on_the_way(operator):
+    def wiring(self, x):
+        u = self.root(x)
+        in_front, undone = self.n(operator(u)).relu(), self.leaf(operator(u)).tanh()
+        return self.head(operator(self.m(in_front.sum(1, keepdim=True).expand(-1, 4, -1, -1)))) + undone.mean()
+
+    width = channels(operator)
+    model = double(
+        wiring, root=conv(3, 4), n=norm(width), leaf=conv(width, 3), m=norm(), head=conv(width, 3, bias=False)
+    )
+    assert folded(model, images(size=12)[0].double()).unfolded == {}
+
+
+def random_network(seed):
+    """Layers with batch norms anywhere between them, among operators, sums and concatenations that let them through."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*choices):
+        return choices[int(torch.randint(len(choices), (), generator=generator))]
+
+    class Chain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = nn.ModuleList()
+            for _ in range(4):
+                self.parts.append(draw(conv(4, 4), conv(4, 4, groups=2, bias=False), nn.ConvTranspose2d(4, 4, 1)))
+                for _ in range(draw(1, 2, 3)):
+                    self.parts.append(draw(norm(), norm(4, affine=False), Passing(draw(*names)), Branch(draw(1, 2))))
+                self.parts.append(draw(nn.ReLU(), nn.Identity()))
+
+        def forward(self, x):
+            x = torch.cat([x, x.mean(1, keepdim=True)], 1)
+            for part in self.parts:
+                x = part(x)
+            return x.exp().mean((2, 3))
+
+    names = [n for n in OPERATORS if channels(OPERATORS[n]) == 4 and n not in ("sum with itself", "cropping")]
+    return settled(randomised(Chain()))
+
+
+class Passing(nn.Module):
+    def __init__(self, name):
+        super().__init__()
+        self.operator = OPERATORS[name]
+
+    def forward(self, x):
+        return F.interpolate(self.operator(x), size=8)
+
+
+class Branch(nn.Module):
+    """Adds a layer to batch norms, or concatenates it with them."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.beside, self.norm = kind, conv(4, 4), norm()
+        self.join = conv(8, 4)
+
+    def forward(self, x):
+        y = self.norm(self.beside(x))
+        return x + y if self.kind == 1 else self.join(torch.cat([x, y], 1))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_networks_fold_and_answer_alike(seed):
+    folding = folded(random_network(seed).double(), images()[0].double())
+    assert all("both reads and writes" in reason for reason in folding.unfolded.values())
+    assert len(folding.folded) >= 2
+
+
 # -- what does not -----------------------------------------------------------------------------------------------
 
 
@@ -123,9 +349,9 @@ class Obstacles(nn.Module):
         conv, norm = nn.Conv2d, nn.BatchNorm2d
         self.at_the_input = norm(3)
         self.good, self.folds = conv(3, 4, 3, padding=1), norm(4)
-        self.behind_a_norm, self.behind_relu = norm(4), norm(4)
-        self.read, self.beside_a_reader, self.behind_a_sum = conv(4, 4, 1), norm(4), norm(4)
-        self.one, self.other, self.called_twice = conv(4, 4, 1), conv(4, 4, 1), norm(4)
+        self.behind_relu, self.after, self.before_padding = norm(4), conv(4, 4, 3, padding=1), norm(4)
+        self.padded, self.read, self.beside_a_reader = conv(4, 4, 3, padding="same"), conv(4, 4, 1), norm(4)
+        self.one, self.called_twice = conv(4, 4, 1), norm(4)
         self.shared, self.first_of_shared, self.second_of_shared = conv(4, 4, 1), norm(4), norm(4)
         self.tied, self.tie, self.first_of_tied, self.second_of_tied = conv(4, 4, 1), conv(4, 4, 1), norm(4), norm(4)
         self.tie.weight = self.tied.weight
@@ -139,10 +365,11 @@ class Obstacles(nn.Module):
 
     def forward(self, x):
         x = self.folds(self.good(self.at_the_input(x)))
-        x = self.behind_relu(self.behind_a_norm(x).relu())
+        x = self.after(self.behind_relu(x.relu()))
+        x = self.padded(self.before_padding(x.relu()))
         z = self.read(x)
-        x = self.behind_a_sum(self.beside_a_reader(z) + z.tanh())
-        x = self.called_twice(self.one(x)).relu() + self.called_twice(self.other(x)).relu()
+        x = (self.beside_a_reader(z) + z.tanh()).relu()
+        x = self.called_twice(self.one(x)).relu() + self.called_twice(x).relu()
         x = self.first_of_shared(self.shared(x)).relu() + self.second_of_shared(self.shared(x * 2)).relu()
         x = self.first_of_tied(self.tied(x)).relu() + self.second_of_tied(self.tie(x * 2)).relu()
         x = self.without_statistics(self.x(x)).relu()
@@ -154,22 +381,21 @@ class Obstacles(nn.Module):
 
 
 REASONS = {
-    "at_the_input": "stands behind the input",
-    "behind_a_norm": "stands behind aten.batch_norm",
-    "behind_relu": "stands behind aten.relu",
-    "beside_a_reader": "read by others too",
-    "behind_a_sum": "stands behind aten.add",
-    "called_twice": "used 2 times",
-    "first_of_shared": "the layer before it is used more than once",
-    "second_of_shared": "the layer before it is used more than once",
-    "first_of_tied": "the layer before it is used more than once",
-    "second_of_tied": "the layer before it is used more than once",
-    "without_statistics": "not used with its own statistics in eval mode",
-    "only_in_training": "not used with its own statistics in eval mode",
-    "never_called": "not used with its own statistics in eval mode",
-    "behind_a_computed_weight": "computed weight",
-    "behind_a_parameter": "belongs to no convolution or linear module",
-    "over_time": "normalised along another axis",
+    "at_the_input": "in front of it lies the network's input; behind it lies the zero padding of good",
+    "behind_relu": "in front of it lies aten.relu.default; behind it lies the zero padding of after",
+    "before_padding": "in front of it lies aten.relu.default; behind it lies the zero padding of padded",
+    "beside_a_reader": "in front of it lies aten.tanh.default; behind it lies aten.tanh.default",
+    "called_twice": "in front of it lies aten.relu.default; behind it lies aten.relu.default",
+    "first_of_shared": "in front of it lies shared, which is used 2 times; behind it lies aten.relu.default",
+    "second_of_shared": "in front of it lies shared, which is used 2 times",
+    "first_of_tied": "in front of it lies tied, whose weight or bias is tied to another's",
+    "second_of_tied": "in front of it lies tied, whose weight or bias is tied to another's",
+    "without_statistics": "has no statistics of its own",
+    "only_in_training": "is not called in eval mode",
+    "never_called": "is not called in eval mode",
+    "behind_a_computed_weight": "in front of it lies aten.conv2d.default in computed, whose weight is computed",
+    "behind_a_parameter": "in front of it lies weight, which belongs to no convolution, linear layer or batch norm",
+    "over_time": "in front of it lies steps, for which its channels",
 }
 
 
@@ -188,10 +414,172 @@ def test_what_stays_is_named_with_the_reason_and_logged_and_the_rest_folds_all_t
     assert same({n: m.state_dict() for n, m in norms(folding.model).items()}, kept)
 
 
+def hooked(layer):
+    layer.register_forward_hook(lambda module, x, y: None)
+    return layer
+
+
+class Half(nn.Module):
+    def forward(self, x):
+        return x / 2
+
+
+def parametrized(layer, name):
+    nn.utils.parametrize.register_parametrization(layer, name, Half())
+    return layer
+
+
+OPEN = {
+    "the network's output": (
+        lambda self, x: (u := self.a(x), self.n(u)), {"a": conv(3, 4), "n": norm()},
+        "in front of it lies the network's output; behind it lies the network's output",
+    ),
+    "a constant factor": (
+        lambda self, x: self.n(self.a(x) * torch.arange(8.0, dtype=x.dtype)).relu(), {"a": conv(3, 4), "n": norm()},
+        "in front of it lies aten.mul.Tensor;",
+    ),
+    "a constant summand": (
+        lambda self, x: self.n(self.a(x) + 1).relu(), {"a": conv(3, 4), "n": norm()},
+        "in front of it lies aten.add.Tensor;",
+    ),
+    "a size": (
+        lambda self, x: self.n(self.a(x) / x.shape[0]).relu(), {"a": conv(3, 4), "n": norm()},
+        "in front of it lies aten.div.Tensor;",
+    ),
+    "another padding": (
+        lambda self, x: self.n(F.pad(self.a(x), (1, 1), value=2)).relu(), {"a": conv(3, 4), "n": norm()},
+        "in front of it lies aten.pad.default;",
+    ),
+    "maxima": (
+        lambda self, x: self.n(F.max_pool2d(self.a(x), 2)).relu(), {"a": conv(3, 4), "n": norm()},
+        "in front of it lies aten.max_pool2d.default;",
+    ),
+    "another dtype": (
+        lambda self, x: self.n(self.a(x).float().double()).relu(), {"a": conv(3, 4), "n": norm()},
+        "in front of it lies aten._to_copy.default;",
+    ),
+    "zeros around": (
+        lambda self, x: self.n(F.pad(self.a(x), (1, 1))).relu(), {"a": conv(3, 4), "n": norm()},
+        "in front of it lies zeros among its positions; behind it lies aten.relu.default",
+    ),
+    "zeros beside": (
+        lambda self, x: self.n(torch.cat([self.a(x), x.new_zeros(len(x), 1, 8, 8)], 1)).relu(),
+        {"a": conv(3, 3), "n": norm()},
+        "in front of it lies zeros;",
+    ),
+    "an average that counts padding": (
+        lambda self, x: self.n(F.avg_pool2d(self.a(x), 3, 1, 1)).relu(), {"a": conv(3, 4), "n": norm()},
+        "in front of it lies the padding of aten.avg_pool2d.default;",
+    ),
+    "an average over another number": (
+        lambda self, x: self.n(F.avg_pool2d(self.a(x), 2, divisor_override=3)).relu(), {"a": conv(3, 4), "n": norm()},
+        "in front of it lies the padding of aten.avg_pool2d.default;",
+    ),
+    "totals": (
+        lambda self, x: self.n(self.a(x).sum(2, keepdim=True)).relu(), {"a": conv(3, 4), "n": norm()},
+        "in front of it lies aten.sum.dim_IntList;",
+    ),
+    "a transposed convolution": (
+        lambda self, x: self.a(self.n(x.relu())).relu(), {"n": norm(3), "a": nn.ConvTranspose2d(3, 4, 3)},
+        "behind it lies the border of a",
+    ),
+    "itself": (
+        lambda self, x: self.b((u := self.a(x)) + self.n(u)), {"a": conv(3, 4), "n": norm(), "b": conv(4, 2)},
+        "in front of it lies the batch norm itself; behind it lies the batch norm itself",
+    ),
+    "root and leaf": (
+        lambda self, x: self.n((u := self.a(x)) + self.b(u)).relu(), {"a": conv(3, 4), "b": conv(4, 4), "n": norm()},
+        "in front of it lies b, which both reads and writes what would be scaled;",
+    ),
+    "repeated channels": (
+        lambda self, x: self.n(self.a(x).repeat(1, 2, 1, 1)).relu(), {"a": conv(3, 2), "n": norm()},
+        "in front of it lies a, for which its channels 0 and 2 are one;",
+    ),
+    "averaged channels": (
+        lambda self, x: self.b(self.n(x.relu()).mean(1, keepdim=True)), {"n": norm(3), "b": conv(1, 2)},
+        "behind it lies b, for which its channels 0 and 1 are one",
+    ),
+    "a hook": (
+        lambda self, x: self.n(self.a(x)).relu(), {"a": hooked(conv(3, 4)), "n": norm()},
+        "in front of it lies a, which has forward hooks;",
+    ),
+    "a hook of its own": (
+        lambda self, x: self.n(self.a(x)).relu(), {"a": conv(3, 4), "n": hooked(norm())}, "has forward hooks",
+    ),
+    "a computed bias": (
+        lambda self, x: self.n(self.a(x)).relu(), {"a": parametrized(conv(3, 4), "bias"), "n": norm()},
+        "in front of it lies a, whose bias is computed;",
+    ),
+    "a computed weight of its own": (
+        lambda self, x: self.n(self.a(x)).relu(), {"a": conv(3, 4), "n": parametrized(norm(), "weight")},
+        "has a computed weight or bias",
+    ),
+    "a batch norm that cannot change": (
+        lambda self, x: self.n(self.m(x)).relu(), {"m": hooked(norm(3, affine=False)), "n": norm(3)},
+        "in front of it lies aten.batch_norm.default in m, which has no weight and bias of its own;",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OPEN)
+def test_an_obstacle_is_named(case):
+    wiring, modules, reason = OPEN[case]
+    model = double(wiring, **copy.deepcopy(modules))
+    folding = singe.fold_batchnorm(model, images()[0].double())
+    assert reason in folding.unfolded["n"]
+    assert same(folding.model.state_dict(), model.state_dict())
+
+
+def test_a_weight_that_the_training_mode_shares_stays():
+    def wiring(self, x):
+        return self.n(self.a(x)).relu() + (self.auxiliary(x) if self.training else 0)
+
+    model = double(wiring, a=conv(3, 4), n=norm(), auxiliary=conv(3, 4))
+    model.auxiliary.weight = model.a.weight
+    assert "a, whose weight or bias is tied to another's;" in folded(model, images()[0].double()).unfolded["n"]
+
+
+@pytest.mark.parametrize("scale", [0, 1e-30])
+def test_a_scale_that_leaves_cannot_undo_stays(scale):
+    model = Wired(
+        lambda self, x: self.n(u := self.a(x)).relu() + self.b(u).relu(), a=conv(3, 4), n=norm(), b=conv(4, 4)
+    )
+    settled(model).n.weight.data[2] = scale
+    reason = folded(model, images()[0]).unfolded["n"]
+    if scale:
+        assert reason == "the outputs change when it is folded: rounding is too coarse"
+    else:
+        assert reason.startswith("in front of it lies b, which would have to undo a scale of zero;")
+    assert same(folded(model, images()[0]).model.state_dict(), model.state_dict())
+
+
+def test_a_batch_norm_takes_in_others_from_either_side():
+    def wiring(self, x):
+        x = self.second(self.first(x)).relu()
+        u = self.a(x)
+        return self.third(u).relu() + self.fourth(u).tanh()
+
+    model = double(wiring, first=norm(3), second=norm(3), a=conv(3, 4, 3, padding=1), third=norm(), fourth=norm())
+    folding = folded(model, images()[0].double())
+    assert folding.folded == ("first", "third")
+    assert folding.unfolded == {
+        "second": "in front of it lies the network's input; behind it lies aten.relu.default",
+        "fourth": "in front of it lies aten.relu.default; behind it lies aten.tanh.default",
+    }
+
+
+def test_what_another_batch_norm_holds_up_folds_once_that_is_gone():
+    def wiring(self, x):
+        return self.late(self.early(self.a(x))).relu()
+
+    model = double(wiring, late=norm(), early=norm(4, affine=False), a=conv(3, 4))
+    assert folded(model, images()[0].double()).folded == ("late", "early")
+
+
 def test_a_batch_norm_of_another_dtype_stays():
     model = settled(Wired(lambda self, x: self.n(self.a(x)), a=nn.Conv2d(3, 4, 3), n=nn.BatchNorm2d(4)).bfloat16())
     model.n.float()
-    assert "another dtype" in folded(model, images()[0].bfloat16()).unfolded["n"]
+    assert folded(model, images()[0].bfloat16()).unfolded["n"] == "depends on a, which is of another dtype"
 
 
 @pytest.mark.parametrize(
@@ -234,6 +622,33 @@ def test_what_is_done_beside_normalising_is_kept_even_where_the_example_does_not
     assert error(folding.model(1e4 * x), model(1e4 * x)) < 1e-4
 
 
+class NormAct(nn.BatchNorm2d):
+    """A batch norm that brings its activation along, as some libraries have them."""
+
+    def __init__(self, width):
+        super().__init__(width)
+        self.drop, self.act = nn.Dropout(), nn.SiLU()
+
+    def forward(self, x):
+        return self.act(self.drop(super().forward(x)))
+
+
+class Backwards(NormAct):
+    def forward(self, x):
+        return self.drop(self.act(nn.BatchNorm2d.forward(self, x)).neg())
+
+
+def test_what_a_batch_norm_brings_along_stays_in_its_place():
+    model = double(lambda self, x: self.n(self.a(x)) + self.m(self.a(x)), a=conv(3, 4), n=NormAct(4), m=Backwards(4))
+    model.b = conv(3, 4).double()
+    model.wiring = lambda self, x: self.n(self.a(x)) + self.m(self.b(x))
+    folding = folded(model.train(), images()[0].double())
+    assert folding.folded == ("n",)
+    assert folding.unfolded == {"m": "is a Backwards, which has a forward of its own"}
+    assert list(folding.model.n._modules) == ["drop", "act"]
+    assert all(module.training for module in folding.model.n.modules())
+
+
 @pytest.mark.parametrize("name", ["first", "second"])
 def test_a_batch_norm_with_two_names_folds_under_both(name):
     model = Wired(lambda self, x: getattr(self, name)(self.a(x)), a=nn.Conv2d(3, 4, 3), first=nn.BatchNorm2d(4))
@@ -271,6 +686,20 @@ def test_the_network_its_modes_the_example_and_the_random_state_are_as_before():
     assert "features.4.bias" in trained  # born of a batch norm
     shared = {p.data_ptr() for p in folding.model.parameters()} & {p.data_ptr() for p in model.parameters()}
     assert not shared
+
+
+def test_memory_format_dtype_and_what_trains_are_kept():
+    model = double(
+        lambda self, x: self.n(u := self.a(x)).relu() + self.b(u).relu(),
+        a=conv(3, 4, 3, bias=False), n=norm(), b=conv(4, 4, 3, padding="valid"),
+    )  # fmt: skip
+    model.wiring = lambda self, x: self.n(u := self.a(x)).relu()[:, :, 1:-1, 1:-1] + self.b(u).relu()
+    model.to(memory_format=torch.channels_last).b.weight.requires_grad_(False)
+    new = folded(model, images()[0].double()).model
+    for layer in (new.a, new.b):
+        assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+    assert [p.requires_grad for p in (new.a.weight, new.a.bias, new.b.weight, new.b.bias)] == [True, True, False, True]
+    assert {p.dtype for p in new.parameters()} == {torch.float64}
 
 
 def test_folded_networks_prune_and_pruned_ones_fold():

@@ -46,16 +46,15 @@ def why_it_stays(model: nn.Module, graph: Trace, calls: Sequence[fx.Node], norm:
     """Why a batch norm cannot be taken out, whatever lies around its calls; None where it can."""
     if _hooked(norm):
         return "has forward hooks"
+    if norm.running_mean is None:
+        return "has no statistics of its own"
     if not calls:
-        return "is not used with its own statistics in eval mode"
+        return "is not called in eval mode"
     own = type(norm).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
     if own and not all(_only_wraps(model, graph, call, norm) for call in calls):
         return f"is a {type(norm).__name__}, which has a forward of its own"
     if any(a is not None and a not in graph.state for call in calls for a in call.args[1:5]):
         return "has a computed weight or bias"
-    tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-    if len({t.dtype for t in tensors if t is not None}) > 1:
-        return "has tensors of several dtypes"
     return None
 
 

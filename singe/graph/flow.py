@@ -18,16 +18,12 @@ _CONVOLUTIONS = (*CONVOLUTIONS, *_TRANSPOSED)
 
 # run on the channels as they are
 _MOVES = {
-    aten.view, aten._unsafe_view, aten.reshape, aten.permute, aten.transpose, aten.t, aten.movedim, aten.squeeze,
-    aten.unsqueeze, aten.flatten, aten.unflatten, aten.slice, aten.select, aten.narrow, aten.expand, aten.repeat,
-    aten.repeat_interleave, aten.flip, aten.roll, aten.cat, aten.stack, aten.unbind, aten.split, aten.split_with_sizes,
-    aten.chunk, aten.pixel_shuffle, aten.pixel_unshuffle, aten.channel_shuffle,
+    aten.view, aten._unsafe_view, aten.permute, aten.transpose, aten.t, aten.squeeze, aten.unsqueeze, aten.slice,
+    aten.select, aten.expand, aten.repeat, aten.flip, aten.roll, aten.cat, aten.stack, aten.unbind, aten.split,
+    aten.split_with_sizes, aten.pixel_shuffle, aten.pixel_unshuffle, aten.channel_shuffle,
 }  # fmt: skip
-# leave every element where it is, as long as they leave its dtype
-_IDENTITIES = {
-    aten.clone, aten.contiguous, aten.alias, aten.detach, aten.lift_fresh_copy, aten._to_copy, aten.to, aten.dropout,
-    aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout,
-}  # fmt: skip
+# leave every element where it is, and its dtype unless they say so
+_IDENTITIES = {aten.clone, aten.alias, aten.detach, aten._to_copy}
 # average over windows of trailing axes, with weights that add up to one; the value is the number of those axes
 _AVERAGES = {
     aten.avg_pool1d: 1, aten.avg_pool2d: 2, aten.avg_pool3d: 3, aten.adaptive_avg_pool1d: 1,
@@ -37,7 +33,6 @@ _AVERAGES = {
     aten.upsample_trilinear3d: 3,
 }  # fmt: skip
 _POOLS = {aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d}
-_PADS = {aten.pad, aten.constant_pad_nd}
 _ZEROS = {aten.zeros, aten.new_zeros, aten.zeros_like}
 
 
@@ -69,9 +64,9 @@ class _Flow:
             **dict.fromkeys(_MOVES, self._move),
             **dict.fromkeys(_IDENTITIES, self._identity),
             **dict.fromkeys(_AVERAGES, self._average),
-            **dict.fromkeys(_PADS, self._pad),
             **dict.fromkeys(_ZEROS, self._zeros),
             **dict.fromkeys(_CONVOLUTIONS, self._convolution),
+            aten.pad: self._pad,
             aten.mean: self._mean,
             aten.sum: self._sum,
             aten.add: self._add,
@@ -118,13 +113,10 @@ class _Flow:
     def _zeros(self, node: fx.Node, *args: Any, **kwargs: Any) -> Tensor:
         return torch.tensor(ZERO).expand(self._shape(node))
 
-    def _pad(self, node: fx.Node, x: Tensor, pad: list[int], *how: Any) -> Any:
-        mode = next((h for h in how if isinstance(h, str)), "constant")
+    def _pad(self, node: fx.Node, x: Tensor, pad: list[int], mode: str = "constant", value: float | None = None) -> Any:
         if mode != "constant":
             return aten.pad(x.double(), pad, mode).long()  # reflections and the like know no integers
-        if any(h for h in how if not isinstance(h, str)):
-            return self._obstacle(node, x)
-        return aten.constant_pad_nd(x, pad, ZERO)
+        return self._obstacle(node, x) if value else aten.pad(x, pad, value=ZERO)
 
     def _average(self, node: fx.Node, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         rank = _AVERAGES[_packet(node)]

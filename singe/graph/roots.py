@@ -73,7 +73,7 @@ def change_without(channels: Channels, norm: str, affine: Affine) -> Change:
 
 
 def _meets(met: dict[bool, str | None]) -> str:
-    return f"meets {met[True]} in front of it and {met[False]} behind it"
+    return f"in front of it lies {met[True]}; behind it lies {met[False]}"
 
 
 class _Search:
@@ -104,7 +104,7 @@ class _Search:
         scale, factor = self._scales(front, chosen)
         moved = self._marked(chosen)
         if moved[self._classes.scale[other]].any():
-            raise Unfoldable("itself")
+            raise Unfoldable("the batch norm itself")
         for layer in self._layers:
             if all(moved[self._classes.scale[side]].any() for side in (layer.reads, layer.writes)):
                 raise Unfoldable(f"{layer.name}, which both reads and writes what would be scaled")
@@ -131,16 +131,17 @@ class _Search:
         factor[classes[chosen]] = torch.where(front, 1 / self._scale, self._scale)
         apart = (scale[classes[chosen]] != wanted).nonzero().flatten()
         if len(apart):
-            raise Unfoldable(self._tie(classes[chosen], int(apart[0])))
+            raise Unfoldable(self._tie(classes[chosen], wanted, int(classes[chosen][apart].min())))
         return scale[classes], factor[classes]
 
-    def _tie(self, classes: Tensor, channel: int) -> str:
-        """What ties a channel of the batch norm to an earlier one, given the class of each."""
-        shared, width = classes[channel], len(self._scale)
-        earlier = int((classes == shared).nonzero()[0])
+    def _tie(self, classes: Tensor, wanted: Tensor, shared: int) -> str:
+        """What ties channels of the batch norm that are of one class but not of one scale."""
+        index = (classes == shared).nonzero().flatten()
+        other = index[wanted[index] != wanted[index[0]]][0]
         ties = (y for y in self._layers if (self._classes.scale[torch.cat([y.writes, y.reads])] == shared).any())
         name = next((layer.name for layer in ties), "an operator")
-        return f"{name}, for which its channels {earlier % width} and {channel % width} are one"
+        first, second = (int(i) % len(self._scale) for i in (index[0], other))
+        return f"{name}, for which its channels {first} and {second} are one"
 
     def _sums(self, front: Tensor, chosen: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What shifts must fulfil, as arguments of :func:`_solved`.
