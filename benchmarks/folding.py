@@ -128,7 +128,7 @@ def reasons(outcome: Outcome) -> str:
     """Why batch norms stay and how many, without the places of operators."""
     counts: Counter[str] = Counter()
     for reason, names in outcome.unfolded.items():
-        counts[re.sub(r"(aten\S+) in \S+", r"\1", reason)] += len(names)
+        counts[re.sub(r"(aten\S+) in [^\s;,]+", r"\1", reason)] += len(names)
     lines = [
         f"{outcome.model}: {count} {'stays' if count == 1 else 'stay'}: {reason}" for reason, count in counts.items()
     ]

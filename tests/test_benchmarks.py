@@ -3,6 +3,7 @@
 import json
 
 import cifar10
+import folding
 import pytest
 import torch
 import train_cifar10
@@ -268,3 +269,37 @@ def test_pruning_refuses_random_weights(data, capsys):
     with pytest.raises(SystemExit):
         cifar10.main(["--data", str(data)])
     assert "random weights" in capsys.readouterr().err
+
+
+# -- folding ----------------------------------------------------------------------------------------------------
+
+
+def test_folding_reports_what_stays_and_why(tmp_path, monkeypatch, capsys):
+    def pre_activated(name):
+        network = load(name)
+        network.blocks[0].bn1 = torch.nn.Sequential(torch.nn.ReLU(), network.blocks[0].bn1)
+        return network
+
+    monkeypatch.setattr(folding, "load", pre_activated)
+    monkeypatch.setitem(folding.SIDES, "resnet20", 32)
+    folding.main(["resnet20", "--json", str(tmp_path / "folding.json")])
+    (outcome,) = json.loads((tmp_path / "folding.json").read_text())["outcomes"]
+    assert (outcome["model"], outcome["norms"], outcome["folded"]) == ("resnet20", 21, 20)
+    assert 0 < outcome["error"] < 1e-4 < outcome["seconds"]
+    ((reason, names),) = outcome["unfolded"].items()
+    assert names == ["blocks.0.bn1.1"] and reason.startswith("in front of it lies aten.relu.default in blocks.0.bn1.0;")
+    printed = capsys.readouterr().out
+    assert "resnet20: 1 stays: in front of it lies aten.relu.default; behind it lies aten.relu.default" in printed
+
+
+def test_folding_starts_with_batch_norms_far_from_their_defaults_through_which_signals_get():
+    torch.manual_seed(0)
+    x, _ = random_images(4, "resnet20")
+    model = folding.randomised(load("resnet20"), x)
+    assert not model.training
+    for norm in (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        assert norm.momentum == 0.1
+        for tensor, default in ((norm.weight, 1), (norm.bias, 0), (norm.running_mean, 0), (norm.running_var, 1)):
+            assert (tensor - default).abs().max() > 1e-3
+    with torch.no_grad():
+        assert model(x).std(0).max() > 1e-2
