@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -35,3 +36,21 @@ def close(actual: Tensor, expected: Tensor) -> bool:
     actual, expected = actual[finite], expected[finite]
     scale = expected.double().abs().max() if expected.numel() else 1.0
     return bool(((actual.double() - expected.double()).abs() <= tolerance * scale).all())
+
+
+def distance(actual: Any, expected: Any) -> float:
+    """The largest difference in a tensor of two nested outputs as a share of its largest value; inf beside rounding."""
+    a, e = pytree.tree_leaves(actual), pytree.tree_leaves(expected)
+    if len(a) != len(e):
+        return math.inf
+    return max((_distance(x, y) for x, y in zip(a, e, strict=True) if isinstance(y, Tensor)), default=0.0)
+
+
+def _distance(actual: Tensor, expected: Tensor) -> float:
+    if not expected.is_floating_point() or not torch.equal(actual.isfinite(), expected.isfinite()):
+        return 0.0 if close(actual, expected) else math.inf
+    finite = expected.isfinite()
+    actual, expected = actual[finite].double(), expected[finite].double()
+    if not expected.any():
+        return math.inf if actual.any() else 0.0
+    return float((actual - expected).abs().max() / expected.abs().max())

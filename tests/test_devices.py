@@ -42,3 +42,12 @@ def test_a_pruned_network_stays_on_its_device_and_trains(device, tmp_path):
     result.save(tmp_path)
     again = singe.load(model, tmp_path).eval()
     assert torch.equal(again(x), result.model.eval()(x))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_folded_network_stays_on_its_device(device):
+    model, x = randomised(PreActNet()).double().to(device), images()[0].double().to(device)
+    folding = singe.fold_batchnorm(model, x)
+    assert folding.folded == ("bn1", "bn2")  # into stem and conv2, of which bn3 undoes one, and into conv1
+    assert {t.device.type for t in folding.model.state_dict().values()} == {device}
+    torch.testing.assert_close(folding.model(x), model(x))

@@ -553,6 +553,22 @@ def test_a_scale_that_leaves_cannot_undo_stays(scale):
     assert same(folded(model, images()[0]).model.state_dict(), model.state_dict())
 
 
+class Chaos(nn.Module):
+    def forward(self, x):
+        for _ in range(12):
+            x = 4 * x * (1 - x)
+        return x
+
+
+def test_a_network_that_amplifies_rounding_folds_all_the_same():
+    model = settled(Wired(lambda self, x: Chaos()(self.n(self.a(x)).sigmoid()), a=conv(3, 4, 3), n=norm()))
+    x = images()[0]
+    folding = singe.fold_batchnorm(model, x)
+    assert folding.folded == ("n",)
+    gap = (folding.model(x) - model(x)).abs().max()
+    assert 1e-4 < gap < 1e-2 and error(folding.model.a(x), model.n(model.a(x))) < 1e-6
+
+
 def test_a_batch_norm_takes_in_others_from_either_side():
     def wiring(self, x):
         x = self.second(self.first(x)).relu()

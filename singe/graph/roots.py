@@ -87,7 +87,7 @@ class _Search:
         self._shift_only = torch.tensor([o.shift_only for o in channels.obstacles])
         self._layers = [layer for layer in channels.layers if layer.name != norm]
         self._reads, self._writes = torch.cat([c.reads for c in calls]), torch.cat([c.writes for c in calls])
-        self._scale, self._shift = affine.scale.repeat(len(calls)), affine.shift.repeat(len(calls))
+        self._scale, self._shift = (t.cpu().repeat(len(calls)) for t in (affine.scale, affine.shift))
 
     def blocked(self, call: AffineLayer, in_front: bool) -> str | None:
         """What keeps channels in front of a call, or behind it, from being scaled; None where nothing does."""
