@@ -1,6 +1,6 @@
 """How many batch norms of well-known networks fold away, why the others stay, and what that does to the outputs.
 
-python benchmarks/folding.py resnet50 densenet121 hrnet_w18_small [--json FILE]
+python benchmarks/folding.py resnet50 densenet121 hrnet_w18_small [--dtypes float64] [--json FILE]
 
 Networks are torchvision's or else timm's, with random weights and batch norms far from their defaults.
 """
@@ -8,6 +8,7 @@ Networks are torchvision's or else timm's, with random weights and batch norms f
 from __future__ import annotations
 
 import argparse
+import copy
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -34,17 +35,21 @@ class Outcome:
 
     Attributes:
         model: its name.
+        dtype: of its weights.
         norms: how many batch norms it has.
         folded: how many of them are gone.
         error: the largest difference in an output, as a share of how far outputs of different images lie apart.
+        rounding: the same between the network as it was and in float64.
         seconds: of ``singe.fold_batchnorm``, all its checks included.
         unfolded: why others stay -> their names.
     """
 
     model: str
+    dtype: str
     norms: int
     folded: int
     error: float
+    rounding: float
     seconds: float
     unfolded: dict[str, list[str]]
 
@@ -56,8 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.manual_seed(options.seed)
         side = SIDES.get(name, 224)
         x = torch.randn(options.batch, 3, side, side)
-        outcomes.append(measure(name, randomised(load(name), x), x))
-        print(reasons(outcomes[-1]), flush=True)
+        model = randomised(load(name), x)
+        for dtype in options.dtypes:
+            outcomes.append(measure(name, model, x, dtype))
+            print(reasons(outcomes[-1]), flush=True)
     print(text(outcomes))
     if options.json:
         write_json(options.json, {"options": settings(options), "outcomes": [asdict(o) for o in outcomes]})
@@ -66,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", help="names of torchvision or timm")
+    parser.add_argument("--dtypes", nargs="+", choices=["float32", "float64"], default=["float32", "float64"])
     parser.add_argument("--batch", type=int, default=2, help="images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
@@ -107,21 +115,29 @@ def randomised(model: nn.Module, x: Tensor) -> nn.Module:
 
 
 @torch.no_grad()
-def measure(name: str, model: nn.Module, x: Tensor) -> Outcome:
+def measure(name: str, model: nn.Module, x: Tensor, dtype: str) -> Outcome:
     """Folds a network and compares the outputs."""
+    exact = copy.deepcopy(model).double()(x.double())
+    model, x = copy.deepcopy(model).to(getattr(torch, dtype)), x.to(getattr(torch, dtype))
     folding, seconds = timed(lambda: singe.fold_batchnorm(model, x), x.device)
-    expected, actual = model(x), folding.model.eval()(x)
-    error = float((actual - expected).abs().max() / (expected - expected.mean(0)).abs().max())
+    expected, apart = model(x), (exact - exact.mean(0)).abs().max()
+    error, rounding = ((y - expected).abs().max() / apart for y in (folding.model(x), exact))
     unfolded: dict[str, list[str]] = {}
     for norm, reason in folding.unfolded.items():
         unfolded.setdefault(reason, []).append(norm)
-    return Outcome(name, len(folding.folded) + len(folding.unfolded), len(folding.folded), error, seconds, unfolded)
+    norms, folded = len(folding.folded) + len(folding.unfolded), len(folding.folded)
+    return Outcome(name, dtype, norms, folded, float(error), float(rounding), seconds, unfolded)
 
 
 def text(outcomes: Sequence[Outcome]) -> str:
-    header = ["model", "batch norms", "folded", "error", "seconds"]
-    lines = [[o.model, str(o.norms), str(o.folded), f"{o.error:.1e}", f"{o.seconds:.1f}"] for o in outcomes]
-    return table(header, lines)
+    header = ["model", "dtype", "batch norms", "folded", "error", "rounding", "seconds"]
+    return table(
+        header,
+        [
+            [o.model, o.dtype, str(o.norms), str(o.folded), f"{o.error:.1e}", f"{o.rounding:.1e}", f"{o.seconds:.1f}"]
+            for o in outcomes
+        ],
+    )
 
 
 def reasons(outcome: Outcome) -> str:

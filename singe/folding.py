@@ -55,7 +55,7 @@ def fold_batchnorm(model: nn.Module, example: Any, *, forward: Forward | None = 
     the same holds of the channels behind it: leaves then do it, W' = W a and b' = b + W c, and roots undo it. No shift
     gets past zero padding. A layer that is used more than once, holds tied or computed weights or has hooks is neither.
 
-    Outputs in eval mode stay the same, which is checked on the example after every fold: up to 1e-4 in float32, or to ten
+    Outputs in eval mode stay the same, which is checked on the example after every fold: to 1e-4 in float32, or to ten
     times what rounding the weights does to a network that amplifies it. A folded network no longer normalises batches,
     so train it first.
 
@@ -70,7 +70,7 @@ def fold_batchnorm(model: nn.Module, example: Any, *, forward: Forward | None = 
     task, device = Task(forward), checks.sound_model(model)
     if forward is None and not isinstance(example, Tensor):
         raise TypeError(f"expected example to be a tensor x, got {type(example).__name__}; other models need forward=")
-    with torch.no_grad(), plain_torch(device), preserved_random_state():
+    with plain_torch(device), torch.no_grad(), preserved_random_state():
         # a task's batch is a pair unless forward is given; nobody looks at y here
         batch = checks.batch_of((example, example) if forward is None else example, device, task)
         work = checks.copied(model)

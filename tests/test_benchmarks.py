@@ -282,10 +282,10 @@ def test_folding_reports_what_stays_and_why(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(folding, "load", pre_activated)
     monkeypatch.setitem(folding.SIDES, "resnet20", 32)
-    folding.main(["resnet20", "--json", str(tmp_path / "folding.json")])
+    folding.main(["resnet20", "--dtypes", "float32", "--json", str(tmp_path / "folding.json")])
     (outcome,) = json.loads((tmp_path / "folding.json").read_text())["outcomes"]
     assert (outcome["model"], outcome["norms"], outcome["folded"]) == ("resnet20", 21, 20)
-    assert 0 < outcome["error"] < 1e-4 < outcome["seconds"]
+    assert outcome["dtype"] == "float32" and 0 < outcome["error"] < 1e-4 and 0 < outcome["rounding"] < 1e-4
     ((reason, names),) = outcome["unfolded"].items()
     assert names == ["blocks.0.bn1.1"] and reason.startswith("in front of it lies aten.relu.default in blocks.0.bn1.0;")
     printed = capsys.readouterr().out
