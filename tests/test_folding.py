@@ -166,6 +166,10 @@ CLOSING = {
         lambda self, x: self.c(self.n(self.b(x).relu()) + self.a(x)).relu(),
         {"a": conv(3, 4, bias=False), "b": conv(3, 4), "n": norm(), "c": conv(4, 2, 3)},
     ),
+    "in front of what others write where zero padding follows": (
+        lambda self, x: self.c(self.n(self.b(x).relu()) + self.a(x)).relu(),
+        {"a": conv(3, 4, bias=False), "b": conv(3, 4), "n": norm(), "c": conv(4, 2, 3, padding=1)},
+    ),
     "scale into the layer in front, shift into the one behind": (
         lambda self, x: self.b(self.n(u := self.a(x))).relu() + self.p(u).relu(),
         {"a": conv(3, 4), "n": norm(), "b": conv(4, 2), "p": conv(4, 2, 3, padding="same")},
@@ -469,11 +473,11 @@ OPEN = {
     ),
     "an average that counts padding": (
         lambda self, x: self.n(F.avg_pool2d(self.a(x), 3, 1, 1)).relu(), {"a": conv(3, 4), "n": norm()},
-        "in front of it lies the padding of aten.avg_pool2d.default;",
+        "in front of it lies the divisor of aten.avg_pool2d.default;",
     ),
     "an average over another number": (
         lambda self, x: self.n(F.avg_pool2d(self.a(x), 2, divisor_override=3)).relu(), {"a": conv(3, 4), "n": norm()},
-        "in front of it lies the padding of aten.avg_pool2d.default;",
+        "in front of it lies the divisor of aten.avg_pool2d.default;",
     ),
     "totals": (
         lambda self, x: self.n(self.a(x).sum(2, keepdim=True)).relu(), {"a": conv(3, 4), "n": norm()},
@@ -639,29 +643,38 @@ def test_what_is_done_beside_normalising_is_kept_even_where_the_example_does_not
 
 
 class NormAct(nn.BatchNorm2d):
-    """A batch norm that brings its activation along, as some libraries have them."""
+    """A batch norm that brings its activations along, as some libraries have them."""
 
     def __init__(self, width):
         super().__init__(width)
-        self.drop, self.act = nn.Dropout(), nn.SiLU()
+        self.drop, self.act, self.limit = nn.Dropout(), nn.SiLU(), nn.Tanh()
 
     def forward(self, x):
-        return self.act(self.drop(super().forward(x)))
+        return self.limit(self.act(self.drop(super().forward(x))))
 
 
 class Backwards(NormAct):
     def forward(self, x):
-        return self.drop(self.act(nn.BatchNorm2d.forward(self, x)).neg())
+        return self.drop(self.act(self.limit(nn.BatchNorm2d.forward(self, x))))
+
+
+class Negated(NormAct):
+    def forward(self, x):
+        return super().forward(x).neg()
 
 
 def test_what_a_batch_norm_brings_along_stays_in_its_place():
-    model = double(lambda self, x: self.n(self.a(x)) + self.m(self.a(x)), a=conv(3, 4), n=NormAct(4), m=Backwards(4))
-    model.b = conv(3, 4).double()
-    model.wiring = lambda self, x: self.n(self.a(x)) + self.m(self.b(x))
+    def wiring(self, x):
+        return self.n(self.a(x)) + self.m(self.b(x)) + self.k(self.c(x))
+
+    layers = {name: conv(3, 4) for name in "abc"}
+    model = double(wiring, **layers, n=NormAct(4), m=Backwards(4), k=Negated(4))
     folding = folded(model.train(), images()[0].double())
     assert folding.folded == ("n",)
-    assert folding.unfolded == {"m": "is a Backwards, which has a forward of its own"}
-    assert list(folding.model.n._modules) == ["drop", "act"]
+    assert folding.unfolded == {
+        name: f"is a {kind}, which has a forward of its own" for name, kind in (("m", "Backwards"), ("k", "Negated"))
+    }
+    assert list(folding.model.n._modules) == ["drop", "act", "limit"]
     assert all(module.training for module in folding.model.n.modules())
 
 

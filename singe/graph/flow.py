@@ -122,7 +122,7 @@ class _Flow:
         rank = _AVERAGES[_packet(node)]
         first = self.channels.merged(x, range(x.dim() - rank, x.dim()))
         if _packet(node) in _POOLS and _pool_counts_more(node):
-            self.channels.keep(first, f"the padding of {described(node)}", shift_only=True)
+            self.channels.keep(first, f"the divisor of {described(node)}", shift_only=True)
         return first.expand(self._shape(node))
 
     def _mean(self, node: fx.Node, x: Tensor, dim: Any = None, *args: Any, **kwargs: Any) -> Tensor:
