@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import checks
@@ -25,6 +25,7 @@ from .graph.trace import Forward, Trace, trace
 from .isolation import plain_torch, preserved_random_state, same_modes
 from .numerics import alike, distance
 from .task import Task
+from .wrappers import unwrapped
 
 log = logging.getLogger("singe")
 
@@ -60,19 +61,17 @@ def fold_batchnorm(model: nn.Module, example: Any, *, forward: Forward | None = 
     so train it first.
 
     Args:
-        model: not modified.
+        model: not modified. Wrapped or compiled, the module inside is taken.
         example: inputs x [B, ...] of ``model(x)``, or whatever ``forward`` takes; a few samples are enough.
         forward: (model, example) -> outputs, for a model that is not ``model(x)``.
 
     Raises:
         TypeError, ValueError: bad input; see the message.
     """
+    model = unwrapped(model)
     task, device = Task(forward), checks.sound_model(model)
-    if forward is None and not isinstance(example, Tensor):
-        raise TypeError(f"expected example to be a tensor x, got {type(example).__name__}; other models need forward=")
     with plain_torch(device), torch.no_grad(), preserved_random_state():
-        # a task's batch is a pair unless forward is given; nobody looks at y here
-        batch = checks.batch_of((example, example) if forward is None else example, device, task)
+        batch = checks.example(example, device, task)
         work = checks.copied(model)
         checks.runs(work, batch, task)
         folded, unfolded = _fold_all(work, trace(work, task.inputs(batch), task.call), _Answers(work, batch, task))

@@ -117,7 +117,7 @@ def inspect(
     model = unwrapped(model)
     checks.patterns("ignore", ignore)
     task, device = Task(forward), checks.sound_model(model)
-    with torch.no_grad(), plain_torch(device), preserved_random_state():
+    with plain_torch(device), torch.no_grad(), preserved_random_state():
         batch = checks.example(example, device, task)
         work = without_weight_norms(checks.copied(model))
         checks.runs(work, batch, task)

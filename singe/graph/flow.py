@@ -11,10 +11,10 @@ from torch.utils import _pytree as pytree
 
 from .channels import ZERO, AffineLayer, Channels
 from .groups import module_of
-from .trace import CONVOLUTIONS, Env, Trace, aten, evaluate, place_of
+from .operators import CONVOLUTIONS, TRANSPOSED, aten
+from .trace import Env, Trace, evaluate, place_of
 
-_TRANSPOSED = (aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
-_CONVOLUTIONS = (*CONVOLUTIONS, *_TRANSPOSED)
+_CONVOLUTIONS = (*CONVOLUTIONS, *TRANSPOSED)
 
 # run on the channels as they are
 _MOVES = {
@@ -224,7 +224,7 @@ def _along(channels: Tensor, axis: int, rank: int) -> Tensor:
 
 def _edge(node: fx.Node) -> str | None:
     """What keeps a shift of a convolution's input from being a shift of its output, or None."""
-    if _packet(node) in _TRANSPOSED:
+    if _packet(node) in TRANSPOSED:
         return "the border"  # where fewer positions of the input add up
     weight: Any = node.args[1]
     padding = _argument(node, 4, "padding", 0)

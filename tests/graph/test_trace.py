@@ -9,7 +9,8 @@ from torch.utils import _pytree as pytree
 from wiring import Wired, normal, run
 
 import singe
-from singe.graph.trace import aten, named_tensors, trace
+from singe.graph.operators import aten
+from singe.graph.trace import named_tensors, trace
 from singe.surgery import compact
 
 aten_relu = aten.relu.default
