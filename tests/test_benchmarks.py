@@ -1,16 +1,24 @@
-"""The scripts in benchmarks/: the networks, the data, training and pruning, on few and random images."""
+"""The scripts in benchmarks/: networks, data, training, pruning and the zoo, on few and random images."""
 
 import json
+import sys
 
 import cifar10
 import folding
 import pytest
 import torch
 import train_cifar10
+import zoo
+import zoo_checks
 from cifar10_data import Loader, normalised, read
+from isolated import findings
 from models import CIFAR10_MODELS, MODELS, load, random_images
 from records import PER_FILE, write_records
 from safetensors.torch import load_file
+from torch import nn
+from zoo_models import lively
+from zoo_networks import NETWORKS
+from zoo_table import page
 
 import singe
 from singe.result import count_macs, count_parameters
@@ -303,3 +311,119 @@ def test_folding_starts_with_batch_norms_far_from_their_defaults_through_which_s
             assert (tensor - default).abs().max() > 1e-3
     with torch.no_grad():
         assert model(x).std(0).max() > 1e-2
+
+
+# -- the zoo ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_in_a_lively_model_nothing_is_constant_and_all_is_repeatable(name):
+    model, inputs = lively(f"own/{name}")
+    again, same = lively(f"own/{name}")
+    assert not model.training
+    assert all(torch.equal(a, b) for a, b in zip(inputs, same, strict=True))
+    for (key, value), other in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(value, other)
+        assert value.numel() == 1 or value.min() < value.max(), key
+    outputs = torch.utils._pytree.tree_leaves(model(*inputs))
+    assert all(0.01 < float(output.detach().std()) < 100 for output in outputs)
+
+
+def test_a_process_of_its_own_is_heard_until_it_fails():
+    def run(script, seconds=60.0):
+        return findings([sys.executable, "-c", script], seconds)
+
+    assert run("print('{\"a\": 1}'); print('{\"b\": 2}')") == {"a": 1, "b": 2}
+    late = "import time; print('{\"a\": 1}', flush=True); print('{\"b', end='', flush=True); time.sleep(60)"
+    assert run(late, 1.5) == {"a": 1, "stopped": "time limit of 1.5 s"}
+    assert run("import os; os.kill(os.getpid(), 9)") == {"stopped": "killed by SIGKILL"}
+    assert run("1 / 0") == {"stopped": "exit code 1: ZeroDivisionError: division by zero"}
+
+
+def test_what_no_longer_trains_is_found():
+    torch.manual_seed(0)
+    x = (torch.randn(4, 3),)
+    model, broken = (nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)) for _ in range(2))
+    expected = zoo_checks.learning(model, x)
+    assert expected == {"0.weight", "0.bias", "1.weight", "1.bias"}
+    assert all(p.grad is None for p in model.parameters()) and model[1].num_batches_tracked == 0
+    assert zoo_checks.training_problem(broken, x, expected) is None
+    broken[1] = nn.BatchNorm1d(2, affine=False)
+    assert zoo_checks.training_problem(broken, x, expected) == "no gradient for 1.bias, 1.weight"
+    broken[1] = nn.BatchNorm1d(3)
+    assert "RuntimeError: running_mean should contain 2 elements" in zoo_checks.training_problem(broken, x, expected)
+
+
+def test_differences_are_relative_to_each_output():
+    class Two(nn.Module):
+        def __init__(self, shift):
+            super().__init__()
+            self.shift = shift
+
+        def forward(self, x):
+            return {"small": x + self.shift, "large": 100 * x}
+
+    x = (torch.tensor([[1.0, -2.0]]),)
+    assert zoo_checks.largest_difference(Two(0.5), Two(0.0), x) == 0.25
+    assert zoo_checks.shapes(Two(0.0), x) == [(1, 2), (1, 2)]
+
+
+def test_errors_are_told_in_a_line_without_folders():
+    error = ValueError("in /usr/lib/net.py:3 (a/b)\nand more")
+    assert zoo_checks.described(error) == "ValueError: in net.py:3 (a/b)"
+    assert zoo_checks.described(RuntimeError("can't allocate memory: you tried")) == "memory limit"
+
+
+def test_the_zoo_measures_what_is_named_and_keeps_the_rest(tmp_path, capsys):
+    file, out = tmp_path / "zoo.json", tmp_path / "docs" / "zoo.md"
+    before = {"singe": {"date": "", "revision": "old", "stopped": "time limit of 9 s"}}
+    kept = {"own/unet": before, "own/bare_parameters": {"torch_pruning": {"problem": "kept"}}}
+    file.write_text(json.dumps({"rows": kept}))
+    zoo.main(["own/bare*", "--no-peers", "--json", str(file)])
+    found = json.loads(file.read_text())
+    assert found["machine"]["torch"] == torch.__version__ and found["options"]["models"] == ["own/bare_parameters"]
+    assert list(found["rows"]) == ["own/unet", "own/bare_parameters"] and found["rows"]["own/unet"] == before
+    row = found["rows"]["own/bare_parameters"]
+    assert row["torch_pruning"] == {"problem": "kept"}
+    analysis = row["singe"]["analysis"]
+    assert analysis["params"] == 3 * 9 * 16 + 32 + 24 * (16 * 9 + 1 + 1) + 25 * 5
+    assert analysis["macs"] == 16 * 16 * 9 * (3 * 16 + 16 * 24) + 24 * 5
+    assert analysis["units"] == 16 + 24 + 5 and analysis["frozen"]["network output"] == 5
+    for share in (0.3, 0.6):
+        pruned = row["singe"][str(share)]
+        assert pruned["problem"] is None and pruned["difference"] <= 1e-4
+        assert pruned["params"] == pytest.approx(share * analysis["removable"], abs=0.05)
+        assert pruned["macs"] > 0 < pruned["seconds"]
+    zoo.main(["--json", str(file), "--table", str(out)])
+    text = out.read_text()
+    assert "singe: 1 of 2 models pass" in text and "Torch-Pruning: 0 of 1 models pass" in text
+    assert "| `own/unet` | - | - | - | time limit of 9 s |" in text
+    assert str(tmp_path) not in text + file.read_text()
+
+
+def test_the_zoo_names_the_models_there_are(capsys):
+    with pytest.raises(SystemExit):
+        zoo.main(["own/unett"])
+    assert "own/unet, own/pixel_shuffle" in capsys.readouterr().err
+
+
+def test_the_table_of_the_zoo_says_what_failed():
+    analysis = {"params": 1000, "macs": 1, "groups": 2, "units": 20, "removable": 0.5, "seconds": 1.25}
+    analysis["frozen"] = {"a | b": 4, "network output": 3, "c": 2, "d": 1}
+    good = {"rho": 0.1, "seconds": 1.0, "params": 0.1, "macs": 0.2, "difference": 2e-7, "problem": None}
+    row = {
+        "singe": {"revision": "1a", "analysis": analysis, "0.3": good, "stopped": "time limit of 9 s"},
+        "torch_pruning": {
+            "0.3": {"building": 0.5, "pruning": 0.25, "params": 0.5, "problem": None},
+            "0.6": {"building": 0.5, "pruning": 0.25, "params": 0.8, "problem": "KeyError: 7"},
+        },
+    }
+    machine = {"processor": "abacus", "torch": "2", "date": "today"}
+    options = {"seconds": 9.0, "memory": 2**30, "threads": 1, "jobs": 2}
+    text = page({"machine": machine, "options": options, "versions": {"timm": "1"}, "rows": {"own/unet": row}})
+    whole = "50%: a \\| b 4; network output 3; c 2; 1 more"
+    pruned = "1.2 s | 10.0% | 2e-07 | yes | - | - | time limit of 9 s"
+    peer = "0.5 + 0.2 s | 50.0% | 80.0%, but KeyError: 7"
+    assert f"| `own/unet` | 1,000 | 2 | 20 | {whole} | {pruned} | {peer} |" in text
+    assert "singe: 0 of 1 models" in text and "Torch-Pruning: 0 of 1 models" in text
+    assert "1 GiB" in text and "abacus" in text and "timm 1, singe at 1a, today" in text

@@ -1,0 +1,58 @@
+"""What is asked of a pruned model of the zoo, whatever pruned it."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from singe.graph.trace import first_line
+
+Inputs = Sequence[Tensor]
+
+
+def described(error: BaseException) -> str:
+    """The kind and the first line of an error, without the folders of this machine; memory where that ran out."""
+    line = re.sub(r"(?<!\w)/(?:[\w.+-]+/)+", "", first_line(error))
+    if isinstance(error, MemoryError) or "can't allocate memory" in line or "bad_alloc" in line:
+        return "memory limit"
+    return f"{type(error).__name__}: {line}"
+
+
+def squares(outputs: Any, _: Any = None) -> Tensor:
+    """The mean square of each of the outputs, summed: a loss that depends on all of them."""
+    return torch.stack([leaf.square().mean() for leaf in pytree.tree_leaves(outputs)]).sum()
+
+
+def learning(model: nn.Module, inputs: Inputs) -> set[str]:
+    """Names of the parameters that a forward and a backward pass in train mode give a gradient; on a copy."""
+    model = copy.deepcopy(model).requires_grad_().train()
+    squares(model(*inputs)).backward()
+    return {name for name, p in model.named_parameters() if p.grad is not None and p.grad.isfinite().all()}
+
+
+def training_problem(model: nn.Module, inputs: Inputs, expected: set[str]) -> str | None:
+    """Why a model no longer trains: an error, or parameters that should get a gradient and do not; None if it does."""
+    try:
+        missing = sorted(expected - learning(model, inputs))
+    except Exception as error:  # whatever a broken model raises
+        return described(error)
+    return f"no gradient for {', '.join(missing)}" if missing else None
+
+
+@torch.no_grad()
+def shapes(model: nn.Module, inputs: Inputs) -> list[tuple[int, ...]]:
+    """Of all outputs."""
+    return [tuple(leaf.shape) for leaf in pytree.tree_leaves(model(*inputs))]
+
+
+@torch.no_grad()
+def largest_difference(model: nn.Module, reference: nn.Module, inputs: Inputs) -> float:
+    """Between the outputs of two models, relative to the largest number in each output of the reference."""
+    pairs = zip(*(pytree.tree_leaves(network(*inputs)) for network in (model, reference)), strict=True)
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)

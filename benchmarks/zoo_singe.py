@@ -1,0 +1,155 @@
+"""A model of the zoo through singe: what there is to prune, and what comes of pruning it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from zoo_checks import Inputs, described, largest_difference, learning, squares, training_problem
+from zoo_models import MODELS, lively
+
+import singe
+from singe.cost import parameter_cost
+from singe.graph.analysis import analyse
+from singe.graph.trace import Forward, trace
+from singe.result import count_macs, count_parameters
+from singe.trial import expanded, unsafe_groups
+
+SHARES = (0.3, 0.6)
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What a model consists of.
+
+    Attributes:
+        params, macs: of the whole model; multiply-adds for one sample.
+        groups: of coupled neurons that can lose some.
+        units: neurons of all groups, and the rows of layers that belong to none.
+        frozen: why some of these stay -> how many.
+        removable: share of the parameters that goes where every group keeps one neuron.
+        seconds: from the model to all that, trial removal included.
+    """
+
+    params: int
+    macs: int
+    groups: int
+    units: int
+    frozen: dict[str, int]
+    removable: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What came of :func:`singe.prune`.
+
+    Attributes:
+        rho: of all parameters.
+        seconds: of the call.
+        params, macs: shares that are gone.
+        difference: the largest between the outputs of the result and of the masked model, relative to the largest.
+        problem: the first thing that is wrong with the result; None where nothing is.
+    """
+
+    rho: float
+    seconds: float
+    params: float
+    macs: float
+    difference: float
+    problem: str | None
+
+
+def measure(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("analysis", an :class:`Analysis`), then for each of :data:`SHARES` (it, a :class:`Pruned`).
+
+    In place of what fails comes {"problem": why}.
+    """
+    model, inputs = lively(name)
+    try:
+        analysis = inspected(model, inputs)
+    except Exception as error:  # a library at fault is a finding
+        yield "analysis", {"problem": described(error)}
+        return
+    yield "analysis", asdict(analysis)
+    if analysis.removable:
+        for share in SHARES:
+            try:
+                yield str(share), asdict(pruned(name, model, inputs, share * analysis.removable))
+            except Exception as error:
+                yield str(share), {"problem": described(error)}
+
+
+def spread(model: nn.Module, inputs: Inputs) -> Any:
+    """How models of several inputs are called."""
+    return model(*inputs)
+
+
+def inspected(model: nn.Module, inputs: Inputs) -> Analysis:
+    """The analysis of a model, as far as :func:`singe.prune` does it before the first removal."""
+    start = time.perf_counter()
+    graph = trace(model, inputs, spread)
+    groups, frozen = analyse(graph)
+    frozen |= {g.name: g.frozen for g in groups if g.frozen is not None}
+    frozen |= {g.name: "has only one neuron" for g in groups if g.size == 1 and g.frozen is None}
+    able = [g for g in groups if g.name not in frozen]
+    frozen |= unsafe_groups(model, able, inputs, spread)
+    able = [g for g in able if g.name not in frozen]
+    seconds = time.perf_counter() - start
+    cost = parameter_cost(model, able)
+    sizes = {g.name: g.size for g in groups}
+    counts: Counter[str] = Counter()
+    for name, reason in frozen.items():
+        counts[_kind(reason, model)] += sizes[name] if name in sizes else _rows(model, name)
+    return Analysis(
+        params=count_parameters(model), macs=count_macs(model, inputs, spread), groups=len(able),
+        units=sum(g.size for g in able) + counts.total(), frozen=dict(counts.most_common()),
+        removable=cost.gone([g.size - 1 for g in able]) / cost.total, seconds=seconds,
+    )  # fmt: skip
+
+
+def _kind(reason: str, model: nn.Module) -> str:
+    """A reason without the names that are this model's, so that equal ones add up."""
+    names = {name for name, _ in (*model.named_modules(), *model.named_parameters(), *model.named_buffers())}
+    return " ".join("…" if word in names else word for word in reason.split()).removesuffix(" in …")
+
+
+def _rows(model: nn.Module, name: str) -> int:
+    """Of the largest matrix in a layer that no group holds, or of a bare parameter; a scale has none."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    own = [p for n, p in parameters.items() if n == name or n.startswith(f"{name}.")]
+    return max((len(p) for p in own if p[0].numel() > 1), default=0)
+
+
+def pruned(name: str, model: nn.Module, inputs: Inputs, rho: float) -> Pruned:
+    """Prunes by magnitude, without training, and looks at the result."""
+    start = time.perf_counter()
+    result = singe.prune(
+        model, [batch(name, inputs)], rho, criterion="magnitude", finetune=None, images=len(inputs[0]),
+        progress=False, **manner(name),
+    )  # fmt: skip
+    seconds = time.perf_counter() - start
+    difference = largest_difference(result.model, expanded(model, result.model, result.plan), inputs)
+    problem = None if difference <= TOLERANCE else f"differs from the masked model by {difference:.1e}"
+    problem = problem or training_problem(result.model, inputs, learning(model, inputs))
+    return Pruned(rho, seconds, result.params_removed, result.macs_removed, difference, problem)
+
+
+def manner(name: str) -> dict[str, Any]:
+    """How :func:`singe.prune` is told to call and judge a model; nothing for a classifier of one input."""
+    entry = MODELS[name]
+    several: dict[str, Forward] = {"forward": spread} if len(entry.shapes) > 1 else {}
+    return several | ({} if entry.classes and not several else {"loss": squares})
+
+
+def batch(name: str, inputs: Inputs) -> tuple[Tensor, ...]:
+    """All inputs where there are several, else the only one and labels for it."""
+    if len(inputs) > 1:
+        return tuple(inputs)
+    return inputs[0], torch.randint(MODELS[name].classes or 1, (len(inputs[0]),))
