@@ -37,7 +37,7 @@ class Entry:
         )
 
 
-def _torchvision(name: str, side: int = 96, classes: int | None = 1000, frames: int = 0, **options: Any) -> Entry:
+def _torchvision(name: str, side: int = 64, classes: int | None = 1000, frames: int = 0, **options: Any) -> Entry:
     def make() -> nn.Module:
         from torchvision import models
 
@@ -46,7 +46,7 @@ def _torchvision(name: str, side: int = 96, classes: int | None = 1000, frames: 
     return Entry(make, ((3, *([frames] if frames else []), side, side),), classes)
 
 
-def _timm(name: str, side: int = 96) -> Entry:
+def _timm(name: str, side: int = 64) -> Entry:
     def make() -> nn.Module:
         import timm
 
@@ -60,32 +60,35 @@ def _own(name: str) -> Entry:
     return Entry(make, shapes, None if name in ("unet", "pixel_shuffle", "dict_output") else CLASSES)
 
 
-_segmentation = partial(_torchvision, classes=None, weights_backbone=None, aux_loss=True)
+# small images make no difference to what depends on what; windows and embedded positions have sizes of their own
+_segmentation = partial(_torchvision, side=96, classes=None, weights_backbone=None, aux_loss=True)
 
 _TORCHVISION = {
     **{
         name: _torchvision(name)
         for name in (
-            "resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "vgg16", "vgg16_bn", "alexnet",
-            "squeezenet1_1", "densenet121", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small", "mnasnet1_0",
+            "resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "vgg16", "vgg16_bn", "squeezenet1_1",
+            "densenet121", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small", "mnasnet1_0",
             "shufflenet_v2_x1_0", "efficientnet_b0", "efficientnet_v2_s", "regnet_y_400mf", "convnext_tiny",
         )
     },
+    "alexnet": _torchvision("alexnet", side=96),
     "googlenet": _torchvision("googlenet", aux_logits=True, init_weights=False),
     "inception_v3": _torchvision("inception_v3", side=299, aux_logits=True, init_weights=False),
     **{name: _torchvision(name, side=224) for name in ("vit_b_16", "swin_t", "maxvit_t")},
     **{name: _segmentation(name) for name in ("deeplabv3_resnet50", "fcn_resnet50")},
-    "r2plus1d_18": _torchvision("r2plus1d_18", side=64, frames=8, classes=400),
+    "r2plus1d_18": _torchvision("r2plus1d_18", frames=8, classes=400),
 }  # fmt: skip
 _TIMM = {
     **{
         name: _timm(name)
         for name in (
-            "convnext_tiny", "efficientnet_b0", "mobilenetv4_conv_small", "res2net50_26w_4s", "hrnet_w18_small",
-            "ghostnet_100", "repvgg_a0", "cspdarknet53", "poolformer_s12",
+            "convnext_tiny", "efficientnet_b0", "mobilenetv4_conv_small", "res2net50_26w_4s", "ghostnet_100",
+            "repvgg_a0", "cspdarknet53", "poolformer_s12",
         )
     },
     "mobilevit_s": _timm("mobilevit_s", side=128),
+    "hrnet_w18_small": _timm("hrnet_w18_small", side=96),
     **{
         name: _timm(name, side=224)
         for name in (

@@ -6,8 +6,8 @@ python benchmarks/zoo_one.py singe own/unet
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
+import os
 import resource
 import sys
 import warnings
@@ -32,14 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.memory:
         resource.setrlimit(resource.RLIMIT_AS, (options.memory, options.memory))
     torch.set_num_threads(options.threads)
-    out = sys.stdout
-    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():  # models and tools print, too
-        warnings.simplefilter("ignore")
-        try:
-            for key, finding in TOOLS[options.tool](options.model):
-                print(json.dumps({key: finding}), file=out, flush=True)
-        except Exception as error:  # such as a model that cannot be built
-            print(json.dumps({"problem": described(error)}), file=out, flush=True)
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # models and tools print, too
+    warnings.simplefilter("ignore")
+    try:
+        for key, finding in TOOLS[options.tool](options.model):
+            print(json.dumps({key: finding}), file=out, flush=True)
+    except Exception as error:  # such as a model that cannot be built
+        print(json.dumps({"problem": described(error)}), file=out, flush=True)
 
 
 if __name__ == "__main__":
