@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -115,9 +116,10 @@ def inspected(model: nn.Module, inputs: Inputs) -> Analysis:
 
 
 def _kind(reason: str, model: nn.Module) -> str:
-    """A reason without the names that are this model's, so that equal ones add up."""
+    """A reason without names and numbers that are this model's, so that equal ones add up."""
     names = {name for name, _ in (*model.named_modules(), *model.named_parameters(), *model.named_buffers())}
-    return " ".join("…" if word in names else word for word in reason.split()).removesuffix(" in …")
+    general = " ".join("…" if word in names else word for word in reason.split()).removesuffix(" in …")
+    return re.sub(r"\b\d+\b", "n", general)
 
 
 def _rows(model: nn.Module, name: str) -> int:

@@ -89,7 +89,7 @@ def _singe(finding: Finding) -> list[str]:
 
 def _whole(analysis: Finding) -> str:
     frozen = analysis["frozen"]
-    shown = [f"{reason} {count:,}" for reason, count in list(frozen.items())[:3]]
+    shown = [f"{_quoted(reason, 60)} {count:,}" for reason, count in list(frozen.items())[:3]]
     more = [f"{len(frozen) - 3} more"] if len(frozen) > 3 else []
     return f"{sum(frozen.values()) / analysis['units']:.0%}: {'; '.join(shown + more)}"
 

@@ -10,6 +10,7 @@ import torch
 import train_cifar10
 import zoo
 import zoo_checks
+import zoo_singe
 from cifar10_data import Loader, normalised, read
 from isolated import findings
 from models import CIFAR10_MODELS, MODELS, load, random_images
@@ -399,6 +400,15 @@ def test_the_zoo_measures_what_is_named_and_keeps_the_rest(tmp_path, capsys):
     assert "singe: 1 of 2 models pass" in text and "Torch-Pruning: 0 of 1 models pass" in text
     assert "| `own/unet` | - | - | - | time limit of 9 s |" in text
     assert str(tmp_path) not in text + file.read_text()
+
+
+def test_reasons_of_one_kind_add_up():
+    model = nn.Sequential(nn.Conv1d(3, 4, 1))
+    kind = zoo_singe._kind
+    assert kind("the weight 0.weight is used more than once", model) == "the weight … is used more than once"
+    assert kind("no rule for aten.conv2d.default in 0", model) == "no rule for aten.conv2d.default"
+    assert kind("trial removal failed: shape [4, 21] in 7", model) == "trial removal failed: shape [n, n] in n"
+    assert zoo_singe._rows(model, "0") == 4 and zoo_singe._rows(model, "0.bias") == 0
 
 
 def test_the_zoo_names_the_models_there_are(capsys):
