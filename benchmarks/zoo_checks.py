@@ -36,13 +36,24 @@ def learning(model: nn.Module, inputs: Inputs) -> set[str]:
     return {name for name, p in model.named_parameters() if p.grad is not None and p.grad.isfinite().all()}
 
 
-def training_problem(model: nn.Module, inputs: Inputs, expected: set[str]) -> str | None:
-    """Why a model no longer trains: an error, or parameters that should get a gradient and do not; None if it does."""
+def shared(model: nn.Module) -> set[tuple[str, ...]]:
+    """The names of each parameter that has several."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {tuple(own) for own in names.values() if len(own) > 1}
+
+
+def training_problem(model: nn.Module, inputs: Inputs, original: nn.Module) -> str | None:
+    """Why a model does not train as the original does: an error, a parameter without gradient or no longer shared."""
     try:
-        missing = sorted(expected - learning(model, inputs))
+        missing = sorted(learning(original, inputs) - learning(model, inputs))
     except Exception as error:  # whatever a broken model raises
         return described(error)
-    return f"no gradient for {', '.join(missing)}" if missing else None
+    if missing:
+        return f"no gradient for {', '.join(missing)}"
+    parted = shared(original) - shared(model)
+    return f"no longer shared: {', '.join(min(parted))}" if parted else None
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any
 
 from torch import nn
 from torch.utils import _pytree as pytree
-from zoo_checks import Inputs, described, learning, shapes, training_problem
+from zoo_checks import Inputs, described, shapes, training_problem
 from zoo_models import lively
 
 from singe.result import count_parameters
@@ -50,7 +51,7 @@ def pruned(name: str, ratio: float) -> Outcome:
     import torch_pruning
 
     model, inputs = lively(name)
-    before, expected, outputs = count_parameters(model), learning(model, inputs), shapes(model, inputs)
+    original, outputs = copy.deepcopy(model), shapes(model, inputs)
     heads = _attention_heads(model)
     start = time.perf_counter()
     pruner = torch_pruning.pruner.BasePruner(
@@ -63,8 +64,8 @@ def pruned(name: str, ratio: float) -> Outcome:
     pruner.step()
     done = time.perf_counter()
     _follow(model, heads)
-    gone = 1 - count_parameters(model) / before
-    problem = _forward_problem(model, inputs, outputs) or training_problem(model, inputs, expected)
+    gone = 1 - count_parameters(model) / count_parameters(original)
+    problem = _forward_problem(model, inputs, outputs) or training_problem(model, inputs, original)
     return Outcome(built - start, done - built, gone, problem or (None if gone else "nothing was removed"))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from zoo_checks import Inputs, described, largest_difference, learning, squares, training_problem
+from zoo_checks import Inputs, described, largest_difference, squares, training_problem
 from zoo_models import MODELS, lively
 
 import singe
@@ -139,7 +139,7 @@ def pruned(name: str, model: nn.Module, inputs: Inputs, rho: float) -> Pruned:
     seconds = time.perf_counter() - start
     difference = largest_difference(result.model, expanded(model, result.model, result.plan), inputs)
     problem = None if difference <= TOLERANCE else f"differs from the masked model by {difference:.1e}"
-    problem = problem or training_problem(result.model, inputs, learning(model, inputs))
+    problem = problem or training_problem(result.model, inputs, model)
     return Pruned(rho, seconds, result.params_removed, result.macs_removed, difference, problem)
 
 

@@ -24,7 +24,7 @@ correctly; it tells nothing about accuracy.
 - *analysis*: seconds for export, groups and trial removal.
 - *gone*: parameters of the whole model that are gone. *difference*: the largest between the outputs of the smaller
   model and of the masked one, relative to the largest output; up to 1e-4 counts as equal. *trains*: a forward and a
-  backward pass in train mode give a gradient to all parameters that got one before.
+  backward pass in train mode give a gradient to all parameters that got one before, and shared ones are still shared.
 - *Torch-Pruning*: seconds to build the pruner and to prune with `MagnitudeImportance`, layer by layer, 30 % and 60 % of
   the channels with the classifier ignored. It is called as its documents and examples say: the heads of timm's
   attention are passed on, and widths that attention keeps to itself are brought up to date afterwards. Its ratio counts

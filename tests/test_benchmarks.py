@@ -345,14 +345,21 @@ def test_what_no_longer_trains_is_found():
     torch.manual_seed(0)
     x = (torch.randn(4, 3),)
     model, broken = (nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)) for _ in range(2))
-    expected = zoo_checks.learning(model, x)
-    assert expected == {"0.weight", "0.bias", "1.weight", "1.bias"}
+    assert zoo_checks.learning(model, x) == {"0.weight", "0.bias", "1.weight", "1.bias"}
     assert all(p.grad is None for p in model.parameters()) and model[1].num_batches_tracked == 0
-    assert zoo_checks.training_problem(broken, x, expected) is None
+    assert zoo_checks.training_problem(broken, x, model) is None
     broken[1] = nn.BatchNorm1d(2, affine=False)
-    assert zoo_checks.training_problem(broken, x, expected) == "no gradient for 1.bias, 1.weight"
+    assert zoo_checks.training_problem(broken, x, model) == "no gradient for 1.bias, 1.weight"
     broken[1] = nn.BatchNorm1d(3)
-    assert "RuntimeError: running_mean should contain 2 elements" in zoo_checks.training_problem(broken, x, expected)
+    assert "RuntimeError: running_mean should contain 2 elements" in zoo_checks.training_problem(broken, x, model)
+
+
+def test_a_parameter_that_is_no_longer_shared_is_found():
+    model, parted = (nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)) for _ in range(2))
+    model[1].weight = model[0].weight
+    assert zoo_checks.shared(model) == {("0.weight", "1.weight")}
+    assert zoo_checks.training_problem(model, (torch.ones(2, 3),), model) is None
+    assert zoo_checks.training_problem(parted, (torch.ones(2, 3),), model) == "no longer shared: 0.weight, 1.weight"
 
 
 def test_differences_are_relative_to_each_output():
