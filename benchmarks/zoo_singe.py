@@ -15,11 +15,9 @@ from zoo_checks import Inputs, described, largest_difference, squares, training_
 from zoo_models import MODELS, lively
 
 import singe
-from singe.cost import parameter_cost
-from singe.graph.analysis import analyse
-from singe.graph.trace import Forward, trace
-from singe.result import count_macs, count_parameters
-from singe.trial import expanded, unsafe_groups
+from singe.graph.trace import Forward
+from singe.result import count_parameters
+from singe.trial import expanded
 
 SHARES = (0.3, 0.6)
 TOLERANCE = 1e-4
@@ -93,25 +91,20 @@ def spread(model: nn.Module, inputs: Inputs) -> Any:
 
 
 def inspected(model: nn.Module, inputs: Inputs) -> Analysis:
-    """The analysis of a model, as far as :func:`singe.prune` does it before the first removal."""
+    """What :func:`singe.inspect` finds out."""
     start = time.perf_counter()
-    graph = trace(model, inputs, spread)
-    groups, frozen = analyse(graph)
-    frozen |= {g.name: g.frozen for g in groups if g.frozen is not None}
-    frozen |= {g.name: "has only one neuron" for g in groups if g.size == 1 and g.frozen is None}
-    able = [g for g in groups if g.name not in frozen]
-    frozen |= unsafe_groups(model, able, inputs, spread)
-    able = [g for g in able if g.name not in frozen]
+    found = singe.inspect(model, tuple(inputs), forward=spread)
     seconds = time.perf_counter() - start
-    cost = parameter_cost(model, able)
-    sizes = {g.name: g.size for g in groups}
     counts: Counter[str] = Counter()
-    for name, reason in frozen.items():
-        counts[_kind(reason, model)] += sizes[name] if name in sizes else _rows(model, name)
+    for group in found.groups:
+        if group.frozen is not None:
+            counts[_kind(group.frozen, model)] += group.units
+    for name, reason in found.unfollowed.items():
+        counts[_kind(reason, model)] += _rows(model, name)
     return Analysis(
-        params=count_parameters(model), macs=count_macs(model, inputs, spread), groups=len(able),
-        units=sum(g.size for g in able) + counts.total(), frozen=dict(counts.most_common()),
-        removable=cost.gone([g.size - 1 for g in able]) / cost.total, seconds=seconds,
+        params=count_parameters(model), macs=found.macs, groups=len(found.prunable),
+        units=sum(g.units for g in found.prunable) + counts.total(), frozen=dict(counts.most_common()),
+        removable=found.removable_params, seconds=seconds,
     )  # fmt: skip
 
 
