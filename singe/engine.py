@@ -94,6 +94,11 @@ class Engine:
             raise ValueError(f"scores of {self._group.name} are not finite: the loss or its gradient overflows")
         return scores
 
+    def lasting(self, criterion: Criterion) -> bool:
+        """Whether a neuron's score stays what it is when others of the group go, as that of a weight alone does."""
+        read = {s.tensor for s in self._group.slices if s.role == "reads"}
+        return isinstance(criterion, Magnitude) and read.isdisjoint(self._group.writers)
+
     def forget(self, neuron: int) -> None:
         """Zeroes a neuron in the caches, after ``surgery.mask`` has zeroed it in the model."""
         with self._arithmetic():

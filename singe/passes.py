@@ -119,7 +119,6 @@ class Passes:
 
     Attributes:
         layers: the group's writers, in execution order.
-        live: the values of the model's parameters and buffers as they stand, by node.
         parts: into how many parts the images are divided.
     """
 
@@ -138,10 +137,11 @@ class Passes:
         self._device = tensors(batch)[0].device
         self._coarse = precision != "float32"
         self._channels_last = prefers_channels_last(precision, self._device)
-        self.live = self._formatted(trace.live(model))
+        self._live = self._formatted(trace.live(model))
         self._stacking = Stacking(trace)
-        self._down = Downstream(trace, group, self.live)
+        self._down = Downstream(trace, group, self._live)
         self.layers = self._down.layers
+        self._gone: list[int] = []
         self._folded: dict[fx.Node, tuple[Tensor, Tensor]] = {}
         self._fold(self._down.foldable)
         self._budget = Budget(trace, self._down, self._size, group.size, memory, self._device)
@@ -152,6 +152,7 @@ class Passes:
 
     def losses(self, jobs: Jobs) -> Tensor:
         """[K]: each job's loss."""
+        self._catch_up()
         with torch.no_grad():
             return self._judged(self._outputs(jobs), len(jobs))
 
@@ -183,21 +184,34 @@ class Passes:
 
         self._differentiate(jobs, hand_over)
 
+    @property
+    def live(self) -> Env:
+        """The values of the model's parameters and buffers as they stand, by node."""
+        self._catch_up()
+        return self._live
+
     def forget(self, neuron: int) -> None:
         """Zeroes a neuron in the caches, after ``surgery.mask`` has zeroed it in the model."""
+        self._gone.append(neuron)  # many may go before anything is asked again
+
+    def _catch_up(self) -> None:
+        if not self._gone:
+            return
+        gone, self._gone = self._gone, []
         owned = {s.tensor for s in self._group.slices}
         live = self._trace.live(self._model)
-        self.live |= self._formatted({n: live[n] for n, name in self._trace.state.items() if name in owned})
+        self._live |= self._formatted({n: live[n] for n, name in self._trace.state.items() if name in owned})
         self._fold(
             [c for c in self._down.foldable if any(self._trace.state.get(i) in owned for i in c.all_input_nodes)]
         )
         if self.parts > 1:
             return  # the parts are computed anew for every pass
-        if self._all.front is not None:
-            self._all.front.remove(neuron)
+        front = self._all.front
+        for neuron in gone if front is not None else ():
+            front.remove(neuron)  # type: ignore[union-attr]
         for root in self._down.suffix.roots:
             layer, z = self._down.by_output[root], self._all.values[root]
-            z.index_fill_(layer.axis, layer.rows[neuron].to(z.device), 0)
+            z.index_fill_(layer.axis, layer.rows[gone].flatten().to(z.device), 0)
 
     @cached_property
     def chunk(self) -> int:
@@ -220,6 +234,7 @@ class Passes:
 
     def _differentiate(self, jobs: Jobs, receive: Callable[[_Pass, dict[fx.Node, Tensor]], None]) -> None:
         """For each part of the images: a forward pass and the gradient of the summed losses at every faded value."""
+        self._catch_up()
         seeds: Sequence[Sequence[Tensor] | None] = self._seeds(jobs) if self.parts > 1 else [None]
 
         def one(part: _Part, seed: Sequence[Tensor] | None) -> None:  # so that nothing stays beside the next part
@@ -255,7 +270,7 @@ class Passes:
 
     def _forward(self, jobs: Jobs, part: _Part) -> _Pass:
         faded: dict[fx.Node, Tensor] = {}
-        env: Env = dict(self.live)
+        env: Env = dict(self._live)
         front = part.front if jobs.neuron is not None and bool((jobs.t >= 0).all()) else None
         on = self._down.whole if front is None else self._down.behind
         env |= {node: part.values[node] for node in on.constants}
@@ -302,7 +317,7 @@ class Passes:
 
     def _fading(self, rider: Rider, value: Tensor, jobs: Jobs) -> Tensor:
         """What turns a x + shift into a x + t shift for the neurons that fade, for all jobs and samples."""
-        shift = rider.shift(self.live)
+        shift = rider.shift(self._live)
         neuron = rider.neuron.to(shift.device)
         column = (-1, *[1] * neuron.dim())
         fades = neuron >= 0 if jobs.neuron is None else neuron == jobs.neuron.to(shift.device).view(column)
@@ -337,7 +352,7 @@ class Passes:
 
     def _fold(self, calls: Iterable[fx.Node]) -> None:
         """Folds the batch norms behind these layers of the suffix into them, as they stand now."""
-        self._folded |= {call: batchnorm.folded(call, self.live) for call in calls}
+        self._folded |= {call: batchnorm.folded(call, self._live) for call in calls}
 
     # -- the prefix ------------------------------------------------------------------------------------------
 
@@ -359,7 +374,7 @@ class Passes:
 
     def _weights(self, call: fx.Node) -> tuple[Tensor, Tensor | None]:
         weight, bias = (call.args[i] if i < len(call.args) else None for i in (1, 2))
-        return self.live[weight], None if bias is None else self.live[bias]  # type: ignore[index]
+        return self._live[weight], None if bias is None else self._live[bias]  # type: ignore[index]
 
     def _images(self, start: int, size: int) -> _Part:
         """What the prefix computes for some of the images, a few at a time where memory is short."""
@@ -372,7 +387,7 @@ class Passes:
 
     def _prefix(self, start: int, size: int) -> Env:
         fed = self._trace.feed(self._task.inputs(self._batch))
-        env: Env = self.live | {node: self._in_format(value[start : start + size]) for node, value in fed.items()}
+        env: Env = self._live | {node: self._in_format(value[start : start + size]) for node, value in fed.items()}
         with torch.no_grad():
             self._trace.run(self._down.suffix.prefix, env, size, keep=self._down.kept)
         return {node: env[node] for node in self._down.kept}

@@ -16,8 +16,9 @@ Refresh = Literal["lazy", "full"]
 class Selection:
     """Takes the least relevant neurons of a group one by one, re-scoring in between.
 
-    Every removal makes all scores stale. ``"full"`` then scores all remaining neurons again. ``"lazy"`` scores only the
-    least until the least is up to date, which is exact as long as scores do not shrink when others are removed.
+    A removal makes all scores stale, unless they last. ``"full"`` then scores all remaining neurons again. ``"lazy"``
+    scores only the least until the least is up to date, which is exact as long as scores do not shrink when others are
+    removed.
 
     Attributes:
         engine: what scores are computed with; tell it of the removal, or renew it after weights have changed.
@@ -38,6 +39,7 @@ class Selection:
     def renew(self, engine: Engine) -> None:
         """Goes on with another engine, for the same group with other weights."""
         self.engine = engine
+        self._fresh[:] = False
 
     def take_least(self) -> int:
         """The least relevant neuron left; the caller removes it from the model."""
@@ -51,7 +53,7 @@ class Selection:
         self.taken.append(neuron)
         self.taken_scores.append(float(self._scores[neuron]))
         self._scores[neuron] = math.inf
-        self._fresh[:] = False
+        self._fresh[:] = self.engine.lasting(self._criterion)
         return neuron
 
     def _score(self, neurons: torch.Tensor) -> None:

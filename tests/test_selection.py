@@ -8,8 +8,11 @@ from singe.selection import Selection
 class FakeEngine:
     """Scores by a rule (removed so far, neuron) -> number, and remembers what it was asked."""
 
-    def __init__(self, size, rule):
-        self.size, self.rule, self.removed, self.asked = size, rule, [], []
+    def __init__(self, size, rule, lasts=False):
+        self.size, self.rule, self.removed, self.asked, self.lasts = size, rule, [], [], lasts
+
+    def lasting(self, criterion):
+        return self.lasts
 
     def scores(self, criterion, neurons=None):
         wanted = list(range(self.size)) if neurons is None else neurons.tolist()
@@ -109,3 +112,13 @@ def test_after_a_renewal_the_new_engine_is_asked(refresh):
     assert selection.take_least() == 1
     assert len(old.asked) == 1
     assert selection.taken_scores == [0, 11]
+
+
+@pytest.mark.parametrize("refresh", ["lazy", "full"])
+def test_scores_that_last_are_computed_once(refresh):
+    engine = FakeEngine(5, lambda removed, n: (n * 3) % 5, lasts=True)
+    selection = Selection(engine, singe.Magnitude(), refresh)
+    assert [selection.take_least() for _ in range(4)] == [0, 2, 4, 1]
+    assert engine.asked == [list(range(5))]
+    selection.renew(engine)
+    assert selection.take_least() == 3 and engine.asked[1:] == [[3]]
