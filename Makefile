@@ -11,8 +11,9 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 demo: $(READY)
 	$(BIN)/singe demo
 
+# a process for each core, with a thread each
 test: $(READY)
-	$(BIN)/pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadfile
 
 bench: $(READY)
 	$(BIN)/pytest -q benchmarks --benchmark-columns=min,median,rounds --benchmark-sort=name
