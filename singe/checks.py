@@ -16,6 +16,7 @@ from .graph.trace import Trace
 from .isolation import plain_torch
 from .numerics import alike
 from .ops import FLOATING
+from .surgery import widths_by_tensors
 from .task import Task
 
 
@@ -28,6 +29,7 @@ def sound_model(model: nn.Module) -> torch.device:
     device = device_of(model)
     arithmetic(model)
     finite_weights(model)
+    true_attributes(model)
     return device
 
 
@@ -52,6 +54,16 @@ def finite_weights(model: nn.Module) -> None:
     for name, tensor in model.named_buffers():
         if tensor.isnan().any():  # infinity is what masks are made of
             raise ValueError(f"expected buffers without NaN, got NaN in {name}")
+
+
+def true_attributes(model: nn.Module) -> None:
+    """Raises ValueError, naming them, if a module says it is wider or narrower than its tensors are."""
+    for name, module in model.named_modules():
+        for attribute, value in widths_by_tensors(module).items():
+            if getattr(module, attribute) != value:
+                raise ValueError(
+                    f"expected {name}.{attribute} to be {value}, as its tensors are, got {getattr(module, attribute)}"
+                )
 
 
 def arithmetic(model: nn.Module) -> None:
@@ -137,6 +149,13 @@ def number(name: str, value: Any) -> float:
     """Raises TypeError unless ``value`` is a real number."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"expected a number for {name}, got {type(value).__name__}")
+    return float(value)
+
+
+def positive(name: str, value: Any) -> float:
+    """Raises TypeError or ValueError unless ``value`` is a positive real number."""
+    if not number(name, value) > 0:
+        raise ValueError(f"expected {name} > 0, got {value}")
     return float(value)
 
 

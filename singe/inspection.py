@@ -101,7 +101,12 @@ class Inspection:
 
 
 def inspect(
-    model: nn.Module, example: Any, *, forward: Forward | None = None, ignore: Collection[str] = ()
+    model: nn.Module,
+    example: Any,
+    *,
+    forward: Forward | None = None,
+    ignore: Collection[str] = (),
+    analysis_seconds: float = 600,
 ) -> Inspection:
     """Looks at a network as :func:`singe.prune` does before the first removal, trial removals on copies included.
 
@@ -110,12 +115,15 @@ def inspect(
         example: inputs x [B, ...] of ``model(x)``, or whatever ``forward`` takes; a few samples are enough.
         forward: (model, example) -> outputs, for a model that is not ``model(x)``.
         ignore: module names or glob patterns; a group with a member among them is left alone.
+        analysis_seconds: how long it may take to try what can be removed.
 
     Raises:
         TypeError, ValueError: bad input; see the message.
+        TimeoutError: the trials take longer than ``analysis_seconds``.
     """
     model = unwrapped(model)
     checks.patterns("ignore", ignore)
+    checks.positive("analysis_seconds", analysis_seconds)
     task, device = Task(forward), checks.sound_model(model)
     with plain_torch(device), torch.no_grad(), preserved_random_state():
         batch = checks.example(example, device, task)
@@ -124,7 +132,7 @@ def inspect(
         graph = trace(work, task.inputs(batch), task.call)
         checks.own_weights(model, graph)
         sample = few(batch, graph, task)
-        found = survey(work, graph, sample, task, lambda groups: left_alone(model, groups, ignore))
+        found = survey(work, graph, sample, task, lambda groups: left_alone(model, groups, ignore), analysis_seconds)
         macs = count_macs(work, sample, task.call)
         costs = parameter_cost(model, found.groups), mac_cost(model, found.groups, graph, macs)
         groups = tuple(_info(i, found, graph, costs) for i in range(len(found.groups)))

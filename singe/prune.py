@@ -58,6 +58,7 @@ def prune(
     forward: Forward | None = None,
     ignore: Sequence[str] = (),
     recalibrate_bn: int = 0,
+    analysis_seconds: float = 600,
     seed: int = 0,
     memory: int = DEFAULT_MEMORY,
     precision: Precision = "float32",
@@ -88,6 +89,7 @@ def prune(
         forward: (model, batch) -> outputs, for a model that is not ``model(x)``; batches are then any nested tensors.
         ignore: module names or glob patterns; a group with a member among them is left alone.
         recalibrate_bn: images on which batch norms estimate their statistics anew at the end; 0 for not at all.
+        analysis_seconds: how long it may take to try on copies what can be removed.
         seed: of everything random in the run; the same seed gives the same plan on the same machine.
         memory: bytes that the activations of one scoring pass may take, so far as images can pass in parts.
         precision: of the passes that compute scores: "float32", the model's own dtype without TF32; "tf32" on CUDA; or
@@ -99,6 +101,7 @@ def prune(
 
     Raises:
         TypeError, ValueError: bad input, refused before any work; or a loss that is not finite during the run.
+        TimeoutError: the trials take longer than ``analysis_seconds``.
     """
     goal = Goal(rho, target, allocation, round_to, ignore)
     if refresh not in ("lazy", "full"):
@@ -106,6 +109,7 @@ def prune(
     if finetune is not None and not isinstance(finetune, FineTune):
         raise TypeError(f"expected finetune to be a singe.FineTune or None, got {type(finetune).__name__}")
     checks.integer("images", images, 1)
+    checks.positive("analysis_seconds", analysis_seconds)
     checks.integer("memory", memory, 1)
     checks.integer("recalibrate_bn", recalibrate_bn, 0)
     checks.integer("seed", seed, 0)
@@ -126,7 +130,7 @@ def prune(
     with plain_torch(device), preserved_random_state(loader):
         run = _Run(model, stream, options)
         run.rehearse()
-        run.plan_widths(goal)
+        run.plan_widths(goal, analysis_seconds)
         return run.execute()
 
 
@@ -171,10 +175,10 @@ class _Run:
 
     # -- before the first removal ----------------------------------------------------------------------------
 
-    def plan_widths(self, goal: Goal) -> None:
+    def plan_widths(self, goal: Goal, seconds: float) -> None:
         """Finds the groups that may be pruned and fixes how many neurons each will lose."""
         task, left_whole = self._options.task, partial(goal.left_whole, self._original)
-        found = survey(self._work, self._trace, self._sample, task, left_whole)
+        found = survey(self._work, self._trace, self._sample, task, left_whole, seconds)
         able, self._frozen = found.able, found.frozen
         for name, reason in self._frozen.items():
             log.info("%s is not pruned: %s", name, reason)

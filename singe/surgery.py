@@ -78,7 +78,8 @@ def compact(model: nn.Module, removed: Removed, optimizer: Optimizer | None = No
     for module in model.modules():
         if module in blocks:
             module.groups = blocks[module]
-        _sync_attributes(module)
+        for name, value in widths_by_tensors(module).items():
+            setattr(module, name, value)
     for name, value in left.items():
         setattr(model.get_submodule(module_of(name)), name.rpartition(".")[2], value)
 
@@ -146,19 +147,19 @@ def _groups_left(module: _ConvNd, kept: Tensor | None) -> int:
     return module.groups if kept is None else len(torch.unique(kept // rows))
 
 
-def _sync_attributes(module: nn.Module) -> None:
-    """Widths that a module keeps beside its tensors."""
+def widths_by_tensors(module: nn.Module) -> dict[str, int]:
+    """What torch's own modules keep beside their tensors, as these say it is."""
     if isinstance(module, _ConvNd):
         whole, part = module.weight.shape[0], module.weight.shape[1] * module.groups
-        module.in_channels, module.out_channels = (whole, part) if module.transposed else (part, whole)
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, _NormBase):
+        if module.transposed:
+            return {"in_channels": whole, "out_channels": part}
+        return {"in_channels": part, "out_channels": whole}
+    if isinstance(module, nn.Linear):
+        return {"in_features": module.weight.shape[1], "out_features": module.weight.shape[0]}
+    if isinstance(module, _NormBase):
         channels = next((t for t in (module.weight, module.running_mean) if t is not None), None)
-        if channels is not None:
-            module.num_features = len(channels)
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = len(module.weight)
+        return {} if channels is None else {"num_features": len(channels)}
+    return {"num_parameters": len(module.weight)} if isinstance(module, nn.PReLU) else {}
 
 
 def _matching_state(optimizer: Optimizer | None, parameter: Tensor) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -59,16 +60,17 @@ def survey(
         sample: what the model is called with, of a few samples; see :func:`few`.
         task: how the model is called.
         left_whole: says which groups are not even tried.
-        seconds: how long the trials may take.
+        seconds: how long this may take.
 
     Raises:
-        TimeoutError: they take longer.
+        TimeoutError: it takes longer.
     """
+    began = time.monotonic()
     groups, unfollowed = analyse(graph, _in_training(work, graph, sample, task))
     names = {g.name for g in groups}  # a module may hold a weight that is followed beside one that is not
     unfollowed = {name: reason for name, reason in unfollowed.items() if name not in names}
     whole = left_whole(groups)
-    trials = Trials(work, sample, task.call, seconds)
+    trials = Trials(work, sample, task.call, seconds - (time.monotonic() - began))
     able, unsafe = _tried(trials, [g for g in groups if g.name not in whole])
     tried = {g.name: g for g in able}
     return Survey([tried.get(g.name, g) for g in groups], whole | unsafe, unfollowed)

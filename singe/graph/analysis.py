@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from .claims import Claims, Weight
 from .groups import Group
 from .owners import NOBODY, Owners
 from .rules import Rules, fixed
-from .trace import Env, Trace
+from .trace import Env, Trace, place_of
+
+_MEMORY = 2 << 30
+"""Bytes that the owners of one value may take."""
 
 
 def find_groups(trace: Trace) -> list[Group]:
@@ -22,6 +29,9 @@ def analyse(trace: Trace, training: Trace | None = None) -> tuple[list[Group], d
     Args:
         trace: of the network in eval mode.
         training: in train mode, where parts of it live that the other does not hold, such as auxiliary heads.
+
+    Raises:
+        ValueError: values too large to tell their owners.
     """
     owners = Owners()
     claims = Claims(owners)
@@ -40,7 +50,20 @@ def _follow(trace: Trace, owners: Owners, claims: Claims) -> None:
     env: Env = {node: Weight(name, tuple(node.meta["val"].shape)) for node, name in trace.state.items()}
     env |= {node: torch.tensor(NOBODY).expand(value.shape) for node, value in trace.constants.items()}
     env |= {node: fixed(owners, trace.shape(node, trace.example_batch), "network input") for node in trace.inputs}
-    trace.run(trace.nodes, env, trace.example_batch, keep=trace.outputs, call=rules.apply)
+
+    def call(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        owned = rules.apply(node, args, kwargs)
+        largest = max(
+            (t.untyped_storage().nbytes() for t in pytree.tree_leaves(owned) if isinstance(t, Tensor)), default=0
+        )
+        if largest > _MEMORY:
+            raise ValueError(
+                f"expected inputs small enough to say who owns each element of each value, but for {node.target} in "
+                f"{place_of(node) or 'the model'} that takes {largest >> 20} MiB; smaller images have the same channels"
+            )
+        return owned
+
+    trace.run(trace.nodes, env, trace.example_batch, keep=trace.outputs, call=call)
     for node in trace.outputs:
         if isinstance(env[node], Weight):
             claims.freeze(env[node], "network output")
