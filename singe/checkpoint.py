@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .copies import copy_of
 from .graph.trace import named_tensors
 from .plan import Plan
 from .wrappers import unwrapped
@@ -60,7 +60,7 @@ def load(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Module:
     """
     model = unwrapped(model)
     path = Path(directory)
-    pruned = load_plan(path).apply(copy.deepcopy(model))
+    pruned = load_plan(path).apply(copy_of(model))
     tensors = _unique(pruned)
     try:
         with safe_open(path / WEIGHTS_FILE, framework="pt") as file, torch.no_grad():

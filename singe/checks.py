@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from numbers import Real
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from .batches import Batch, described
+from .copies import copy_of
 from .graph.trace import Trace
 from .isolation import plain_torch
 from .numerics import alike
@@ -172,11 +172,11 @@ def copied(model: nn.Module) -> nn.Module:
         ValueError: the model cannot be copied.
     """
     try:
-        return copy.deepcopy(model).eval()
+        return copy_of(model).eval()
     except Exception as error:
         raise ValueError(
             f"expected a model that copy.deepcopy can copy, but {type(model).__name__} holds what it cannot (such as a "
-            f"tensor kept from a forward pass, a lock, or torch.nn.utils.prune masks): {error}"
+            f"lock, or torch.nn.utils.prune masks): {error}"
         ) from error
 
 

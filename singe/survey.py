@@ -70,7 +70,7 @@ def survey(
     names = {g.name for g in groups}  # a module may hold a weight that is followed beside one that is not
     unfollowed = {name: reason for name, reason in unfollowed.items() if name not in names}
     whole = left_whole(groups)
-    trials = Trials(work, sample, task.call, seconds - (time.monotonic() - began))
+    trials = Trials(work, sample, task.call, seconds, began)
     able, unsafe = _tried(trials, [g for g in groups if g.name not in whole])
     tried = {g.name: g for g in able}
     return Survey([tried.get(g.name, g) for g in groups], whole | unsafe, unfollowed)

@@ -38,11 +38,19 @@ class Trials:
         inputs: a few samples.
         forward: how the model is called.
         seconds: how long all trials together may take.
+        began: the time on ``time.monotonic`` from which that counts; now by default.
     """
 
-    def __init__(self, model: nn.Module, inputs: Any, forward: Forward = plain, seconds: float = math.inf) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        forward: Forward = plain,
+        seconds: float = math.inf,
+        began: float | None = None,
+    ) -> None:
         self._model, self._inputs, self._forward = model, inputs, forward
-        self._seconds, self._began = seconds, time.monotonic()
+        self._seconds, self._began = seconds, time.monotonic() if began is None else began
 
     def unsafe(self, groups: Sequence[Group]) -> dict[str, str]:
         """The groups whose physical removal does not equal masking them -> why; an exported graph cannot know.

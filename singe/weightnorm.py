@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,8 @@ from torch.nn.utils import parametrize
 from torch.nn.utils import weight_norm as hooked_weight_norm
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm as HookedWeightNorm
+
+from .copies import copy_of
 
 
 @dataclass(frozen=True)
@@ -102,4 +103,4 @@ def _value(module: Any, norm: Norm) -> Tensor:
 
 def plain_copy(model: nn.Module) -> nn.Module:
     """A copy without weight norms."""
-    return without_weight_norms(copy.deepcopy(model))
+    return without_weight_norms(copy_of(model))

@@ -590,7 +590,7 @@ def test_generators_of_nested_samplers_are_seeded_and_given_back():
         ({"ignore": [1]}, "ignore"),
         ({"allocation": ["uniform"]}, "allocation"),
     ],
-    ids=str,
+    ids=lambda value: str(value).partition(" at 0x")[0],
 )
 def test_more_bad_input_is_refused_with_words(arguments, message):
     with pytest.raises((ValueError, TypeError), match=message):
