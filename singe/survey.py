@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from .batches import Batch, head
 from .graph.analysis import analyse
-from .graph.groups import Group, Slice
+from .graph.groups import Group, module_of
 from .graph.trace import Trace, trace
 from .task import Task
 from .trial import Trials
@@ -77,31 +77,32 @@ def survey(
 
 
 def _tried(trials: Trials, groups: list[Group]) -> tuple[list[Group], dict[str, str]]:
-    """The groups with those integer attributes that do count their neurons, and those that are unsafe -> why.
+    """The groups with those integer attributes that do count their neurons, and those that are unsafe -> why."""
+    readings = {g.name: _readings(g) for g in groups}
+    turn = dict.fromkeys(readings, 0)
+    unsafe: dict[str, str] = {}
+    while True:
+        current = [readings[name][i] for name, i in turn.items()]
+        unsafe |= trials.unsafe([g for g in current if g.name not in unsafe])
+        again = [name for name in unsafe if turn[name] + 1 < len(readings[name])]
+        if not again:
+            return current, unsafe
+        for name in again:
+            turn[name] += 1
+            del unsafe[name]
 
-    An attribute of a module may be as large as a group by chance.
+
+def _readings(group: Group) -> list[Group]:
+    """The group with all integer attributes that are as large as it is, or fewer: some may be so by chance.
+
+    Where two of one module are of one size, at most one of them probably counts neurons, so those come first.
     """
-    unsafe = trials.unsafe(groups)
-    most = max((len(_widths(g)) for g in groups if g.name in unsafe), default=0)
-    for dropped in [range(most), *([i] for i in range(most) if most > 1)]:
-        others = {g.name: _without(g, dropped) for g in groups if g.name in unsafe and _widths(g)}
-        still = trials.unsafe(list(others.values())) if others else {}
-        adopted = {name: group for name, group in others.items() if name not in still}
-        groups = [adopted.get(g.name, g) for g in groups]
-        unsafe = {name: reason for name, reason in unsafe.items() if name not in adopted}
-        if adopted:
-            unsafe |= trials.unsafe([g for g in groups if g.name not in unsafe])
-    return groups, unsafe
-
-
-def _widths(group: Group) -> list[Slice]:
-    return [s for s in group.slices if s.role == "width"]
-
-
-def _without(group: Group, dropped: Collection[int]) -> Group:
-    """The group without some of its integer attributes."""
-    gone = [s for i, s in enumerate(_widths(group)) if i in dropped]
-    return replace(group, slices=tuple(s for s in group.slices if s not in gone))
+    widths = [s for s in group.slices if s.role == "width"]
+    places = [(module_of(s.tensor), len(s.neuron)) for s in widths]
+    twins = [s for s, place in zip(widths, places, strict=True) if places.count(place) > 1]
+    fewer = [twins, *([other for other in twins if other is not one] for one in twins)] if twins else []
+    dropped = [*fewer, [], *([widths] if len(widths) > len(twins) else [])]
+    return [replace(group, slices=tuple(s for s in group.slices if s not in gone)) for gone in dropped]
 
 
 def _in_training(work: nn.Module, graph: Trace, sample: Any, task: Task) -> Trace | None:

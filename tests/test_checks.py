@@ -103,3 +103,22 @@ def test_batches_that_do_not_fit_the_model_are_shown_with_shape_dtype_and_torchs
 
 def test_a_batch_that_fits_passes():
     checks.runs(nn.Linear(2, 4), (X, Y), Task())
+
+
+WRONG = {
+    "out_channels": lambda: nn.Conv2d(3, 4, 1),
+    "in_channels": lambda: nn.ConvTranspose2d(4, 6, 1, groups=2),
+    "in_features": lambda: nn.Linear(3, 4),
+    "num_features": lambda: nn.BatchNorm1d(4, affine=False),
+    "num_parameters": lambda: nn.PReLU(4),
+}
+
+
+@pytest.mark.parametrize(("attribute", "make"), WRONG.items(), ids=WRONG.keys())
+def test_an_attribute_that_contradicts_its_tensor_is_named(attribute, make):
+    model = nn.Sequential(make())
+    checks.true_attributes(model)
+    right = getattr(model[0], attribute)
+    setattr(model[0], attribute, right + 1)
+    with pytest.raises(ValueError, match=rf"expected 0.{attribute} to be {right}, as its tensors are, got {right + 1}"):
+        checks.true_attributes(model)
