@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -133,33 +134,27 @@ class Engine:
 
     def _neuron_path(self, rule: PathRule, p: float, neurons: Tensor, norms: ByRow) -> ByRow:
         totals = {weight: torch.zeros_like(norm) for weight, norm in norms.items()}
+
+        def add(jobs: Jobs, sums: Sums, at: RowDelta) -> None:
+            if self._passes.parts > 1 or self._is_shared(at.layer) or at.layer.transposed:
+                return self._add_gradients(at, sums)
+            weight = at.layer.weight
+            ops.neuron_grad_norm(
+                at.x, at.delta.to(at.x.dtype), at.row.to(at.x.device), jobs.weight.to(at.x.device),
+                norms[weight], totals[weight], **asdict(at.layer.geometry),
+                groups=at.layer.groups(at.x, self._passes.live), p=p,
+            )  # fmt: skip
+
         for jobs in self._neuron_jobs(neurons, rule.nodes):
             sums: Sums = {}
-
-            def add(at: RowDelta, jobs: Jobs = jobs, sums: Sums = sums) -> None:
-                if self._is_whole(at.layer):
-                    self._add_norms(jobs, at, p, norms[at.layer.weight], totals[at.layer.weight])
-                else:
-                    self._add_gradients(at, sums)
-
-            self._passes.row_deltas(jobs, add)
+            self._passes.row_deltas(jobs, partial(add, jobs, sums))
             for (weight, _), (row, gradient) in sums.items():
                 norm = torch.linalg.vector_norm(gradient, p, dim=1)
                 totals[weight].index_add_(0, row, jobs.weight.to(norm.device) * norms[weight][row] * norm)
         return totals
 
-    def _is_whole(self, layer: Layer) -> bool:
-        """Whether a gradient at a layer's output gives the whole gradient of its weight, which the operator knows."""
-        return self._passes.parts == 1 and not self._is_shared(layer) and not layer.transposed
-
     def _is_shared(self, layer: Layer) -> bool:
         return sum(other.weight == layer.weight for other in self._passes.layers) > 1
-
-    def _add_norms(self, jobs: Jobs, at: RowDelta, p: float, norms: Tensor, totals: Tensor) -> None:
-        ops.neuron_grad_norm(
-            at.x, at.delta.to(at.x.dtype), at.row.to(at.x.device), jobs.weight.to(at.x.device), norms, totals,
-            **asdict(at.layer.geometry), groups=at.layer.groups(at.x, self._passes.live), p=p,
-        )  # fmt: skip
 
     def _add_gradients(self, at: RowDelta, sums: Sums) -> None:
         """The gradient of a weight is summed over the places where it is used, and over parts of the images."""
@@ -169,26 +164,26 @@ class Engine:
 
     def _layer_path(self, rule: PathRule, p: float, neurons: Tensor, norms: ByRow) -> ByRow:
         totals = {weight: torch.zeros_like(norm) for weight, norm in norms.items()}
+        summed: dict[str, Tensor] = {}
+
+        def add_norms(weight: str, gradient: Tensor, node_weight: float) -> None:
+            norm = torch.linalg.vector_norm(gradient, p, dim=1, dtype=torch.float64)
+            totals[weight] += node_weight * norms[weight] * norm
+
+        def add(jobs: Jobs, at: LayerDelta) -> None:
+            weight = at.layer.weight
+            for x, delta, node_weight in zip(at.x, at.delta, jobs.weight.tolist(), strict=True):
+                gradient = at.layer.weight_gradient(x, delta.to(x.dtype), self._passes.live)  # [N, F], large
+                if one_by_one:
+                    summed[weight] = summed[weight] + gradient if weight in summed else gradient
+                else:
+                    add_norms(weight, gradient, node_weight)
+
         t, node_weight = rule.nodes
-        alone = any(self._is_shared(layer) for layer in self._passes.layers)
-        for chunk in torch.arange(len(t)).split(1 if alone else self._passes.chunk_of_whole):
+        one_by_one = self._passes.parts > 1 or any(map(self._is_shared, self._passes.layers))
+        for chunk in torch.arange(len(t)).split(1 if one_by_one else self._passes.chunk_of_whole):
             jobs = Jobs(None, t[chunk], node_weight[chunk])
-            summed: dict[str, Tensor] = {}
-
-            def add_norms(weight: str, gradient: Tensor, node_weight: float) -> None:
-                norm = torch.linalg.vector_norm(gradient, p, dim=1, dtype=torch.float64)
-                totals[weight] += node_weight * norms[weight] * norm
-
-            def add(at: LayerDelta, jobs: Jobs = jobs, summed: dict[str, Tensor] = summed) -> None:
-                weight = at.layer.weight
-                for x, delta, node_weight in zip(at.x, at.delta, jobs.weight.tolist(), strict=True):
-                    gradient = at.layer.weight_gradient(x, delta.to(x.dtype), self._passes.live)  # [N, F], large
-                    if self._passes.parts == 1 and not self._is_shared(at.layer):
-                        add_norms(weight, gradient, node_weight)
-                    else:
-                        summed[weight] = summed[weight] + gradient if weight in summed else gradient
-
-            self._passes.layer_deltas(jobs, add)
+            self._passes.layer_deltas(jobs, partial(add, jobs))
             while summed:
                 add_norms(*summed.popitem(), float(jobs.weight[0]))
         return totals
