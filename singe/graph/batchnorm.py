@@ -26,12 +26,18 @@ def is_batch_norm(node: fx.Node) -> bool:
     return node.target is aten.batch_norm.default
 
 
+def is_plain(node: fx.Node) -> bool:
+    """Whether a node is a batch norm by the model's own parameters and buffers, none of them computed."""
+    own = (a is None or a.op == "placeholder" for a in node.args[1:5])  # type: ignore[union-attr]
+    return is_batch_norm(node) and all(own)
+
+
 def following(call: fx.Node) -> fx.Node | None:
     """The batch norm that alone reads a layer's output, or None: together they are one affine layer."""
     users = list(call.users)
     if call.target is aten.linear.default and len(call.meta["val"].shape) != 2:
         return None  # batch norm's channels are axis 1, the layer's are the last
-    if len(users) == 1 and is_batch_norm(users[0]) and users[0].args[0] is call:
+    if len(users) == 1 and is_plain(users[0]) and users[0].args[0] is call:
         return users[0]
     return None
 

@@ -175,8 +175,12 @@ def tidied(owners: Tensor) -> Tensor:
 
 
 def representative(owners: Tensor, axes: Iterable[int]) -> Tensor:
-    """One owner for each index of the other axes (``axes`` kept, size 1)."""
+    """One owner for each index of the other axes (``axes`` kept, size 1); nobody where there are no elements."""
     for axis in axes:
+        if owners.size(axis) == 0:
+            shape = list(owners.shape)
+            shape[axis] = 1
+            owners = owners.new_full(shape, NOBODY)
         # an element nobody owns (padding) must not stand for its axis
         one = owners.stride(axis) == 0 and owners.size(axis) > 0
         owners = owners.narrow(axis, 0, 1) if one else owners.amax(axis, keepdim=True)

@@ -48,7 +48,7 @@ def find_riders(trace: Trace, group: Group, nodes: Iterable[fx.Node]) -> Iterato
     stored = Stored(trace)
     owned = {s.tensor: s for s in group.slices if s.role == "writes"}
     for node in nodes:
-        if batchnorm.is_batch_norm(node):
+        if batchnorm.is_plain(node):
             tensor = batchnorm.owned_tensor(trace, node)
             if tensor in owned:
                 yield Rider(node, tensor, _placed(owned[tensor].neuron, node), None, 1)

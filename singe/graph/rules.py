@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +31,9 @@ from .operators import (
 from .owners import NOBODY, Owners, lie_along, representative, tidied, varies
 from .stored import Stored
 from .trace import Trace, evaluate, kind_of, place_of
+
+# take their argument for numbers, which owners are not
+_BY_VALUE = (aten.view.dtype, aten.repeat_interleave.Tensor)
 
 
 def _run(node: fx.Node, *args: Any, **kwargs: Any) -> Any:
@@ -67,9 +71,9 @@ class Rules:
             **dict.fromkeys(CONSTANTS, self._constant),
             **dict.fromkeys(REDUCTIONS, self._reduce),
             **dict.fromkeys(ALONG_AXIS, self._along_axis),
-            **dict.fromkeys((aten.matmul, aten.bmm, aten.mm), self._matmul),
-            aten.scaled_dot_product_attention: self._attention,
-            aten.einsum: self._einsum,
+            **dict.fromkeys((aten.matmul, aten.bmm, aten.mm), partial(self._product, self._matmul)),
+            aten.scaled_dot_product_attention: partial(self._product, self._attention),
+            aten.einsum: partial(self._product, self._einsum),
             aten.layer_norm: self._layer_norm,
             aten.rms_norm: self._layer_norm,
             aten.group_norm: self._group_norm,
@@ -95,17 +99,27 @@ class Rules:
         rule = self._weightless.get(packet) or (self._pointwise if pointwise else None)
         if packet is None:
             rule = _run  # getitem and the like
-        if rule is None or node.target is aten.view.dtype:  # owners have no bits to look at
+        if rule is None or node.target in _BY_VALUE:
             return self._unknown(node, *args, **kwargs)
         args, kwargs = pytree.tree_map_only(Weight, self._claims.elements, (args, kwargs))
         return rule(node, *args, **kwargs)
 
     # -- operators that only move what is there --------------------------------------------------------------
 
-    def _move(self, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
-        moved = evaluate(node, args, kwargs)
-        self._note_widths(node, args[0], *pytree.tree_leaves(moved))
+    def _move(self, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
+        places = [self._known(*pair) for pair in zip(args, node.args[1:], strict=True)]
+        if any(isinstance(place, fx.Node) for place in places):
+            return self._unknown(node, x)
+        moved = evaluate(node, (x, *places), kwargs)
+        self._note_widths(node, x, *pytree.tree_leaves(moved))
         return moved
+
+    def _known(self, argument: Any, source: Any) -> Any:
+        """An argument that says which elements are picked, as its value; its node where that is not known."""
+        if not isinstance(argument, Tensor):
+            return argument
+        value = self._stored.value(source)
+        return source if value is None else value
 
     def _view(self, node: fx.Node, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """An axis that a view splits stays rectangular: each of its parts loses the same, or whole parts go."""
@@ -159,10 +173,10 @@ class Rules:
     def _index(self, node: fx.Node, x: Tensor, indices: list[Any]) -> Any:
         """Picks elements; which ones has to be known."""
         nodes: Any = node.args[1]
-        known = [None if i is None else self._stored.value(i) for i in nodes]
-        if any(i is not None and value is None for i, value in zip(nodes, known, strict=True)):
+        places = [self._known(*pair) for pair in zip(indices, nodes, strict=True)]
+        if any(isinstance(place, fx.Node) for place in places):
             return self._unknown(node, x)
-        return aten.index(x, known)
+        return aten.index(x, places)
 
     def _pad(self, node: fx.Node, x: Tensor, pad: list[int], *args: Any) -> Tensor:
         if args and isinstance(args[0], str) and args[0] != "constant":
@@ -243,7 +257,7 @@ class Rules:
     def _divide(self, node: fx.Node, x: Any, divisor: Any, **kwargs: Any) -> Tensor:
         """A removed divisor would divide by zero."""
         if isinstance(divisor, Tensor) and (divisor != NOBODY).any() and divisor.numel() > 1:
-            unknown: Tensor = self._unknown(node, x, divisor)
+            unknown: Tensor = self._unknown(node, x, divisor, reason=f"{_name(node)} divides by it")
             return unknown
         return self._pointwise(node, x, divisor, **kwargs)
 
@@ -291,6 +305,18 @@ class Rules:
 
     # -- products of activations -----------------------------------------------------------------------------
 
+    def _product(self, rule: Callable[..., Tensor], node: fx.Node, *args: Any, **kwargs: Any) -> Tensor:
+        """Applies a rule for activations; a parameter among the factors stays, and so does what it is multiplied by."""
+        factors = [i for i in pytree.tree_leaves(node.args[:3]) if isinstance(i, fx.Node)]  # behind them, a mask
+        stored = [self._stored.holds(i) for i in factors]
+        if any(stored) and not all(stored):
+            reason = f"{_name(node)} multiplies with a parameter"
+            for i in factors:
+                self._freeze_sources(i, reason)
+            unknown: Tensor = self._unknown(node, *args, reason=reason)
+            return unknown
+        return rule(node, *args, **kwargs)
+
     def _matmul(self, node: fx.Node, a: Tensor, b: Tensor) -> Tensor:
         rank = max(a.dim(), b.dim())
         if min(a.dim(), b.dim()) < 2:
@@ -307,22 +333,19 @@ class Rules:
         return self._contract(node, product, *operands)
 
     def _attention(
-        self, node: fx.Node, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *args: Any,
+        self, node: fx.Node, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any,
         **kwargs: Any,
     ) -> Tensor:  # fmt: skip
+        if query.shape[:-2] != key.shape[:-2]:  # several queries share a key
+            unknown: Tensor = self._unknown(node, query, key, value, attn_mask)
+            return unknown
         product = matmul(query.dim())
         scores = self._contract(node, product, query, key.transpose(-1, -2))
-        if mask is not None:
-            scores = self._combine(node, scores, mask, None)
+        if attn_mask is not None:
+            scores = self._combine(node, scores, attn_mask, None)
         return self._contract(node, product, scores, value)
 
     def _contract(self, node: fx.Node, product: Product, a: Tensor, b: Tensor) -> Tensor:
-        stored = [self._stored.holds(i) for i in node.all_input_nodes]
-        if any(stored) and not all(stored):
-            for i in node.all_input_nodes:
-                self._freeze_sources(i, f"{_name(node)} multiplies with a parameter")
-            unknown: Tensor = self._unknown(node, a, b, reason=f"{_name(node)} multiplies with a parameter")
-            return unknown
         return contract(self._owners, product, a, b, f"multiplied with what cannot go by {_name(node)}")
 
     # -- normalisation ---------------------------------------------------------------------------------------
@@ -347,9 +370,14 @@ class Rules:
         if not isinstance(x, Tensor):
             return self._unknown(node, x, *args)
         channels = self._owners.channels(x, 1)
-        for vector in args[:4]:
+        sources: Any = node.args[1:]
+        for vector, source in zip(args[:4], sources, strict=False):
             if isinstance(vector, Weight):
                 self._claims.claim(vector.name, 0, channels, "writes")
+            elif isinstance(vector, Tensor):
+                reason = f"the weight of {_name(node)} is computed"
+                self._owners.freeze(channels, reason)
+                self._freeze_sources(source, reason)
         return _along(channels, 1, x.dim()).expand_as(x)
 
     def _batch_norm_in_training(self, node: fx.Node, x: Any, *args: Any) -> Any:
@@ -453,6 +481,8 @@ def _packet(node: fx.Node) -> Any:
 def _axes_of_parts(before: torch.Size, after: torch.Size) -> list[list[int]]:
     """For each axis (or run of axes) that a view takes apart, the axes of the result that it becomes."""
     parts, i, j = [], 0, 0
+    if 0 in before:
+        return []
     while i < len(before) and j < len(after):
         taken, given, axes = before[i], after[j], [j]
         i, j = i + 1, j + 1

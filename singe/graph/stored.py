@@ -25,7 +25,8 @@ class Stored:
         for node in trace.nodes:
             if node.all_input_nodes and all(i in self._held for i in node.all_input_nodes):
                 self._held.add(node)
-        self.value = cache(self._value)
+        # what comes from one value along many ways is looked at once
+        self.value, self.sources = cache(self._value), cache(self._sources)
 
     @property
     def nodes(self) -> list[fx.Node]:
@@ -36,7 +37,7 @@ class Stored:
         """Whether a node's value depends on nothing but what is stored."""
         return node in self._held
 
-    def sources(self, node: fx.Node) -> list[fx.Node]:
+    def _sources(self, node: fx.Node) -> list[fx.Node]:
         """The parameters and buffers that a stored value comes from; none for other values."""
         if node in self._trace.state:
             return [node]
@@ -61,6 +62,8 @@ class Stored:
             return self._trace.integers[node].cpu()
         packet = getattr(node.target, "overloadpacket", None)
         if node.op != "call_function" or not (node.all_input_nodes or packet in CONSTANTS):
+            return None
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             return None
         known: dict[fx.Node, Any] = {}
         for i in node.all_input_nodes:

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from singe.graph.claims import Claims, Weight
-from singe.graph.owners import NOBODY, Owners, lie_along
+from singe.graph.owners import NOBODY, Owners, lie_along, representative
 
 
 def written_and_read(count):
@@ -131,3 +131,7 @@ def test_constants_differ_from_nobody():
     picture[:, 0] = NOBODY
     assert lie_along(picture, 0)
     assert not lie_along(picture, 1), "positions of one neuron, with padding around"
+
+
+def test_nobody_stands_for_an_axis_without_elements():
+    assert representative(torch.ones(2, 0, 3, dtype=torch.int64), [1]).tolist() == [[[NOBODY] * 3]] * 2

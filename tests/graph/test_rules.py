@@ -163,6 +163,18 @@ def test_padding_with_positions_freezes_nobody(mode):
     assert free(groups_of(model, images()[0])) == {"a": 6, "b": 5}
 
 
+def turned(count):
+    return torch.arange(count).flip(0)
+
+
+def twos(count):
+    return torch.full((count,), 2)
+
+
+def empty(y):
+    return y[:, :0].flatten(2).unflatten(2, y.shape[2:])
+
+
 MOVES = {
     "permute": (lambda self, y: self.lin(y.permute(0, 2, 3, 1)).mean((1, 2)), 8, 1),
     "tokens": (lambda self, y: self.lin(y.flatten(2).transpose(1, 2)).mean(1), 8, 1),
@@ -174,6 +186,10 @@ MOVES = {
     "stack": (lambda self, y: self.lin(torch.stack([y, y.relu()], 0).sum(0).mean((2, 3))), 8, 1),
     "pool": (lambda self, y: self.lin(F.avg_pool2d(F.max_pool2d(y, 2), 2).flatten(1)), 8, 1),
     "repeat": (lambda self, y: self.lin(y.repeat(1, 1, 2, 2).mean((2, 3))), 8, 1),
+    "picked": (lambda self, y: self.lin(y.amax((2, 3)).index_select(1, turned(y.shape[1]))), 8, 1),
+    "indexed": (lambda self, y: self.lin(y.amax((2, 3))[:, turned(y.shape[1])]), 8, 1),
+    "repeated so often": (lambda self, y: self.lin(y.amax((2, 3)).repeat_interleave(twos(y.shape[1]), 1)), 8, 2),
+    "beside nothing": (lambda self, y: self.lin(torch.cat([empty(y), y], 1).amax((2, 3))), 8, 1),
 }
 
 
@@ -209,7 +225,17 @@ REFUSED = {
         "multiplied with what cannot go by aten.matmul",
     ),
     "sorted": (lambda self, y: y.sort(1).values, nn.Identity(), "no rule for aten.sort"),
-    "divisor": (lambda self, y: y / (1 + y.exp()), nn.Identity(), "no rule for aten.div.Tensor"),
+    "divisor": (lambda self, y: y / (1 + y.exp()), nn.Identity(), "aten.div.Tensor divides by it"),
+    "picked by size": (
+        lambda self, y: y.index_select(1, self.inner.weight[0].argsort()),
+        nn.Embedding(1, 6),
+        "no rule for aten.index_select",
+    ),
+    "computed norm": (
+        lambda self, y: F.batch_norm(y, self.inner.running_mean, self.inner.running_var, self.inner.weight.exp()),
+        nn.BatchNorm1d(6),
+        "the weight of aten.batch_norm.default is computed",
+    ),
     "computed weight": (
         lambda self, y: self.inner(y),
         parametrizations.spectral_norm(nn.Linear(6, 6)),
@@ -555,6 +581,58 @@ def test_whole_heads_go_and_the_attributes_that_count_them_follow(fused):
     widths = {s.tensor: s.multiplicity for s in group.slices if s.role == "width"}
     assert widths == {"num_heads": 1, "attn_dim": 4}
     assert unsafe_groups(model, [group], x) == {}
+
+
+class Masked(nn.Module):
+    """Attention that may not see everything, or with a bias."""
+
+    def __init__(self, mask):
+        super().__init__()
+        self.mask, self.num_heads = mask, 3
+        self.q, self.k, self.v, self.proj = nn.Linear(5, 12), nn.Linear(5, 12), nn.Linear(5, 12), nn.Linear(12, 5)
+
+    def forward(self, x):
+        q, k, v = (layer(x).unflatten(2, (self.num_heads, 4)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        return self.proj(F.scaled_dot_product_attention(q, k, v, self.mask).transpose(1, 2).flatten(2))
+
+
+MASKS = {
+    "none": (lambda: None, {}),
+    "constant": (lambda: nn.Buffer(torch.ones(7, 7).tril().log()), {}),
+    "of truth values": (lambda: nn.Buffer(torch.ones(7, 7).tril().bool()), {}),
+    "bias of every head": (lambda: nn.Parameter(normal(1, 3, 7, 7)), {"mask@1": 1}),
+}
+
+
+@pytest.mark.parametrize(("mask", "rides"), MASKS.values(), ids=MASKS.keys())
+def test_whole_heads_go_whatever_the_mask(mask, rides):
+    model, x = Masked(mask()).eval(), normal(2, 7, 5)
+    (group,) = (g for g in groups_of(model, x).values() if g.frozen is None)
+    assert group.size == 3
+    layers = {f"{layer}.{kind}@0": 4 for layer in "qkv" for kind in ("weight", "bias")}
+    assert owned(group) == layers | {"proj.weight@1": 4, "num_heads@0": 1} | rides
+    assert unsafe_groups(model, [group], x) == {}
+
+
+def test_a_parameter_among_the_factors_of_attention_freezes_what_it_meets():
+    def wiring(self, x):
+        key, value = self.k(x).unsqueeze(1), self.v(x).unsqueeze(1)
+        return self.head(F.scaled_dot_product_attention(self.query, key, value).flatten(1))
+
+    model = Wired(wiring, k=nn.Linear(4, 6), v=nn.Linear(4, 5), head=nn.Linear(10, 2))
+    model.query = nn.Parameter(normal(3, 1, 2, 6))
+    reasons = frozen(groups_of(model, normal(3, 7, 4)))
+    assert all("multiplies with a parameter" in reasons[name] for name in "kv")
+
+
+def test_heads_that_share_a_key_have_no_rule():
+    def wiring(self, x):
+        q, k, v = (layer(x).unflatten(2, (-1, 3)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        return self.head(F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2).flatten(2))
+
+    model = Wired(wiring, q=nn.Linear(4, 12), k=nn.Linear(4, 6), v=nn.Linear(4, 6), head=nn.Linear(12, 2))
+    reasons = frozen(groups_of(model, normal(2, 7, 4)))
+    assert all(reasons[name] == "no rule for aten.scaled_dot_product_attention.default" for name in "qkv")
 
 
 def test_heads_that_the_code_counts_by_itself_are_found_by_the_trial():
