@@ -116,8 +116,8 @@ def score(
     model, chosen = unwrapped(model), resolve(criterion)
     work = plain_copy(model).eval()  # batch norms are folded in here
     task = Task(forward, loss or cross_entropy)
-    graph = trace(work, task.inputs(batch), task.call)
-    fold(work, graph)
+    fold(work, trace(work, task.inputs(batch), task.call))
+    graph = trace(work, task.inputs(batch), task.call)  # in which every batch norm has a shift of its own
     parts = [
         (g, _Literal(work, graph, g, batch, task).scores(chosen)) for g in groups_of(layer, find_groups(graph), work)
     ]
@@ -131,12 +131,12 @@ def fold(model: nn.Module, graph: Trace) -> None:
     Each batch norm is left with mean 0, var 1 - eps, weight a (or 1) and bias shift: its bias is its whole shift.
     """
     live = graph.live(model)
-    nodes = [n for n in graph.nodes if batchnorm.is_batch_norm(n)]
+    nodes = [n for n in graph.nodes if batchnorm.is_plain(n)]
     affine = {batchnorm.module(graph, n): batchnorm.affine(n, live) for n in nodes}
     for name, known in affine.items():
         norm: Any = model.get_submodule(name)
         norm.running_mean, norm.running_var = torch.zeros_like(known.shift), torch.full_like(known.shift, 1 - norm.eps)
-        norm.weight, norm.bias = nn.Parameter(known.scale), nn.Parameter(known.shift)
+        norm.weight, norm.bias = nn.Parameter(known.scale.clone()), nn.Parameter(known.shift)
     scaled: set[str] = set()
     for node in nodes:
         call: Any = node.args[0]

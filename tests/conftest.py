@@ -36,11 +36,14 @@ def digit_batch(digit_data: tuple[TensorDataset, TensorDataset]) -> tuple[Tensor
 
 @pytest.fixture
 def one_export(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports each kind of network once a test: the graph of one copy is run with the live parameters of another."""
+    """Exports each kind of network once a test: the graph of one copy is run with the live parameters of another.
+
+    Once its batch norms are folded it may have more parameters, and is of another kind.
+    """
     kept, original = {}, sys.modules["singe.graph.trace"].trace
 
     def trace(model, inputs, forward):
-        key = type(model), described(inputs), forward
+        key = type(model), tuple(model.state_dict()), described(inputs), forward
         if key not in kept:
             kept[key] = original(model, inputs, forward)
         return kept[key]

@@ -451,6 +451,35 @@ def test_a_batch_norm_over_another_axis_is_not_taken_for_the_layers_own():
     assert error(singe.score(model, batch, "first"), reference.score(model, batch, "first")) < 1e-5
 
 
+class SharedNorm(nn.Module):
+    """One batch norm behind three layers; two of them are one neuron."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.norm = nn.Conv2d(3, 5, 3), nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5)
+        self.c, self.head = nn.Conv2d(5, 5, 1), nn.Linear(5, 4)
+
+    def forward(self, x):
+        y = self.norm(self.a(x)).relu() + self.norm(self.b(x)).tanh()
+        return self.head(self.norm(self.c(y)).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("criterion", ["integrated_gradient", "loss_change", "magnitude"])
+def test_a_batch_norm_at_several_places_equals_the_reference(criterion, one_export):
+    model, (x, y) = randomised(SharedNorm()).double(), images()
+    batch = x.double(), y
+    expected = reference.score(model, batch, "a", criterion=criterion)
+    assert error(singe.score(model, batch, "a", criterion=criterion), expected) < 1e-9
+    if criterion == "loss_change":
+        assert_folding_changes_nothing(model, batch[0])
+
+
+def assert_folding_changes_nothing(model, x):
+    folded = copy.deepcopy(model)
+    reference.fold(folded, trace(folded, x))
+    assert torch.allclose(folded(x), model(x), atol=1e-12)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_small_batches_equal_the_reference(count):
     model, batch = randomised(PlainNet()), images(count)
