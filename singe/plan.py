@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from .graph.groups import Group, Slice
 from .graph.trace import named_tensors
 from .surgery import compact, named_widths
-from .weightnorm import Norm, weight_norms, with_weight_norms, without_weight_norms
+from .weightnorm import Norm, plain_copy, weight_norms, with_weight_norms, without_weight_norms
 from .wrappers import unwrapped
 
 VERSION = 1
@@ -107,11 +107,10 @@ class Plan:
         norms = weight_norms(model)
         if optimizer is not None:
             _check_optimizer(optimizer, model, norms)
-        try:
-            self._apply(without_weight_norms(model), optimizer)
-        finally:
-            with_weight_norms(model, norms)
-        return model
+        if norms:  # off and on again they are new parameters, so that the plan has to fit a copy first
+            self._apply(plain_copy(model), None)
+        self._apply(without_weight_norms(model), optimizer)
+        return with_weight_norms(model, norms)
 
     def _apply(self, model: nn.Module, optimizer: Optimizer | None) -> None:
         shapes: dict[str, tuple[int, ...]] = {name: (value,) for name, value in named_widths(model).items()}
