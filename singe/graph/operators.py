@@ -13,7 +13,7 @@ TRANSPOSED = (aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3
 MOVES = {
     aten.permute, aten.transpose, aten.t, aten.movedim, aten.squeeze, aten.unsqueeze, aten.slice, aten.select,
     aten.narrow, aten.index_select, aten.expand, aten.repeat, aten.unbind, aten.flip, aten.roll, aten.pixel_shuffle,
-    aten.pixel_unshuffle, aten.view, aten._unsafe_view, aten.reshape, aten.flatten, aten.unflatten, aten.stack,
+    aten.pixel_unshuffle, aten.view, aten._unsafe_view, aten.reshape, aten.flatten, aten.unflatten,
     aten.tile, aten.repeat_interleave, aten.unfold, aten.diagonal,
 }  # fmt: skip
 VIEWS = {aten.view, aten._unsafe_view, aten.reshape, aten.flatten, aten.unflatten}

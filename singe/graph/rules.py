@@ -85,6 +85,7 @@ class Rules:
             aten.prelu: self._prelu,
             aten.div: self._divide,
             aten.copy: self._copy,
+            aten.grid_sampler: self._sample,
         }
 
     def apply(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -274,6 +275,12 @@ class Rules:
         rank = POOLS[_packet(node)]
         first = self._owners.unite_along(x, range(x.dim() - rank, x.dim()))
         return self._filled(node, first)
+
+    def _sample(self, node: fx.Node, x: Tensor, places: Tensor, *args: Any) -> Tensor:
+        """Looks up positions of every channel; what says where is no channel."""
+        self._owners.freeze(places, f"tells {_name(node)} where to look")
+        sampled: Tensor = self._filled(node, self._owners.unite_along(x, range(2, x.dim())))
+        return sampled
 
     def _reduce(self, node: fx.Node, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         axes = self._axes(node, x.dim(), args, kwargs)

@@ -508,6 +508,9 @@ UPSAMPLINGS = {
     "exact": lambda y: F.interpolate(y, size=(13, 11), mode="nearest-exact"),
     "bilinear": lambda y: F.interpolate(y, scale_factor=1.5, mode="bilinear", align_corners=False),
     "bicubic": lambda y: F.interpolate(y, size=12, mode="bicubic", antialias=False),
+    "at places": lambda y: F.grid_sample(
+        y, torch.linspace(-1, 1, 10).view(1, 5, 1, 2).expand(len(y), 5, 6, 2), align_corners=False
+    ),
 }
 
 
@@ -519,6 +522,19 @@ def test_upsampling_keeps_channels_apart(upsample):
     groups = groups_of(model, x)
     assert free(groups) == {"a": 6, "b": 5}
     assert unsafe_groups(model, [groups["a"], groups["b"]], x) == {}
+
+
+def test_channels_that_tell_where_to_look_stay():
+    def wiring(self, x):
+        places = torch.tanh(self.flow(x)).permute(0, 2, 3, 1)
+        return self.head(F.grid_sample(self.a(x).relu(), places, align_corners=False).mean((2, 3)))
+
+    model = Wired(wiring, flow=nn.Conv2d(3, 2, 1), a=nn.Conv2d(3, 6, 1), head=nn.Linear(6, 2))
+    x = images()[0]
+    groups = groups_of(model, x)
+    assert free(groups) == {"a": 6}
+    assert frozen(groups)["flow"] == "tells aten.grid_sampler.default where to look"
+    assert unsafe_groups(model, [groups["a"]], x) == {}
 
 
 def test_one_slope_for_all_channels_binds_none():
