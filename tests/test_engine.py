@@ -152,7 +152,7 @@ def test_memory_sets_how_much_runs_at_once_and_not_what_comes_out(setting, memor
 
 def loss_regained(setting, neuron, nodes):
     """The integral over the neuron's path of <dL/d(t theta), theta> dt, the slope of the loss along the path."""
-    literal = reference._Literal(setting.model, setting.group, setting.batch, Task())
+    literal = reference._Literal(setting.model, setting.graph, setting.group, setting.batch, Task())
     total = 0.0
     for t, weight in zip(*singe.GaussLegendre(nodes).dt(), strict=True):
         t.requires_grad_()

@@ -116,7 +116,7 @@ def test_prune_and_inspect_leave_the_same_whole_for_the_same_reasons(caplog):
         assert not caplog.records
     options = {"finetune": None, "images": 20, "progress": False, "criterion": "magnitude", "ignore": ["hid*"]}
     assert inspection.frozen == singe.prune(model, [batch], 0.02, **options).frozen
-    assert list(inspection.unfollowed) == ["computed"] and "is an operand" in inspection.unfollowed["computed"]
+    assert list(inspection.unfollowed) == ["computed"] and "is computed" in inspection.unfollowed["computed"]
     assert {g.name: g.frozen and g.frozen[:8] for g in inspection.groups} == {
         "first": "the weig", "free": None, "single": "has only", "guilty": "trial re", "hidden": "ignored",
         "head": "network ",

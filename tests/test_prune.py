@@ -3,6 +3,7 @@ import itertools
 import logging
 import math
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -405,7 +406,7 @@ def test_what_cannot_be_pruned_is_reported_and_logged_with_the_reason(caplog):
     assert set(result.frozen) == {"first", "computed", "single", "head"}
     for name, reason in (
         ("first", "is computed"),
-        ("computed", "is an operand"),
+        ("computed", "is computed"),
         ("single", "one neuron"),
         ("head", "output"),
     ):
@@ -599,7 +600,7 @@ def test_more_bad_input_is_refused_with_words(arguments, message):
 
 def test_a_model_that_cannot_be_copied_or_trained_on_the_loaders_batches_is_refused():
     model = randomised(PlainNet())
-    model.kept = model(images()[0])
+    model.lock = threading.Lock()
     with pytest.raises(ValueError, match=r"copy\.deepcopy"):
         small(model=model)
     flat = nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.BatchNorm1d(6), nn.Linear(6, 4))

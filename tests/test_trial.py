@@ -55,7 +55,7 @@ def view(self, y):
 
 
 def attribute(self, y):
-    return y.reshape(-1, self.width, 4, 4).mean((2, 3))
+    return y.reshape(-1, int(self.width), 4, 4).mean((2, 3))
 
 
 def scaled(self, y):
@@ -71,7 +71,7 @@ def test_a_width_written_into_forward_freezes_its_group_and_no_other(guilty, pro
         return self.head(self.c(guilty(self, y)).relu())
 
     model = Wired(wiring, a=nn.Conv2d(3, 6, 1), b=nn.Conv2d(6, 8, 1), c=nn.Linear(8, 7), head=nn.Linear(7, 2))
-    model.width = 8
+    model.width = 8.0  # no integer that could follow
     x = images(3, size=4)[0]
     groups = able(model, x)
     assert [g.name for g in groups] == ["a", "b", "c"]

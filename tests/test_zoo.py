@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from small_zoo import ZOO, Entry
+from small_zoo.attention import FusedAttention, SeparateAttention
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.utils import _pytree as pytree
-from zoo import ZOO, Entry
-from zoo.attention import FusedAttention, SeparateAttention
 
 import singe
 from singe.cost import parameter_cost
