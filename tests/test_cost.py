@@ -169,9 +169,11 @@ def test_what_torch_counts_beside_convolutions_and_linear_layers_stays():
 
 def test_a_layer_that_is_never_called_costs_parameters_but_no_multiply_adds():
     model, x, graph, groups = traced("tied")
-    assert [g.name for g in groups] == ["stem"]
-    assert mac_cost(model, groups, graph, count_macs(model, x)).gone([2]) == 2 * (10 + 5 + 5)
-    assert parameter_cost(model, groups).gone([2]) == 2 * (10 + 1 + 5)
+    assert [g.name for g in groups] == ["stem", "a"]
+    assert mac_cost(model, groups, graph, count_macs(model, x)).gone([2, 0]) == 2 * (10 + 5 + 5)
+    assert parameter_cost(model, groups).gone([2, 0]) == 2 * (10 + 1 + 5)
+    assert mac_cost(model, groups, graph, count_macs(model, x)).unit([0, 0], 1) == 6 + 6 + 4
+    assert parameter_cost(model, groups).unit([0, 0], 1) == 6 + 1 + 1 + 4
 
 
 @pytest.mark.parametrize("name", ["pooled", "sequences"])

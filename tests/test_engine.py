@@ -164,6 +164,7 @@ def loss_regained(setting, neuron, nodes):
 def test_fading_out_and_removal_cost_the_same_loss(setting):
     folded = Setting(copy.deepcopy(setting.model), setting.batch, setting.group.name)
     reference.fold(folded.model, folded.graph)
+    folded = Setting(folded.model, folded.batch, folded.group.name)
     change = setting.engine().scores(singe.LossChange())
     tolerance = 0.02 * float(change.abs().max())
     for neuron in (0, setting.group.size - 1):

@@ -1,6 +1,7 @@
 import copy
 import logging
 import math
+import threading
 
 import pytest
 import torch
@@ -212,9 +213,9 @@ def test_the_model_the_example_and_all_settings_are_as_before():
     assert same((snapshot(model), random_states(), global_settings(), x), before)
 
 
-def recording(x):
+def locked():
     model = MLP()
-    model.kept = model(x)
+    model.lock = threading.Lock()
     return model
 
 
@@ -231,7 +232,7 @@ X = normal(3, 10)
     [
         ({"model": "mlp"}, TypeError, "Module, got str"),
         ({"model": nn.ReLU()}, ValueError, "no parameters"),
-        ({"model": recording(X)}, ValueError, r"copy\.deepcopy"),
+        ({"model": locked()}, ValueError, r"copy\.deepcopy"),
         ({"model": randomised(Branching())}, ValueError, r"torch\.export.*Branching"),
         ({"example": None}, TypeError, "example to be a tensor x, got NoneType"),
         ({"example": (X, X)}, TypeError, "got tuple; other models need forward="),

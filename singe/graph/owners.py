@@ -141,7 +141,7 @@ class Match:
 
     def pairs(self, label: Tensor) -> list[Tensor]:
         """What has yet to be united."""
-        along = [part for part in (label[p] for p in self.parts) if lie_along(part, 0)]
+        along = [part for part in (label[p] for p in self.parts) if lie_along(part, 0, repeated=True)]
         if len(along) < 2:
             return []
         whole = torch.cat(along, 1)
@@ -206,12 +206,17 @@ def varies(owners: Tensor, axis: int) -> bool:
     return bool(((owners != largest) & (owners != NOBODY)).any())
 
 
-def lie_along(owners: Tensor, axis: int) -> bool:
-    """Whether neurons lie along ``axis``, one or more at every index of their own, rather than positions."""
+def lie_along(owners: Tensor, axis: int, repeated: bool = False) -> bool:
+    """Whether neurons lie along ``axis``, one or more at every index, rather than positions of all of them.
+
+    If ``repeated``, one may lie at several indices, as it does where every group of a convolution holds a part of it.
+    """
     if owners.stride(axis) == 0 and owners.size(axis) > 1:
         return False
     slabs = [slab[slab != NOBODY].unique() for slab in owners.unbind(axis)]
     owned = [slab for slab in slabs if len(slab)]
     if len(owned) == 1:
         return len(owned[0]) == 1  # the only neuron there is may as well be the only channel
+    if repeated:
+        owned = list({tuple(slab.tolist()): slab for slab in owned}.values())
     return len(owned) > 1 and len(torch.cat(owned).unique()) == sum(map(len, owned))

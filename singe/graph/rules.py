@@ -217,7 +217,7 @@ class Rules:
             return owners
         for axis in range(owners.dim()):
             slabs = inside.movedim(axis, 0).flatten(1).any(1)
-            if not slabs.all() and lie_along(owners, axis):
+            if not slabs.all() and _is_channels(owners, axis):
                 fixed = self._owners.issue((len(slabs),))
                 self._owners.freeze(fixed[~slabs], f"joins constants of a fixed width ({_name(node)})")
                 owners = torch.where(_along(slabs, axis, owners.dim()), owners, _along(fixed, axis, owners.dim()))
@@ -501,6 +501,14 @@ def _axes_of_parts(before: torch.Size, after: torch.Size) -> list[list[int]]:
                 axes.append(j - 1)
         parts.append(axes)
     return [axes for axes in parts if len(axes) > 1]
+
+
+def _is_channels(owners: Tensor, axis: int) -> bool:
+    """Whether neurons lie along ``axis``; repeated ones may be positions that were channels, if others have some."""
+    others = (i for i in range(owners.dim()) if i != axis)
+    return lie_along(owners, axis) or (
+        lie_along(owners, axis, repeated=True) and not any(lie_along(owners, other) for other in others)
+    )
 
 
 def _along(values: Tensor, axis: int, rank: int) -> Tensor:

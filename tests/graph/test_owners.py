@@ -135,3 +135,12 @@ def test_constants_differ_from_nobody():
 
 def test_nobody_stands_for_an_axis_without_elements():
     assert representative(torch.ones(2, 0, 3, dtype=torch.int64), [1]).tolist() == [[[NOBODY] * 3]] * 2
+
+
+def test_a_neuron_may_lie_at_several_places_of_an_axis():
+    rows = torch.tensor([5, 6, 5, 6])
+    picture = rows[:, None].expand(4, 3).clone()
+    assert lie_along(picture, 0, repeated=True) and not lie_along(picture, 0) and not lie_along(picture, 1)
+    assert not lie_along(torch.tensor([[5, 6], [6, 7]]), 0, repeated=True), (
+        "neurons that lie neither along one axis nor the other"
+    )
