@@ -11,9 +11,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from .batchnorm import is_batch_norm
-from .flow import described, is_layer
+from .flow import is_layer
 from .groups import module_of
-from .trace import Trace, place_of
+from .nodes import described, place_of
+from .trace import Trace
 
 
 def unable(model: nn.Module, graph: Trace) -> dict[fx.Node, str]:

@@ -10,9 +10,12 @@ from torch.utils import _pytree as pytree
 
 from .claims import Claims, Weight
 from .groups import Group
-from .owners import NOBODY, Owners
-from .rules import Rules, fixed
-from .trace import Env, Trace, place_of
+from .mirrors import NOBODY
+from .nodes import place_of
+from .owners import Owners
+from .rules import Rules
+from .rules.base import fixed
+from .trace import Env, Trace
 
 _MEMORY = 2 << 30
 """Bytes that the owners of one value may take."""

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-ZERO = 0
+from .mirrors import NO_PAIRS, NOBODY, collapsed, linked, pairs
+
+ZERO = NOBODY
 """The channel of elements that are zero whatever happens, such as padding."""
 
 
@@ -101,15 +103,15 @@ class Channels:
 
     def keep(self, channels: Tensor, what: str, *, shift_only: bool = False, norm: str | None = None) -> None:
         """Says that something does not follow when ``channels`` change."""
-        self.obstacles.append(Obstacle(what, torch.unique(*compacted(channels)), shift_only, norm))
+        self.obstacles.append(Obstacle(what, torch.unique(*collapsed(channels)), shift_only, norm))
 
     def unite(self, a: Tensor, b: Tensor) -> None:
         """Says that a[i] and b[i] change alike; channels of zeros follow no shift, but any scale."""
-        a, b = compacted(a, b)
+        a, b = collapsed(a, b)
         for one, other in ((a, b), (b, a)):
             if (beside := one[(other == ZERO) & (one != ZERO)]).numel():
                 self.keep(beside, "zeros among its positions", shift_only=True)
-        self._same.append(_pairs(a, b))
+        self._same.append(pairs(a, b))
 
     def along(self, channels: Tensor, axis: int) -> Tensor:
         """int64 [size of ``axis``]: the channel of each index of an axis, everything else united."""
@@ -124,11 +126,11 @@ class Channels:
 
     def weighted_sum(self, x: Tensor, y: Tensor, p: float, q: float) -> Tensor:
         """The channels of p x + q y, both of one shape: scaled like x and y, and shifted by the sum of their shifts."""
-        a, b = compacted(x, y)
+        a, b = collapsed(x, y)
         codes, index = torch.unique(a * self._count + b, return_inverse=True)
         a, b = codes // self._count, codes % self._count
         written = torch.where((a == ZERO) & (b == ZERO), ZERO, self.issue(len(codes)))
-        self._level += [_pairs(written, a), _pairs(written, b)]
+        self._level += [pairs(written, a), pairs(written, b)]
         self._terms.append(torch.stack([written, a, b], 1))
         self._coefficients.append(torch.tensor([[-1, p, q]], dtype=torch.float64).expand(len(codes), 3))
         return written[index].expand(x.shape)
@@ -137,7 +139,7 @@ class Channels:
         """Takes a batch norm out: what its calls read and write is the same from now on."""
         self._classes = None
         for call in self.norms.pop(norm):
-            self._same.append(_pairs(call.reads, call.writes))
+            self._same.append(pairs(call.reads, call.writes))
         self.layers = [layer for layer in self.layers if layer.name != norm]
         self.obstacles = [o for o in self.obstacles if o.norm != norm]
 
@@ -148,7 +150,9 @@ class Channels:
         return self._classes
 
     def _classified(self) -> Classes:
-        scale, shift = _united(self._count, self._same + self._level), _united(self._count, self._same)
+        same, level = torch.cat([NO_PAIRS, *self._same], 1), torch.cat([NO_PAIRS, *self._level], 1)
+        shift = linked(torch.arange(self._count), same)
+        scale = linked(shift, level)
         terms = shift[torch.cat([torch.empty(0, 3, dtype=torch.int64), *self._terms])]
         coefficients = torch.cat([torch.empty(0, 3, dtype=torch.float64), *self._coefficients])
         twice = terms[:, 1] == terms[:, 2]
@@ -157,30 +161,3 @@ class Channels:
         kept = [o.channels for o in self.obstacles]
         index = torch.arange(len(kept)).repeat_interleave(torch.tensor([len(k) for k in kept]))
         return Classes(scale, shift, terms, coefficients, torch.cat(kept), index)
-
-
-def compacted(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Tensors of one shape, with size 1 instead along the axes on which all of them were expanded."""
-    for axis in range(tensors[0].dim()):
-        if all(t.stride(axis) == 0 for t in tensors):
-            tensors = tuple(t.narrow(axis, 0, 1) for t in tensors)
-    return tensors
-
-
-def _pairs(a: Tensor, b: Tensor) -> Tensor:
-    """int64 [2, pairs]: the pairs of different channels that are not zeros."""
-    differ = (a != b) & (a != ZERO) & (b != ZERO)
-    return torch.unique(torch.stack([a[differ], b[differ]]), dim=1)
-
-
-def _united(count: int, pairs: Sequence[Tensor]) -> Tensor:
-    """int64 [count]: the smallest number that each of 0 ... count - 1 is linked with."""
-    label = torch.arange(count)
-    a, b = torch.cat([torch.empty(2, 0, dtype=torch.int64), *pairs], 1)
-    while True:
-        least = torch.minimum(label[a], label[b])
-        lower = label.scatter_reduce(0, label[a], least, "amin").scatter_reduce(0, label[b], least, "amin")
-        lower = lower[lower]
-        if torch.equal(lower, label):
-            return label
-        label = lower

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from .groups import Group, Role, Slice, module_of
-from .owners import NOBODY, Owners, representative, squeezed
+from .mirrors import NOBODY, representative, squeezed
+from .owners import Owners
 
 Axis = tuple[str, int]
 """A parameter, buffer or attribute, and one of its axes."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .owners import NOBODY, Owners, representative, varies
+from .mirrors import NOBODY, representative, varies
+from .owners import Owners
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,10 @@ from torch.utils import _pytree as pytree
 
 from .channels import ZERO, AffineLayer, Channels
 from .groups import module_of
+from .mirrors import along
+from .nodes import argument, described, packet_of
 from .operators import CONVOLUTIONS, TRANSPOSED, aten
-from .trace import Env, Trace, evaluate, place_of
+from .trace import Env, Trace, evaluate
 
 _CONVOLUTIONS = (*CONVOLUTIONS, *TRANSPOSED)
 
@@ -80,7 +82,7 @@ class _Flow:
 
     def apply(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The channels of the node's output, given its arguments with activations as channels (int64)."""
-        packet = _packet(node)
+        packet = packet_of(node)
         if packet is None:
             return self._move(node, *args, **kwargs)  # getitem and the like
         if node.target is aten.view.dtype:
@@ -119,9 +121,9 @@ class _Flow:
         return self._obstacle(node, x) if value else aten.pad(x, pad, value=ZERO)
 
     def _average(self, node: fx.Node, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        rank = _AVERAGES[_packet(node)]
+        rank = _AVERAGES[packet_of(node)]
         first = self.channels.merged(x, range(x.dim() - rank, x.dim()))
-        if _packet(node) in _POOLS and _pool_counts_more(node):
+        if packet_of(node) in _POOLS and _pool_counts_more(node):
             self.channels.keep(first, f"the divisor of {described(node)}", shift_only=True)
         return first.expand(self._shape(node))
 
@@ -180,7 +182,7 @@ class _Flow:
         shape = self._shape(node)
         layer = AffineLayer(name, node, reads, self.channels.issue(shape[axis]))
         self.channels.layers.append(layer)
-        return _along(layer.writes, axis, len(shape)).expand(shape)
+        return along(layer.writes, axis, len(shape)).expand(shape)
 
     def _batch_norm(self, node: fx.Node, x: Tensor, *args: Any) -> Tensor:
         reads, shape = self.channels.along(x, 1), self._shape(node)
@@ -191,7 +193,7 @@ class _Flow:
             self.channels.keep(torch.cat([reads, layer.writes]), self._unable[node], norm=layer.name)
         else:
             self.channels.layers.append(layer)
-        return _along(layer.writes, 1, len(shape)).expand(shape)
+        return along(layer.writes, 1, len(shape)).expand(shape)
 
     def _shape(self, node: fx.Node) -> tuple[int, ...]:
         return self._concrete(node.meta["val"].shape)
@@ -202,32 +204,15 @@ class _Flow:
 
 def is_layer(node: fx.Node) -> bool:
     """Whether a node is a convolution, transposed or not, a linear layer or a batch norm in eval mode."""
-    return _packet(node) in (*_CONVOLUTIONS, aten.linear, aten.batch_norm)
-
-
-def described(node: fx.Node) -> str:
-    """The operator and where in the model it stands."""
-    place = place_of(node)
-    return f"{node.target} in {place}" if place else str(node.target)
-
-
-def _packet(node: fx.Node) -> Any:
-    """All overloads of a node's operator as one; None for plain Python functions."""
-    return getattr(node.target, "overloadpacket", None)
-
-
-def _along(channels: Tensor, axis: int, rank: int) -> Tensor:
-    shape = [1] * rank
-    shape[axis] = len(channels)
-    return channels.view(shape)
+    return packet_of(node) in (*_CONVOLUTIONS, aten.linear, aten.batch_norm)
 
 
 def _edge(node: fx.Node) -> str | None:
     """What keeps a shift of a convolution's input from being a shift of its output, or None."""
-    if _packet(node) in TRANSPOSED:
+    if packet_of(node) in TRANSPOSED:
         return "the border"  # where fewer positions of the input add up
     weight: Any = node.args[1]
-    padding = _argument(node, 4, "padding", 0)
+    padding = argument(node, 4, "padding", 0)
     if padding == "same":
         padding = [size - 1 for size in weight.meta["val"].shape[2:]]
     padded = padding != "valid" and any(pytree.tree_leaves(padding))
@@ -236,11 +221,6 @@ def _edge(node: fx.Node) -> str | None:
 
 def _pool_counts_more(node: fx.Node) -> bool:
     """Whether an average pool divides by something else than the number of its elements."""
-    padding, counts_padding = _argument(node, 3, "padding", 0), _argument(node, 5, "count_include_pad", True)
-    divisor = _argument(node, 6, "divisor_override", None)
+    padding, counts_padding = argument(node, 3, "padding", 0), argument(node, 5, "count_include_pad", True)
+    divisor = argument(node, 6, "divisor_override", None)
     return divisor is not None or (counts_padding and any(pytree.tree_leaves(padding)))
-
-
-def _argument(node: fx.Node, index: int, name: str, default: Any) -> Any:
-    """An argument of a node by position or name."""
-    return node.args[index] if index < len(node.args) else node.kwargs.get(name, default)

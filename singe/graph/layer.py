@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from . import batchnorm
 from .groups import Group, module_of, rows_by_neuron
+from .nodes import argument, packet_of
 from .operators import CONVOLUTIONS, TRANSPOSED, aten
 from .trace import Env, Trace
 
@@ -91,7 +92,7 @@ class Layer:
         return F.pad(x, extra) if any(extra) else x
 
     def _uneven(self) -> list[int]:
-        if _argument(self.call, 4, "padding", None) != "same":
+        if argument(self.call, 4, "padding", None) != "same":
             return []
         g = self.geometry
         odd = [d * (k - 1) % 2 for d, k in zip(g.dilation, g.kernel_size, strict=True)]
@@ -158,12 +159,12 @@ def _convolution_gradient(x: Tensor, delta: Tensor, rows: int, g: Geometry, grou
 
 def is_affine(node: fx.Node) -> bool:
     """Whether a node is a convolution or linear layer."""
-    return getattr(node.target, "overloadpacket", None) in _AFFINE
+    return packet_of(node) in _AFFINE
 
 
 def is_transposed(node: fx.Node) -> bool:
     """Whether a node is a transposed convolution."""
-    return getattr(node.target, "overloadpacket", None) in TRANSPOSED
+    return packet_of(node) in TRANSPOSED
 
 
 def find_layers(trace: Trace, group: Group) -> list[Layer]:
@@ -203,7 +204,7 @@ def _rows(call: fx.Node, weight: str, group: Group) -> Tensor:
 
 def _transposed_groups(call: fx.Node, inputs: int) -> int:
     """In how many parts a transposed convolution takes ``inputs`` channels; a depthwise one may have lost some."""
-    groups: int = _argument(call, 6, "groups", 1)
+    groups: int = argument(call, 6, "groups", 1)
     return inputs if groups == call.args[1].meta["val"].shape[0] else groups  # type: ignore[union-attr]
 
 
@@ -212,18 +213,14 @@ def geometry_of(call: fx.Node) -> Geometry:
     weight: Any = call.args[1]
     kernel_size = list(weight.meta["val"].shape[2:])
     rank = len(kernel_size)
-    stride = _per_axis(_argument(call, 3, "stride", 1), rank)
-    dilation = _per_axis(_argument(call, 7 if is_transposed(call) else 5, "dilation", 1), rank)
-    padding = _argument(call, 4, "padding", 0)
+    stride = _per_axis(argument(call, 3, "stride", 1), rank)
+    dilation = _per_axis(argument(call, 7 if is_transposed(call) else 5, "dilation", 1), rank)
+    padding = argument(call, 4, "padding", 0)
     if padding == "valid":
         padding = 0
     elif padding == "same":
         padding = [d * (k - 1) // 2 for d, k in zip(dilation, kernel_size, strict=True)]
     return Geometry(kernel_size, stride, _per_axis(padding, rank), dilation)
-
-
-def _argument(node: fx.Node, index: int, name: str, default: Any) -> Any:
-    return node.args[index] if index < len(node.args) else node.kwargs.get(name, default)
 
 
 def _per_axis(value: int | Sequence[int], rank: int) -> list[int]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from .nodes import packet_of
 from .operators import CONSTANTS, IDENTITIES, MOVES, VIEWS
 from .trace import Trace, evaluate
 
@@ -53,14 +54,14 @@ class Stored:
         if node in self._trace.state or node in self._trace.constants:
             return True
         first: Any = node.args[0] if node.args else None
-        moves = getattr(node.target, "overloadpacket", None) in _KEEP
+        moves = packet_of(node) in _KEEP
         return moves and isinstance(first, fx.Node) and self.is_moved(first)
 
     def _value(self, node: fx.Node) -> Tensor | None:
         """The value of a node that depends on no weights or inputs, such as an index; None for other nodes."""
         if node in self._trace.integers:
             return self._trace.integers[node].cpu()
-        packet = getattr(node.target, "overloadpacket", None)
+        packet = packet_of(node)
         if node.op != "call_function" or not (node.all_input_nodes or packet in CONSTANTS):
             return None
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from .nodes import packet_of
 from .operators import CONVOLUTIONS, aten
 from .suffix import Suffix
 from .trace import Trace, evaluate
@@ -110,7 +111,7 @@ def _overwrites(node: fx.Node, free: Collection[fx.Node]) -> int | None:
 
 def _gives_away(operand: Any) -> bool:
     """Whether a node's value is its own and of no use to anybody but the one operator that reads it."""
-    packet = getattr(operand.target, "overloadpacket", None)
+    packet = packet_of(operand)
     # of more than two axes, a linear layer's output is a view
     view = packet is aten.linear and len(operand.meta["val"].shape) != 2
     return packet in _GIVES_AWAY and not view and len(operand.users) == 1
@@ -123,7 +124,7 @@ def _overwrite(node: fx.Node, args: tuple[Any, ...], index: int) -> Tensor:
 
 def _index_bytes(node: fx.Node, size: int) -> int:
     """What a max pool of ``size`` bytes keeps beside its output: which element each maximum was, in int64."""
-    pools = getattr(node.target, "overloadpacket", None) in _MAX_POOLS
+    pools = packet_of(node) in _MAX_POOLS
     return size // node.meta["val"].element_size() * 8 if pools else 0
 
 

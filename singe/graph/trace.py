@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from ..batches import copied, head, joined, length
 from ..isolation import callers_device
 from ..numerics import close
+from .nodes import MODEL, packet_of
 from .operators import CONVOLUTIONS, TRANSPOSED, aten
 
 Env = dict[fx.Node, Any]
@@ -58,7 +59,7 @@ def evaluate(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     A convolution has as many groups as its operands say, since depthwise ones shrink.
     """
     operator_: Callable[..., Any] = node.target  # type: ignore[assignment]
-    packet = getattr(operator_, "overloadpacket", None)
+    packet = packet_of(node)
     if packet in CONVOLUTIONS and len(args) > 6:
         args = (*args[:6], args[0].shape[1] // args[1].shape[1])
     elif packet in TRANSPOSED and len(args) > 6 and args[6] == node.args[1].meta["val"].shape[0]:  # type: ignore
@@ -98,7 +99,7 @@ class Trace:
         self.inputs: list[fx.Node] = [placeholders[str(name)] for name in signature.user_inputs]
         named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         self.state: dict[fx.Node, str] = {
-            placeholders[k]: names[name.removeprefix(_Call.PREFIX)] for k, name in named.items()
+            placeholders[k]: names[name.removeprefix(f"{MODEL}.")] for k, name in named.items()
         }
         self.constants: Env = {
             placeholders[k]: program.constants[name] for k, name in signature.inputs_to_lifted_tensor_constants.items()
@@ -254,34 +255,15 @@ def trace(model: nn.Module, inputs: Any, forward: Forward = plain) -> Trace:
 class _Call(nn.Module):
     """Gives every model one signature: the tensors that go in, in order."""
 
-    PREFIX = "model."
-
     def __init__(self, model: nn.Module, forward: Forward, spec: pytree.TreeSpec) -> None:
         super().__init__()
-        self.model = model
+        self.add_module(MODEL, model)
         self.training = model.training
         self._forward, self._spec = forward, spec
 
     def forward(self, *tensors: Tensor) -> Any:
         with callers_device():
-            return self._forward(self.model, pytree.tree_unflatten(tensors, self._spec))
-
-
-def place_of(node: fx.Node) -> str:
-    """Name of the innermost module that a node stands in; empty for the model itself."""
-    name, _ = _innermost(node)
-    return "" if name == "model" else name.removeprefix(_Call.PREFIX).partition("@")[0]
-
-
-def kind_of(node: fx.Node) -> str:
-    """Name of the class of the innermost module that a node stands in."""
-    return _innermost(node)[1].rpartition(".")[2]
-
-
-def _innermost(node: fx.Node) -> tuple[str, str]:
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    name, kind = stack[-1] if stack else ("", "")
-    return name, kind if isinstance(kind, str) else kind.__name__
+            return self._forward(self.get_submodule(MODEL), pytree.tree_unflatten(tensors, self._spec))
 
 
 def _export(model: nn.Module, inputs: Any, forward: Forward) -> Trace:

@@ -1,6 +1,6 @@
 import torch
 
-from singe.graph.channels import ZERO, Channels, compacted
+from singe.graph.channels import ZERO, Channels
 
 
 def groups(labels, channels):
@@ -9,13 +9,6 @@ def groups(labels, channels):
     for channel in channels.tolist():
         found.setdefault(int(labels[channel]), set()).add(channel)
     return {frozenset(group) for group in found.values()}
-
-
-def test_axes_along_which_values_repeat_shrink():
-    a = torch.arange(3).view(1, 3, 1).expand(2, 3, 4)
-    b = torch.zeros(2, 1, 1).expand(2, 3, 4)
-    assert [t.shape for t in compacted(a)] == [(1, 3, 1)]
-    assert [t.shape for t in compacted(a, b)] == [(2, 3, 1)] * 2
 
 
 def test_what_lies_along_other_axes_is_one_channel():

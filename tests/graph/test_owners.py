@@ -3,7 +3,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from singe.graph.claims import Claims, Weight
-from singe.graph.owners import NOBODY, Owners, lie_along, representative
+from singe.graph.mirrors import NOBODY
+from singe.graph.owners import Owners
 
 
 def written_and_read(count):
@@ -123,24 +124,3 @@ def test_places_of_equal_parts_are_one_neuron():
     place = neurons(claims, 6)
     assert place[0] == place[2] == place[4] != place[1] == place[3] == place[5]
     assert torch.equal(owners.unite_parts(rows, 1), rows)
-
-
-def test_constants_differ_from_nobody():
-    _, _, rows = written_and_read(3)
-    picture = rows.view(3, 1).expand(3, 4).clone()
-    picture[:, 0] = NOBODY
-    assert lie_along(picture, 0)
-    assert not lie_along(picture, 1), "positions of one neuron, with padding around"
-
-
-def test_nobody_stands_for_an_axis_without_elements():
-    assert representative(torch.ones(2, 0, 3, dtype=torch.int64), [1]).tolist() == [[[NOBODY] * 3]] * 2
-
-
-def test_a_neuron_may_lie_at_several_places_of_an_axis():
-    rows = torch.tensor([5, 6, 5, 6])
-    picture = rows[:, None].expand(4, 3).clone()
-    assert lie_along(picture, 0, repeated=True) and not lie_along(picture, 0) and not lie_along(picture, 1)
-    assert not lie_along(torch.tensor([[5, 6], [6, 7]]), 0, repeated=True), (
-        "neurons that lie neither along one axis nor the other"
-    )

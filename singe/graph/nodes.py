@@ -1,0 +1,43 @@
+"""What to ask of a node of an exported graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+MODEL = "model"
+"""The name under which what is exported holds the user's model."""
+
+
+def packet_of(node: fx.Node) -> Any:
+    """All overloads of a node's operator as one; None for plain Python functions."""
+    return getattr(node.target, "overloadpacket", None)
+
+
+def argument(node: fx.Node, index: int, name: str, default: Any) -> Any:
+    """An argument of a node by position or name."""
+    return node.args[index] if index < len(node.args) else node.kwargs.get(name, default)
+
+
+def place_of(node: fx.Node) -> str:
+    """Name of the innermost module that a node stands in; empty for the model itself."""
+    name, _ = _innermost(node)
+    return "" if name == MODEL else name.removeprefix(f"{MODEL}.").partition("@")[0]
+
+
+def kind_of(node: fx.Node) -> str:
+    """Name of the class of the innermost module that a node stands in."""
+    return _innermost(node)[1].rpartition(".")[2]
+
+
+def described(node: fx.Node) -> str:
+    """The operator and where in the model it stands, for reasons a user reads."""
+    place = place_of(node)
+    return f"{node.target} in {place}" if place else str(node.target)
+
+
+def _innermost(node: fx.Node) -> tuple[str, str]:
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    name, kind = stack[-1] if stack else ("", "")
+    return name, kind if isinstance(kind, str) else kind.__name__

@@ -1,0 +1,142 @@
+"""Operators without weights that combine elements: pointwise ones, pools, reductions and products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from ..contraction import Product, contract, matmul
+from ..mirrors import NOBODY, along, varies
+from ..nodes import described, packet_of
+from ..operators import POOLS, SUMS, aten
+from .base import Base
+
+
+class Combinations(Base):
+    """What stands in one sum or product is one neuron, or terms of which each may go."""
+
+    def _pointwise(self, node: fx.Node, *args: Any, **kwargs: Any) -> Tensor:
+        result = torch.tensor(NOBODY).expand(self._shape(node))
+        sources = pytree.tree_leaves((node.args, node.kwargs))
+        values = pytree.tree_leaves((args, kwargs))
+        operands = [pair for pair in zip(sources, values, strict=True) if isinstance(pair[1], Tensor)]
+        for source, operand in sorted(operands, key=lambda pair: pair[1].numel(), reverse=True):
+            result = self._combine(node, result, operand, source)
+        return result
+
+    def _combine(self, node: fx.Node, result: Tensor, operand: Tensor, source: Any) -> Tensor:
+        """Unites an operand with the owners so far; one that spreads over several neurons is frozen instead."""
+        if packet_of(node) in (aten.add, aten.sub) and self._stored.is_computed(source):
+            self._owners.freeze(operand, f"added to a computed parameter by {described(node)}")
+        spread = operand.expand(result.shape)
+        missing = result.dim() - operand.dim()
+        broadcast = [i for i in range(result.dim()) if i < missing or operand.shape[i - missing] == 1]
+        if getattr(source, "target", None) is aten.expand.default:
+            before = source.args[0].meta["val"].shape
+            broadcast += [i for i, size in enumerate(before, result.dim() - len(before)) if size == 1]
+        if any(varies(result, axis) for axis in broadcast if axis >= 0):
+            self._owners.freeze(operand, f"broadcast over other neurons by {described(node)}")
+            return result
+        return self._owners.unite(result, spread)
+
+    def _divide(self, node: fx.Node, x: Any, divisor: Any, **kwargs: Any) -> Tensor:
+        """A removed divisor would divide by zero."""
+        if isinstance(divisor, Tensor) and (divisor != NOBODY).any() and divisor.numel() > 1:
+            unknown: Tensor = self._unknown(node, x, divisor, reason=f"{described(node)} divides by it")
+            return unknown
+        return self._pointwise(node, x, divisor, **kwargs)
+
+    def _prelu(self, node: fx.Node, x: Tensor, slope: Tensor) -> Tensor:
+        if slope.numel() > 1:
+            self._per_channel(x, slope)
+        return x
+
+    def _per_channel(self, x: Tensor, values: Tensor) -> None:
+        """Says that values, [C], belong to the channels at axis 1."""
+        self._owners.unite(x, along(values, 1, x.dim()).expand_as(x))
+
+    def _pool(self, node: fx.Node, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        rank = POOLS[packet_of(node)]
+        first = self._owners.unite_along(x, range(x.dim() - rank, x.dim()))
+        return self._filled(node, first)
+
+    def _sample(self, node: fx.Node, x: Tensor, places: Tensor, *args: Any) -> Tensor:
+        """Looks up positions of every channel; what says where is no channel."""
+        self._owners.freeze(places, f"tells {described(node)} where to look")
+        sampled: Tensor = self._filled(node, self._owners.unite_along(x, range(2, x.dim())))
+        return sampled
+
+    def _reduce(self, node: fx.Node, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        axes = self._axes(node, x.dim(), args, kwargs)
+        kept = [axis for axis in range(x.dim()) if axis not in axes]
+        if any(varies(x, axis) for axis in axes) and not any(varies(x, axis) for axis in kept):
+            if packet_of(node) in SUMS:
+                self._owners.contract(x)
+            else:
+                self._owners.freeze(x, f"taken together by {described(node)}, which would change")
+            return self._filled(node, torch.tensor(NOBODY))
+        first = self._owners.unite_along(x, axes)
+        return pytree.tree_map_only(Tensor, lambda v: first.reshape(self._concrete(v.shape)), node.meta["val"])
+
+    def _axes(self, node: fx.Node, rank: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
+        names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
+        dims = dict(zip(names[1:], args, strict=False)) | kwargs
+        over = dims.get("dim")
+        over = range(rank) if over is None or over == [] else [over] if isinstance(over, int) else over
+        return [axis % rank for axis in over]
+
+    def _along_axis(self, node: fx.Node, x: Tensor, dim: int, *args: Any, **kwargs: Any) -> Tensor:
+        """A softmax and the like: neurons that take part in one statistic stay."""
+        axis = dim % x.dim()
+        if any(varies(x, i) for i in range(x.dim()) if i != axis):
+            return self._owners.unite_along(x, [axis]).expand_as(x)
+        if varies(x, axis):
+            self._owners.freeze(x, f"taken together by {described(node)}, which would change")
+        return x
+
+    def _product(self, rule: Callable[..., Tensor], node: fx.Node, *args: Any, **kwargs: Any) -> Tensor:
+        """Applies a rule for activations; a parameter among the factors stays, and so does what it is multiplied by."""
+        factors = [i for i in pytree.tree_leaves(node.args[:3]) if isinstance(i, fx.Node)]  # behind them, a mask
+        stored = [self._stored.holds(i) for i in factors]
+        if any(stored) and not all(stored):
+            reason = f"{described(node)} multiplies with a parameter"
+            for i in factors:
+                self._freeze_sources(i, reason)
+            unknown: Tensor = self._unknown(node, *args, reason=reason)
+            return unknown
+        return rule(node, *args, **kwargs)
+
+    def _matmul(self, node: fx.Node, a: Tensor, b: Tensor) -> Tensor:
+        rank = max(a.dim(), b.dim())
+        if min(a.dim(), b.dim()) < 2:
+            unknown: Tensor = self._unknown(node, a, b)
+            return unknown
+        a, b = (x[(None,) * (rank - x.dim())] for x in (a, b))
+        return self._contract(node, matmul(rank), a, b)
+
+    def _einsum(self, node: fx.Node, equation: str, operands: list[Tensor], **kwargs: Any) -> Tensor:
+        product = Product.parsed(equation) if len(operands) == 2 else None
+        if product is None:
+            unknown: Tensor = self._unknown(node, operands)
+            return unknown
+        return self._contract(node, product, *operands)
+
+    def _attention(
+        self, node: fx.Node, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:  # fmt: skip
+        if query.shape[:-2] != key.shape[:-2]:  # several queries share a key
+            unknown: Tensor = self._unknown(node, query, key, value, attn_mask)
+            return unknown
+        product = matmul(query.dim())
+        scores = self._contract(node, product, query, key.transpose(-1, -2))
+        if attn_mask is not None:
+            scores = self._combine(node, scores, attn_mask, None)
+        return self._contract(node, product, scores, value)
+
+    def _contract(self, node: fx.Node, product: Product, a: Tensor, b: Tensor) -> Tensor:
+        return contract(self._owners, product, a, b, f"multiplied with what cannot go by {described(node)}")
