@@ -89,7 +89,12 @@ def left_alone(model: nn.Module, groups: Sequence[Group], ignore: Collection[str
         ValueError: a pattern of ``ignore`` that names no module.
     """
     whole = {g.name: g.frozen for g in groups if g.frozen is not None}
-    whole |= {g.name: "has only one neuron" for g in groups if g.size == 1 and g.frozen is None}
+    whole |= {g.name: _single(g) for g in groups if g.size == 1 and g.frozen is None}
     for pattern in ignore:
         whole |= dict.fromkeys(named_groups(model, groups, pattern, "ignore"), "ignored")
     return whole
+
+
+def _single(group: Group) -> str:
+    rows = int((group.written(group.writers[0]).neuron == 0).sum())
+    return "has only one neuron" if rows == 1 else f"its {rows} channels can only go together"

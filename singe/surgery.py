@@ -62,8 +62,12 @@ def compact(model: nn.Module, removed: Removed, optimizer: Optimizer | None = No
     """
     tensors, widths = named_tensors(model), named_widths(model)
     kept = {key: _kept(tensors, *key, indices) for key, indices in removed.items() if key[0] not in widths}
-    left = {name: widths[name] - len(indices) for (name, _), indices in removed.items() if name in widths}
-    blocks = {module: _groups_left(module, kept.get((f"{n}.weight", 0))) for n, module in _grouped(model)}
+    left = {key[0]: len(_left(widths[key[0]], *key, indices)) for key, indices in removed.items() if key[0] in widths}
+    blocks = {
+        module: {attribute: _blocks_left(weight, len(tensors[weight]), getattr(module, attribute), kept[weight, 0])}
+        for weight, module, attribute in _in_blocks(model)
+        if (weight, 0) in kept
+    }
     for name, _ in kept:
         _check_state(optimizer, name, tensors[name])
     cut: dict[int, Tensor] = {}
@@ -76,8 +80,8 @@ def compact(model: nn.Module, removed: Removed, optimizer: Optimizer | None = No
             _follow(optimizer, old, cut[id(old)], axes)
         _replace(model.get_submodule(module_of(name)), name.rpartition(".")[2], cut[id(old)])
     for module in model.modules():
-        if module in blocks:
-            module.groups = blocks[module]
+        for name, value in blocks.get(module, {}).items():
+            setattr(module, name, value)
         for name, value in widths_by_tensors(module).items():
             setattr(module, name, value)
     for name, value in left.items():
@@ -96,7 +100,11 @@ def _kept(tensors: Mapping[str, Tensor], name: str, dim: int, indices: Tensor) -
     shape = tensors[name].shape
     if not 0 <= dim < len(shape):
         raise ValueError(f"expected an axis of {name} (shape {tuple(shape)}), got {dim}")
-    size = shape[dim]
+    return _left(shape[dim], name, dim, indices)
+
+
+def _left(size: int, name: str, dim: int, indices: Tensor) -> Tensor:
+    """Those of ``size`` indices that stay where ``indices`` go."""
     if len(indices) and not (int(indices.min()) >= 0 and int(indices.max()) < size):
         raise ValueError(f"expected indices of axis {dim} of {name} in [0, {size}), got {indices.tolist()}")
     keep = torch.ones(size, dtype=torch.bool)
@@ -134,17 +142,23 @@ def _replace(module: nn.Module, name: str, tensor: Tensor) -> None:
         module._buffers[name] = tensor
 
 
-def _grouped(model: nn.Module) -> Iterator[tuple[str, _ConvNd]]:
-    """Grouped and depthwise convolutions by name."""
+def _in_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """Modules that take their channels in several blocks: weight, module, the attribute that says how many."""
     for name, module in model.named_modules():
-        if isinstance(module, _ConvNd) and module.groups > 1:
-            yield name, module
+        attribute = "groups" if isinstance(module, _ConvNd) else "num_groups"
+        if isinstance(module, _ConvNd | nn.GroupNorm) and getattr(module, attribute) > 1:
+            yield f"{name}.weight", module, attribute
 
 
-def _groups_left(module: _ConvNd, kept: Tensor | None) -> int:
-    """How many groups of a convolution are left along axis 0; a depthwise one loses whole groups, others none."""
-    rows = len(module.weight) // module.groups
-    return module.groups if kept is None else len(torch.unique(kept // rows))
+def _blocks_left(weight: str, size: int, blocks: int, kept: Tensor) -> int:
+    """How many blocks are left along axis 0: depthwise convolutions and group norms lose whole ones, others none."""
+    sizes = torch.bincount(kept // (size // blocks))
+    sizes = sizes[sizes > 0]
+    if len(sizes.unique()) > 1:
+        raise ValueError(
+            f"expected as many rows of each of the {blocks} groups of {weight} to stay, got {sizes.tolist()}"
+        )
+    return len(sizes)
 
 
 def widths_by_tensors(module: nn.Module) -> dict[str, int]:
@@ -159,6 +173,8 @@ def widths_by_tensors(module: nn.Module) -> dict[str, int]:
     if isinstance(module, _NormBase):
         channels = next((t for t in (module.weight, module.running_mean) if t is not None), None)
         return {} if channels is None else {"num_features": len(channels)}
+    if isinstance(module, nn.GroupNorm):
+        return {} if module.weight is None else {"num_channels": len(module.weight)}
     return {"num_parameters": len(module.weight)} if isinstance(module, nn.PReLU) else {}
 
 

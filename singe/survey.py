@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,18 +78,30 @@ def survey(
 
 def _tried(trials: Trials, groups: list[Group]) -> tuple[list[Group], dict[str, str]]:
     """The groups with those integer attributes that do count their neurons, and those that are unsafe -> why."""
-    readings = {g.name: _readings(g) for g in groups}
-    turn = dict.fromkeys(readings, 0)
+    others = {g.name: iter(_readings(g)) for g in groups}
+    current = {name: next(readings) for name, readings in others.items()}
     unsafe: dict[str, str] = {}
     while True:
-        current = [readings[name][i] for name, i in turn.items()]
-        unsafe |= trials.unsafe([g for g in current if g.name not in unsafe])
-        again = [name for name in unsafe if turn[name] + 1 < len(readings[name])]
-        if not again:
-            return current, unsafe
-        for name in again:
-            turn[name] += 1
+        unsafe |= trials.unsafe([g for g in current.values() if g.name not in unsafe])
+        passed = _passed(trials, {name: others[name] for name in unsafe})
+        if not passed:
+            return list(current.values()), unsafe
+        current |= passed
+        for name in passed:
             del unsafe[name]
+
+
+def _passed(trials: Trials, readings: Mapping[str, Iterator[Group]]) -> dict[str, Group]:
+    """The first reading of each group, where there is one, that passes without the network's other groups."""
+    passed: dict[str, Group] = {}
+    while turn := {
+        name: reading
+        for name, left in readings.items()
+        if name not in passed and (reading := next(left, None)) is not None
+    }:
+        failed = trials.unsafe(list(turn.values()))
+        passed |= {name: reading for name, reading in turn.items() if name not in failed}
+    return passed
 
 
 def _readings(group: Group) -> list[Group]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import time
@@ -19,9 +20,6 @@ from .numerics import close
 from .plan import Plan
 from .surgery import compact, mask
 from .weightnorm import plain_copy
-
-Run = Callable[[nn.Module], Any]
-"""A network -> its outputs on some fixed inputs."""
 
 Chosen = list[tuple[Group, Tensor]]
 """Groups, and the neurons (int64) to remove of each."""
@@ -72,10 +70,11 @@ class Trials:
         reasons: dict[str, str] = {}
         for turn, removed in enumerate(rounds):
             # where code asks for widths it does so from the first neuron on, so that two rounds in train mode will do
-            judge = self._problem_in_training if turn in (0, len(rounds) - 1) else self._problem
-            pairs = list(zip(groups, removed, strict=True))
-            while found := self._guilty([(g, r) for g, r in pairs if g.name not in reasons and len(r)], judge):
-                reasons |= found
+            judges = (self._difference, self._training_problem)[: 2 if turn in (0, len(rounds) - 1) else 1]
+            for judge in judges:
+                pairs = list(zip(groups, removed, strict=True))
+                while found := self._guilty([(g, r) for g, r in pairs if g.name not in reasons and len(r)], judge):
+                    reasons |= found
         return reasons
 
     def _guilty(self, chosen: Chosen, judge: Judge) -> dict[str, str]:
@@ -117,27 +116,47 @@ class Trials:
         # harmless apart, harmful together: one half stays whole
         return found or {g.name: f"trial removal failed together with other groups: {problem}" for g, _ in halves[1]}
 
-    def _problem_in_training(self, chosen: Chosen) -> str | None:
-        return self._problem(chosen, training=True)
+    def _difference(self, chosen: Chosen) -> str | None:
+        """Why the compacted network does not put out what the masked one does, or None."""
+        self._check_time()
+        try:
+            outputs = self._run(self._compacted(chosen))  # first, since this is the one that fails
+            return difference(self._run(self._masked(chosen)), outputs)
+        except Exception as error:  # whatever the user's forward raises
+            return first_line(error)
 
-    def _problem(self, chosen: Chosen, training: bool = False) -> str | None:
-        """Why the compacted network is not the masked one or, if asked for, does not train where that does; or None."""
+    def _training_problem(self, chosen: Chosen) -> str | None:
+        """Why the compacted network does not run in train mode, which is not traced, where the masked one does."""
+        self._check_time()
+        try:
+            self._run(self._compacted(chosen).train())
+        except Exception as error:
+            with contextlib.suppress(Exception):
+                self._run(self._masked(chosen).train())
+                return f"in train mode, {first_line(error)}"
+        return None
+
+    def _check_time(self) -> None:
         if time.monotonic() - self._began > self._seconds:
             raise TimeoutError(
                 f"expected to find out within {self._seconds:g} s what can be removed from "
                 f"{type(self._model).__name__}, and did not: give fewer or smaller samples, or ignore= parts of it"
             )
-        masked, compacted, plan = copy.deepcopy(self._model), copy.deepcopy(self._model), Plan()
-        for group, neurons in chosen:
-            mask(masked, group.slices, neurons)
-            plan.add(group, neurons.tolist())
-        try:
-            compact(compacted, plan.removed())
-            problem = difference(masked, compacted, self._run)
-            return problem or (_train_mode_problem(masked, compacted, self._run) if training else None)
-        except Exception as error:  # whatever the user's forward raises
-            return first_line(error)
 
+    def _compacted(self, chosen: Chosen) -> nn.Module:
+        network, plan = copy.deepcopy(self._model), Plan()
+        for group, neurons in chosen:
+            plan.add(group, neurons.tolist())
+        compact(network, plan.removed())
+        return network
+
+    def _masked(self, chosen: Chosen) -> nn.Module:
+        network = copy.deepcopy(self._model)
+        for group, neurons in chosen:
+            mask(network, group.slices, neurons)
+        return network
+
+    @torch.no_grad()
     def _run(self, network: nn.Module) -> Any:
         return answer(network, self._inputs, self._forward)
 
@@ -155,23 +174,9 @@ def _share(order: Tensor, which: int) -> Tensor:
 
 
 @torch.no_grad()
-def _train_mode_problem(masked: nn.Module, compacted: nn.Module, run: Run) -> str | None:
-    """Why the compacted network does not train where the masked one does: train mode is not traced."""
-    try:
-        run(masked.train())
-    except Exception:
-        return None  # it never did
-    try:
-        run(compacted.train())
-    except Exception as error:
-        return f"in train mode, {first_line(error)}"
-    return None
-
-
-@torch.no_grad()
-def difference(expected: nn.Module, actual: nn.Module, run: Run) -> str | None:
-    """What differs between two networks' outputs, or None where they agree."""
-    a, b = pytree.tree_leaves(run(expected)), pytree.tree_leaves(run(actual))
+def difference(expected: Any, actual: Any) -> str | None:
+    """What differs between the outputs of the masked and the compacted network, or None where they agree."""
+    a, b = pytree.tree_leaves(expected), pytree.tree_leaves(actual)
     if len(a) != len(b):
         return f"the masked network has {len(a)} outputs, the compacted one {len(b)}"
     for e, g in zip(a, b, strict=True):
@@ -184,7 +189,8 @@ def difference(expected: nn.Module, actual: nn.Module, run: Run) -> str | None:
 def check_result(original: nn.Module, pruned: nn.Module, plan: Plan, inputs: Any, forward: Forward = plain) -> None:
     """Raises RuntimeError unless the pruned network equals the unpruned one with its weights and zeros elsewhere."""
     full = expanded(original, pruned, plan)
-    problem = difference(full, pruned, lambda network: answer(network, inputs, forward))
+    with torch.no_grad():
+        problem = difference(*(answer(network, inputs, forward) for network in (full, pruned)))
     if problem is not None:
         raise RuntimeError(f"the pruned network is not the masked one: {problem}; please report this model")
 

@@ -6,8 +6,8 @@ from chains import chain, group_of
 from torch import nn
 
 from singe.cost import parameter_cost
-from singe.goal import Goal
-from singe.graph.groups import Group
+from singe.goal import Goal, left_alone
+from singe.graph.groups import Group, Slice
 
 
 def goal(**options):
@@ -50,6 +50,11 @@ def test_what_stays_whole_has_a_reason():
     for options in ({"ignore": {"8"}}, {"allocation": {"8": 1}}):
         with pytest.raises(ValueError, match=f"{next(iter(options))}, got '8'"):
             goal(**options).left_whole(model, groups)
+
+
+def test_one_neuron_of_many_channels_says_so():
+    coupled = Group("a", 1, ("a.weight",), (Slice("a.weight", 0, torch.zeros(6, dtype=torch.int64), "writes"),), None)
+    assert left_alone(nn.Module(), [coupled], ()) == {"a": "its 6 channels can only go together"}
 
 
 def test_scores_are_asked_for_by_the_global_allocation_only_and_not_for_what_is_out_of_reach():

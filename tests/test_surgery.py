@@ -174,6 +174,18 @@ def grouped():
     return randomised(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 6, 3, groups=2), nn.Conv2d(6, 2, 1)))
 
 
+def test_a_group_norm_loses_whole_groups():
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.GroupNorm(3, 6), nn.Conv2d(6, 2, 1))
+    x = normal(2, 3, 4, 4)
+    masked, rows = copy.deepcopy(model), torch.tensor([2, 3])
+    axes = [(f"{i}.{name}", 0) for i in (0, 1) for name in ("weight", "bias")] + [("2.weight", 1)]
+    for name, dim in axes:
+        dict(masked.named_parameters())[name].data.index_fill_(dim, rows, 0)
+    compact(model, dict.fromkeys(axes, rows))
+    assert (model[1].num_groups, model[1].num_channels) == (2, 4)
+    torch.testing.assert_close(model(x), masked(x))
+
+
 def test_a_grouped_convolution_keeps_its_groups_and_loses_the_same_of_each():
     model, x = grouped(), images()[0]
     old = copy.deepcopy(model)
@@ -409,19 +421,26 @@ def test_an_optimizer_that_shares_the_list_of_its_parameters_steps_on_the_smalle
 
 
 WRONG = {
-    "unknown name": ({("4.weight", 0): [0]}, "4.weight"),
+    "unknown name": ({("5.weight", 0): [0]}, "5.weight"),
     "module instead of tensor": ({("0", 0): [0]}, "'0'"),
     "axis": ({("0.weight", 4): [0]}, "axis of 0.weight"),
     "negative axis": ({("0.weight", -1): [0]}, "axis of 0.weight"),
     "index": ({("3.weight", 1): [5]}, r"axis 1 of 3.weight in \[0, 5\)"),
     "negative index": ({("3.weight", 1): [-1]}, r"axis 1 of 3.weight in \[0, 5\)"),
+    "index of an attribute": ({("2.width", 0): [4]}, r"axis 0 of 2.width in \[0, 4\)"),
+    "emptied attribute": ({("2.width", 0): [0, 1, 2, 3]}, "at least one index of axis 0 of 2.width"),
+    "part of a convolution's group": (
+        {("4.weight", 0): [0]},
+        r"each of the 2 groups of 4.weight to stay, got \[2, 3\]",
+    ),
     "emptied axis": ({("1.running_var", 0): [0, 1, 2, 3, 4]}, "at least one index of axis 0 of 1.running_var"),
 }
 
 
 @pytest.mark.parametrize(("wrong", "message"), WRONG.values(), ids=WRONG.keys())
 def test_what_is_refused_changes_nothing(wrong, message):
-    model = pair()
+    model = nn.Sequential(*pair(), nn.Conv2d(4, 6, 1, groups=2))
+    model[2].width = 4
     optimizer = MAKE["sgd"](model.parameters())
     trained(model, optimizer)
     before, values = named_tensors(model), {n: t.clone() for n, t in model.state_dict().items()}

@@ -115,7 +115,7 @@ def test_groups_that_may_only_shrink_together_are_unsafe():
         masked, plan = copy.deepcopy(model), Plan()
         mask(masked, group.slices, torch.tensor([0]))
         plan.add(group, [0])
-        assert difference(masked, plan.apply(copy.deepcopy(model)), lambda net: net(x)) is None, group.name
+        assert difference(masked(x), plan.apply(copy.deepcopy(model))(x)) is None, group.name
 
 
 def test_what_is_declared_safe_is_safe_together():
@@ -138,7 +138,7 @@ def test_what_is_declared_safe_is_safe_together():
             mask(masked, group.slices, torch.arange(3))
             plan.add(group, [0, 1, 2])
     assert plan.removals, "not everything is unsafe"
-    assert difference(masked, plan.apply(copy.deepcopy(model)), lambda net: net(x)) is None
+    assert difference(masked(x), plan.apply(copy.deepcopy(model))(x)) is None
 
 
 class Auxiliary(nn.Module):
@@ -259,10 +259,10 @@ def test_difference_sees_every_output_and_small_errors():
 
     model, x = Wired(wiring, a=nn.Linear(4, 3), b=nn.Linear(4, 2)).double(), normal(3, 4, dtype=torch.float64)
     other = copy.deepcopy(model)
-    assert difference(model, other, lambda net: net(x)) is None
+    assert difference(model(x), other(x)) is None
     with torch.no_grad():
         other.b.bias[1] += 1e-6
-    assert "differ by 1.00e-06" in difference(model, other, lambda net: net(x))
+    assert "differ by 1.00e-06" in difference(model(x), other(x))
 
 
 @pytest.mark.parametrize("error", [AssertionError, KeyError, AttributeError])

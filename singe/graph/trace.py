@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, export
 from torch.export.graph_signature import OutputKind
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
 from ..batches import copied, head, joined, length
@@ -56,7 +57,7 @@ def answer(model: nn.Module, inputs: Any, forward: Forward = plain) -> Any:
 def evaluate(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Calls a node's operator on values in any memory format.
 
-    A convolution has as many groups as its operands say, since depthwise ones shrink.
+    Convolutions and group norms have as many groups as their operands say, since they lose whole ones.
     """
     operator_: Callable[..., Any] = node.target  # type: ignore[assignment]
     packet = packet_of(node)
@@ -64,6 +65,8 @@ def evaluate(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
         args = (*args[:6], args[0].shape[1] // args[1].shape[1])
     elif packet in TRANSPOSED and len(args) > 6 and args[6] == node.args[1].meta["val"].shape[0]:  # type: ignore
         args = (*args[:6], args[0].shape[1], *args[7:])
+    elif packet is aten.group_norm:
+        args = (args[0], args[0].shape[1] * args[1] // node.args[0].meta["val"].shape[1], *args[2:])  # type: ignore
     if operator_ in (aten.view.default, aten._unsafe_view.default):
         operator_ = aten.reshape
     elif operator_ in _STRIDED:
@@ -83,7 +86,7 @@ class Trace:
         dynamic: whether the graph takes any number of samples, or only that of the example.
         example_batch: a number of samples that it takes.
         integers: the values of integer buffers and of constants, by node: indices do not change while weights do.
-        attributes: integer attributes of the model's own modules, by module name: what code may take for a width.
+        attributes: integer attributes that code may take for a width and no tensor tells, by module name.
     """
 
     def __init__(self, program: ExportedProgram, model: nn.Module, forward: Forward, batch: int) -> None:
@@ -273,6 +276,8 @@ def _export(model: nn.Module, inputs: Any, forward: Forward) -> Trace:
             call = _Call(model, forward, spec)
             shapes = (tuple({0: Dim.AUTO} for _ in tensors),)
             program = export(call, tuple(tensors), dynamic_shapes=shapes, strict=False).run_decompositions({})
+            for name in program.graph_signature.inputs_to_lifted_custom_objs.values():
+                raise ValueError(f"it uses a {type(program.constants[name]).__name__}, which a graph of tensors cannot")
     except Exception as error:
         raise ValueError(
             f"expected a model that torch.export can trace, but exporting {type(model).__name__} on inputs of shape "
@@ -309,8 +314,9 @@ def _line_of(error: BaseException) -> str:
 
 
 def _integers(module: nn.Module) -> dict[str, int]:
-    """Integer attributes of a module that is not torch's own."""
-    if type(module).__module__.startswith("torch."):
+    """Integer attributes that may be widths and that no tensor of a module tells."""
+    bare_norm = isinstance(module, _NormBase | nn.GroupNorm) and not [*module.parameters(), *module.buffers()]
+    if type(module).__module__.startswith("torch.") and not bare_norm:
         return {}
     return {name: value for name, value in vars(module).items() if type(value) is int and not name.startswith("_")}
 

@@ -108,6 +108,19 @@ def test_a_model_that_cannot_be_exported_is_named():
         trace(Stubborn(), normal(4, 3))
 
 
+def test_objects_that_are_no_tensors_are_named():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.generator = torch.Generator().manual_seed(0)
+
+        def forward(self, x):
+            return x + torch.randn(3, generator=self.generator)
+
+    with pytest.raises(ValueError, match=r"Noisy .*Generator"):
+        trace(Noisy(), normal(4, 3))
+
+
 BRANCH = "def forward(self, x):\n    return x if x.sum() > 0 else -x\n"
 
 

@@ -135,8 +135,11 @@ WEIGHTS = {
         frozen={"before": "computed", "middle": ""},
     ),
     "group norm": Entry(
-        lambda: Normed(nn.GroupNorm(2, 8), nn.GroupNorm(3, 6)),
-        free={"mlp.0": 9}, frozen={"conv1": "groupnorm", "conv2": "groupnorm"},
+        lambda: Normed(nn.GroupNorm(2, 8), nn.GroupNorm(6, 6)), free={"conv1": 2, "conv2": 6, "mlp.0": 9}
+    ),
+    "group norm of all or without weights": Entry(
+        lambda: Normed(nn.GroupNorm(1, 8), nn.GroupNorm(3, 6, affine=False)),
+        free={"conv2": 3, "mlp.0": 9}, frozen={"conv1": "groupnorm"},
     ),
     "instance norm": Entry(
         lambda: Normed(nn.InstanceNorm2d(8, affine=True), nn.InstanceNorm2d(6)), free={"mlp.0": 9}

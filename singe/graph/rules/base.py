@@ -9,7 +9,8 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from ..claims import Claims, Weight
-from ..nodes import described
+from ..mirrors import representative, varies
+from ..nodes import described, place_of
 from ..owners import Owners
 from ..stored import Stored
 from ..trace import Trace
@@ -46,6 +47,17 @@ class Base:
         """Freezes the parameters that a stored value is computed from."""
         for source in self._stored.sources(node):
             self._claims.freeze(Weight(self._trace.state[source], tuple(source.meta["val"].shape)), reason)
+
+    def _note_widths(self, node: fx.Node, *mirrors: Tensor) -> None:
+        """Remembers the attributes that the module's code may have taken for the length of an axis of neurons."""
+        place = place_of(node)
+        for name, value in self._trace.attributes.get(place, {}).items():
+            for owners in mirrors:
+                for axis in range(owners.dim()):
+                    if owners.shape[axis] == value and varies(owners, axis):
+                        others = [i for i in range(owners.dim()) if i != axis]
+                        neurons = representative(owners, others).flatten()
+                        self._claims.width(f"{place}.{name}" if place else name, neurons)
 
     def _filled(self, node: fx.Node, owners: Tensor) -> Any:
         """Owners expanded to each of the node's outputs."""

@@ -71,6 +71,8 @@ class Combinations(Base):
         return sampled
 
     def _reduce(self, node: fx.Node, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(a, Tensor) for a in args):  # the larger one of two
+            return self._pointwise(node, x, *args)
         axes = self._axes(node, x.dim(), args, kwargs)
         kept = [axis for axis in range(x.dim()) if axis not in axes]
         if any(varies(x, axis) for axis in axes) and not any(varies(x, axis) for axis in kept):

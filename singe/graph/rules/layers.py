@@ -28,8 +28,12 @@ class Layers(Combinations):
         return x
 
     def _group_norm(self, node: fx.Node, x: Tensor, groups: int, *args: Any) -> Tensor:
+        """Channels that share statistics go together; all of them never do."""
         channels = self._owners.channels(x, 1)
-        self._owners.freeze(channels, f"normalised across channels by {described(node)}")
+        if groups == 1:
+            self._owners.freeze(channels, f"normalised across channels by {described(node)}")
+        else:
+            self._note_widths(node, self._owners.unite_along(channels.view(groups, -1), [1]), channels)
         for values in (a for a in args[:2] if isinstance(a, Tensor)):
             self._per_channel(x, values)
         return x
@@ -38,6 +42,7 @@ class Layers(Combinations):
         if not isinstance(x, Tensor):
             return self._unknown(node, x, *args)
         channels = self._owners.channels(x, 1)
+        self._note_widths(node, channels)
         sources: Any = node.args[1:]
         for vector, source in zip(args[:4], sources, strict=False):
             if isinstance(vector, Weight):

@@ -52,17 +52,6 @@ class Moves(Base):
         attributes = self._trace.attributes.get(place_of(node), {})
         return any("head" in name and "dim" not in name and value == size for name, value in attributes.items())
 
-    def _note_widths(self, node: fx.Node, *mirrors: Tensor) -> None:
-        """Remembers the attributes that the module's code may have taken for the length of an axis of neurons."""
-        place = place_of(node)
-        for name, value in self._trace.attributes.get(place, {}).items():
-            for owners in mirrors:
-                for axis in range(owners.dim()):
-                    if owners.shape[axis] == value and varies(owners, axis):
-                        others = [i for i in range(owners.dim()) if i != axis]
-                        neurons = representative(owners, others).flatten()
-                        self._claims.width(f"{place}.{name}" if place else name, neurons)
-
     def _split(self, node: fx.Node, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Parts of one size are halves, thirds ...: a channel goes from all of them or the split moves."""
         parts = evaluate(node, (x, *args), kwargs)

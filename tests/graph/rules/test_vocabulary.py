@@ -1,4 +1,5 @@
 import pytest
+import torch
 from networks import images
 from torch import nn
 from torch.nn import functional as F
@@ -18,7 +19,7 @@ REFUSED = {
     ),
     "group norm": (
         lambda self, y: self.inner(y),
-        nn.GroupNorm(2, 6),
+        nn.GroupNorm(1, 6),
         "normalised across channels by aten.group_norm.default in inner",
     ),
     "mean": (lambda self, y: y - y.mean(1, keepdim=True), nn.Identity(), "taken together by aten.mean.dim"),
@@ -84,6 +85,12 @@ FOLLOWED = {
     ),
     "itself": (lambda self, y: (y @ y.T) @ y, nn.Identity(), {}),
     "length": (lambda self, y: F.normalize(y, dim=1), nn.Identity(), {}),
+    "the larger one": (lambda self, y: torch.max(y, self.inner(y)), nn.Identity(), {}),
+    "groups of statistics": (
+        lambda self, y: self.inner(y),
+        nn.GroupNorm(6, 6),
+        {"inner.weight@0": 1, "inner.bias@0": 1},
+    ),
     "products": (lambda self, y: y * (y * y).sum(1, keepdim=True), nn.Identity(), {}),
 }
 
@@ -97,6 +104,15 @@ def test_what_neurons_meet_on_their_way_goes_with_them(wiring, inner, rides):
     assert free(groups) == {"a": 6}
     assert owned(groups["a"]) == once("a.weight", "a.bias", "head.weight@1") | rides
     assert unsafe_groups(model, [groups["a"]], x) == {}
+
+
+def test_channels_that_share_statistics_go_together():
+    layers = [nn.Conv2d(3, 8, 3), nn.GroupNorm(4, 8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 2)]
+    model, x = nn.Sequential(*layers).eval(), images()[0]
+    groups = groups_of(model, x)
+    assert free(groups) == {"0": 4}
+    assert owned(groups["0"]) == {"0.weight@0": 2, "0.bias@0": 2, "1.weight@0": 2, "1.bias@0": 2, "4.weight@1": 72}
+    assert unsafe_groups(model, [groups["0"]], x) == {}
 
 
 def test_modules_whose_weights_are_not_followed_are_named_with_the_reason():
