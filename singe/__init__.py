@@ -1,7 +1,6 @@
 """Structured pruning by integrated gradients along a weight-fading path (SInGE, Yvinec et al., NeurIPS 2022)."""
 
 from . import reference
-from .checkpoint import load, load_plan
 from .criteria import (
     Gradient,
     IntegratedGradient,
@@ -18,6 +17,7 @@ from .plan import Plan
 from .prune import prune
 from .quadrature import GaussLegendre, Geometric
 from .result import GroupRecord, PruneResult
+from .saved import load, load_plan
 from .score import score
 
 __version__ = "0.1.0"

@@ -1,132 +1,164 @@
-"""Files: a plan as JSON, weights as safetensors, nothing that executes."""
+"""A run that survives being killed: all it needs to go on behind its last group is in one file; see docs/format.md."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Callable
+import reprlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from .copies import copy_of
+from .batches import Batch, tensors
+from .files import digest, tensor_file, write_tensors
 from .graph.trace import named_tensors
 from .plan import Plan
-from .wrappers import unwrapped
+from .result import GroupRecord
 
-PLAN_FILE = "plan.json"
-WEIGHTS_FILE = "model.safetensors"
+log = logging.getLogger("singe")
+
+FILE = "checkpoint.safetensors"
+VERSION = 1
 
 
-def save(model: nn.Module, plan: Plan, directory: str | os.PathLike[str]) -> None:
-    """Writes a pruned model as ``plan.json`` and ``model.safetensors``; each file appears whole or not at all.
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        memory: bytes that a scoring pass may take, after what the device had no room for.
+        samples: the fingerprint of the loader's first ones.
+        widths: (name, neurons before, neurons to go) of every group that loses some, in order.
+        plan: what was removed.
+        history: of the groups that are done.
+        traced: how many groups were done when the graph in use was exported.
+        tuned: whether the fine-tuning behind all groups is done.
+    """
+
+    memory: int
+    samples: str
+    widths: list[tuple[str, int, int]] = field(default_factory=list)
+    plan: Plan = field(default_factory=Plan)
+    history: list[GroupRecord] = field(default_factory=list)
+    traced: int = 0
+    tuned: bool = False
+
+    @property
+    def neurons(self) -> int:
+        """How many have been removed."""
+        return sum(len(record.removed) for record in self.history)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``json``; see :meth:`from_json`."""
+        data = {name: value for name, value in vars(self).items() if name not in ("plan", "history")}
+        return data | {"plan": self.plan.to_json(), "history": [asdict(record) for record in self.history]}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Progress:
+        """The progress that :meth:`to_json` wrote; the file's digest says that it is whole."""
+        widths = [(name, size, count) for name, size, count in data["widths"]]
+        history = [
+            GroupRecord(**{**r, "removed": tuple(r["removed"]), "scores": tuple(r["scores"])}) for r in data["history"]
+        ]
+        plain = {name: data[name] for name in ("memory", "samples", "traced", "tuned")}
+        return cls(widths=widths, plan=Plan.from_json(data["plan"]), history=history, **plain)
+
+
+class Checkpoint:
+    """The file of one run.
 
     Args:
-        model: the pruned model.
-        plan: what was removed from the unpruned one.
-        directory: created if it does not exist; files in it are replaced.
-
-    Raises:
-        ValueError: the model has state that is no tensor (``get_extra_state``).
+        directory: created if it does not exist.
+        call: what the run's outcome depends on, as plain data; a file of another call is refused.
     """
-    extra = [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]
-    if extra:
-        raise ValueError(f"expected a model whose state is tensors only, got {', '.join(extra)}")
-    path = Path(directory)
-    path.mkdir(parents=True, exist_ok=True)
-    weights = {name: _alone(tensor.detach()) for name, tensor in _unique(model).items()}
-    _replace(path / WEIGHTS_FILE, lambda part: save_file(weights, part, metadata={"format": "pt"}))
-    text = json.dumps(plan.to_json(), separators=(",", ":"))
-    _replace(path / PLAN_FILE, lambda part: part.write_text(text, encoding="utf-8"))
+
+    def __init__(self, directory: str | os.PathLike[str], call: Mapping[str, Any]) -> None:
+        self._path = Path(directory) / FILE
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._call = json.loads(json.dumps(call))
+
+    def read(self) -> Progress | None:
+        """What the file says of the run, None where there is no file.
+
+        Raises:
+            ValueError: it is damaged, of another version, or of another call.
+        """
+        if not self._path.exists():
+            return None
+        with tensor_file(self._path) as file:
+            text = file.metadata.get("singe", "")
+            try:
+                data = json.loads(text)
+                version = data["version"] if data["format"] == "singe-checkpoint" else None
+            except (ValueError, LookupError, TypeError, RecursionError) as error:
+                raise ValueError(f"expected a checkpoint of singe.prune in {self._path}, got another file") from error
+            if version != VERSION:
+                found = reprlib.repr(version)
+                raise ValueError(f"expected a checkpoint of version {VERSION} in {self._path}, got version {found}")
+            if file.digest(text) != file.metadata.get("digest"):
+                raise ValueError(f"damaged checkpoint {self._path}: its contents are not those that were written")
+        self._check_call(data["call"])
+        return Progress.from_json(data)
+
+    def _check_call(self, written: Mapping[str, Any]) -> None:
+        other = [key for key in self._call if self._call[key] != written.get(key)]
+        if other:
+            names = "; ".join(f"{key} was {_shown(written.get(key))} and is {_shown(self._call[key])}" for key in other)
+            raise ValueError(
+                f"expected {self._path} to be of the same call, but {names}; name another directory to begin anew"
+            )
+
+    def restore(self, model: nn.Module, optimizer: Optimizer | None) -> None:
+        """Gives a model, which has been cut, and its optimiser the values in the file.
+
+        Raises:
+            ValueError: they are not of that model.
+        """
+        with tensor_file(self._path) as file:
+            expected = _tensors(model)
+            for name in sorted(file.names - set(expected)):
+                key, _, parameter = name.removeprefix("optimizer/").partition("/")
+                held = expected.get(f"model/{parameter}")
+                if optimizer is not None and held is not None:
+                    expected[name] = optimizer.state[held][key] = torch.empty_like(held)
+            file.check(expected)
+            file.copy(expected)
+
+    def write(self, progress: Progress, model: nn.Module, optimizer: Optimizer | None) -> None:
+        """Writes the file; the old one is there until the new one is whole.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        head = {"format": "singe-checkpoint", "version": VERSION, "call": self._call}
+        text = json.dumps(head | progress.to_json(), separators=(",", ":"))
+        values = _tensors(model, optimizer)
+        write_tensors(self._path, values, {"singe": text, "digest": digest(text, values)})
 
 
-def load(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Module:
-    """A pruned copy of ``model`` from the files that ``PruneResult.save`` wrote.
-
-    Args:
-        model: of the same architecture as the one that was pruned, unpruned; its weights do not matter. Not modified.
-            Wrapped or compiled, the module inside is taken.
-        directory: holds ``plan.json`` and ``model.safetensors``.
-
-    Returns:
-        the pruned model, on the device and in the train mode of ``model``.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a file is damaged, of another version, or does not fit the model.
-    """
-    model = unwrapped(model)
-    path = Path(directory)
-    pruned = load_plan(path).apply(copy_of(model))
-    tensors = _unique(pruned)
-    try:
-        with safe_open(path / WEIGHTS_FILE, framework="pt") as file, torch.no_grad():
-            _check_names(set(file.keys()), set(tensors), path / WEIGHTS_FILE)
-            for name, tensor in tensors.items():
-                _copy(name, file.get_tensor(name), tensor)
-    except SafetensorError as error:
-        raise ValueError(f"damaged weights in {path / WEIGHTS_FILE}: {error}") from error
-    return pruned
+def fingerprint(batch: Batch) -> str:
+    """Of a batch's tensors."""
+    return digest("", {str(index): tensor for index, tensor in enumerate(tensors(batch))})
 
 
-def load_plan(directory: str | os.PathLike[str]) -> Plan:
-    """The plan alone, to apply to a model of one's own.
-
-    Raises:
-        FileNotFoundError: no ``plan.json`` in the directory.
-        ValueError: it is damaged or of another version.
-    """
-    path = Path(directory) / PLAN_FILE
-    try:
-        return Plan.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"damaged plan in {path}: {error}") from error
-
-
-def _unique(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers, tied ones under their first name only."""
-    persistent = model.state_dict(keep_vars=True)
-    seen: set[int] = set()
-    unique = {}
+def _tensors(model: nn.Module, optimizer: Optimizer | None = None) -> dict[str, Tensor]:
+    """All that is worked on, tied tensors under their first name, and what an optimiser keeps of each."""
+    names: dict[Tensor, str] = {}
     for name, tensor in named_tensors(model).items():
-        if name in persistent and id(tensor) not in seen:
-            seen.add(id(tensor))
-            unique[name] = tensor
-    return unique
+        names.setdefault(tensor, name)
+    found = {f"model/{name}": tensor for tensor, name in names.items()}
+    for parameter, state in optimizer.state.items() if optimizer is not None else ():
+        kept = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+        found |= {f"optimizer/{key}/{names[parameter]}": value for key, value in kept.items()}
+    return found
 
 
-def _alone(tensor: Tensor) -> Tensor:
-    """The tensor as safetensors takes it: contiguous, in storage of its own."""
-    tensor = tensor.contiguous()
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
-
-
-def _check_names(found: set[str], expected: set[str], path: Path) -> None:
-    if found != expected:
-        raise ValueError(
-            f"expected {path} to hold the tensors of the model: missing {sorted(expected - found)}, "
-            f"unexpected {sorted(found - expected)}"
-        )
-
-
-def _copy(name: str, source: Tensor, target: Tensor) -> None:
-    if source.shape != target.shape or source.dtype != target.dtype:
-        raise ValueError(
-            f"expected {name} of shape {tuple(target.shape)}, {target.dtype}, got {tuple(source.shape)}, {source.dtype}"
-        )
-    target.copy_(source)
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes beside ``path``, then renames, so that a reader never sees half a file."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(part)
-        with open(part, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else "None" if value is None else json.dumps(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from .checkpoint import load
 from .prune import prune
 from .report import table
 from .result import count_macs, count_parameters
+from .saved import load
 
 Say = Callable[[str], None]
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from . import ops
 from .batches import Batch, tensors
+from .budget import is_shortage
 from .criteria import Criterion, LossChange, Magnitude, PathCriterion, PathRule, Random
 from .graph.groups import Group
 from .graph.layer import Layer
@@ -22,6 +25,10 @@ from .passes import LayerDelta, Passes, RowDelta
 from .precision import Precision, arithmetic
 from .quadrature import Nodes
 from .task import Task
+
+log = logging.getLogger("singe")
+
+T = TypeVar("T")
 
 DEFAULT_MEMORY = 1 << 30
 
@@ -44,6 +51,9 @@ class Engine:
         memory: bytes that the activations of one pass may take; at least one job on one image runs at a time.
         precision: the arithmetic of all passes; see ``precision.arithmetic``.
 
+    Attributes:
+        memory: what it has come down to where the device had no room for that.
+
     Raises:
         TypeError, ValueError: the loss does not return a finite scalar for this batch.
     """
@@ -59,23 +69,22 @@ class Engine:
         precision: Precision = "float32",
     ) -> None:
         self._group, self._precision, self._device = group, precision, tensors(batch)[0].device
-        with self._arithmetic():
-            self._passes = Passes(model, trace, group, batch, task, memory, precision)
-            self._current_loss: float | None = self._evaluate()
+        self.memory: int = memory
+        self._make = lambda: Passes(model, trace, group, batch, task, self.memory, precision)
+        self._made: Passes | None = None
+        self._current_loss: float | None = self._run(self._evaluate)
 
     @property
     def loss(self) -> float:
         """The loss on the batch with all removals so far."""
         if self._current_loss is None:
-            with self._arithmetic():
-                self._current_loss = self._evaluate()
+            self._current_loss = self._run(self._evaluate)
         return self._current_loss
 
     @property
     def chunk(self) -> int:
         """How many jobs that fade one neuron run at a time."""
-        with self._arithmetic():
-            return self._passes.chunk
+        return self._run(lambda: self._passes.chunk)
 
     @property
     def parts(self) -> int:
@@ -89,8 +98,7 @@ class Engine:
             ValueError: a score is not finite.
         """
         neurons = torch.arange(self._group.size) if neurons is None else neurons
-        with self._arithmetic():
-            scores = self._scores(criterion, neurons).cpu()
+        scores = self._run(lambda: self._scores(criterion, neurons).cpu())
         if not scores.isfinite().all():
             raise ValueError(f"scores of {self._group.name} are not finite: the loss or its gradient overflows")
         return scores
@@ -105,6 +113,27 @@ class Engine:
         with self._arithmetic():
             self._passes.forget(neuron)
         self._current_loss = None
+
+    @property
+    def _passes(self) -> Passes:
+        if self._made is None:
+            self._made = self._make()
+        return self._made
+
+    def _run(self, work: Callable[[], T]) -> T:
+        """What passes come to; made anew and smaller where the device turns out to have no room for them."""
+        while True:
+            try:
+                with self._arithmetic():
+                    return work()
+            except (RuntimeError, MemoryError) as error:
+                if not is_shortage(error) or self.memory < 2:
+                    raise
+            self._made = None  # here, where the exception holds on to nothing any more
+            self.memory //= 2
+            log.warning("%s: out of memory, passes may take %d bytes from now on", self._group.name, self.memory)
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def _arithmetic(self) -> AbstractContextManager[None]:
         return arithmetic(self._precision, self._device)

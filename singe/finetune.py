@@ -113,6 +113,10 @@ class Tuner:
             self.optimizer.zero_grad(set_to_none=True)
         return steps
 
+    def resume(self, pauses: int) -> None:
+        """Says that so many pauses have been made."""
+        self._pause, self._step = pauses, round(self._plan.steps * pauses / self._pauses) if self._pauses else 0
+
     def rehearse(self) -> None:
         """One step forward and backward on a copy, so that what cannot be trained is refused before work starts.
 

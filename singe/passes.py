@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from . import ops
 from .batches import Batch, length, tensors
-from .budget import Budget
+from .budget import Budget, is_shortage
 from .graph import batchnorm
 from .graph.downstream import Downstream
 from .graph.groups import Group
@@ -441,6 +441,8 @@ class Passes:
                 parts = [_Part(size, self._prefix(start, size), None) for start, size in places]
                 pair, *alone = (self._forward(whole, part).outputs for part in parts)
         except Exception as error:  # the model may not take one image alone
+            if is_shortage(error):
+                raise
             log.debug("%s: passing images in parts failed: %s", self._group.name, error)
             return False
         return all(self._agree(*pair) for pair in zip(pair, self._joined(alone), strict=True))
@@ -452,6 +454,8 @@ class Passes:
             try:
                 stacked = self._outputs(whole_group(1.0, 0.5))
             except Exception as error:  # the model or the loss may not take more samples at once
+                if is_shortage(error):
+                    raise
                 log.debug("%s: stacking two jobs failed: %s", self._group.name, error)
                 return False
         values = zip(self._trace.outputs, stacked, *alone, strict=True)

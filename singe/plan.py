@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -152,7 +153,7 @@ class Plan:
         if not isinstance(data, dict) or data.get("format") != "singe-plan":
             raise ValueError("expected a singe plan (a JSON object with format 'singe-plan')")
         if data.get("version") != VERSION:
-            raise ValueError(f"expected a plan of version {VERSION}, got version {data.get('version')!r}")
+            raise ValueError(f"expected a plan of version {VERSION}, got version {reprlib.repr(data.get('version'))}")
         try:
             return cls([_removal(r) for r in data["removals"]])
         except (KeyError, TypeError) as error:
@@ -175,21 +176,37 @@ def _check_optimizer(optimizer: Optimizer, model: nn.Module, norms: Sequence[Nor
 
 
 def _removal(data: dict[str, Any]) -> Removal:
-    cuts = tuple(
-        Cut(str(c["tensor"]), _integer(c["axis"]), _integer(c["size"]), _integers(c["indices"])) for c in data["cuts"]
-    )
-    neurons = _integers(data["neurons"])
-    return Removal(str(data["group"]), _integer(data["size"]), neurons, cuts)
+    size = _integer(data["size"])
+    return Removal(_text(data["group"]), size, _indices(data["neurons"], size), tuple(map(_cut, data["cuts"])))
+
+
+def _cut(data: dict[str, Any]) -> Cut:
+    size = _integer(data["size"])
+    indices = _indices(data["indices"], size)
+    if list(indices) != sorted(indices):
+        raise ValueError("damaged plan: expected ascending indices")
+    return Cut(_text(data["tensor"]), _integer(data["axis"]), size, indices)
+
+
+def _text(value: Any) -> str:
+    if type(value) is not str:
+        raise TypeError(f"expected a name, got {reprlib.repr(value)}")
+    return value
 
 
 def _integer(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**63:
-        raise TypeError(f"expected an index or a size, got {value!r}")
+        raise TypeError(f"expected an index or a size, got {reprlib.repr(value)}")
     return value
 
 
-def _integers(values: Any) -> tuple[int, ...]:
+def _indices(values: Any, size: int) -> tuple[int, ...]:
+    """Different integers below ``size``."""
+    if type(values) is not list:
+        raise TypeError(f"expected a list of indices, got {reprlib.repr(values)}")
     result = tuple(_integer(v) for v in values)
     if len(set(result)) != len(result):
-        raise ValueError(f"damaged plan: repeated indices in {values}")
+        raise ValueError(f"damaged plan: repeated indices in {reprlib.repr(values)}")
+    if result and max(result) >= size:
+        raise ValueError(f"damaged plan: expected indices below {size}, got {max(result)}")
     return result

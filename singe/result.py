@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import checkpoint
+from . import saved
 from .batches import length
 from .graph.trace import Forward, answer, plain
 from .plan import Plan
@@ -84,7 +84,7 @@ class PruneResult:
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes ``plan.json`` and ``model.safetensors`` into a directory, which is created; see ``singe.load``."""
-        checkpoint.save(self.model, self.plan, directory)
+        saved.save(self.model, self.plan, directory)
 
     def __str__(self) -> str:
         rows = [

@@ -9,9 +9,10 @@ from torch.nn import functional as F
 
 import singe
 from singe import reference
-from singe.engine import Engine
+from singe.engine import DEFAULT_MEMORY, Engine
 from singe.graph.analysis import find_groups
 from singe.graph.trace import trace
+from singe.passes import Passes
 from singe.surgery import mask
 from singe.task import Task
 
@@ -145,6 +146,62 @@ def test_memory_sets_how_much_runs_at_once_and_not_what_comes_out(setting, memor
         assert set(evaluated) <= {len(setting.batch[0])}  # the loss is always that of the whole batch
     if memory == 1 << 40:
         assert engine.chunk >= setting.group.size
+
+
+def with_room_for(monkeypatch, samples, error):
+    """Passes of more samples than that fail, as on a device that is full."""
+    forward = Passes._forward
+
+    def limited(self, jobs, part):
+        if len(jobs) * part.size > samples:
+            raise error
+        return forward(self, jobs, part)
+
+    monkeypatch.setattr(Passes, "_forward", limited)
+
+
+SHORTAGES = [
+    torch.OutOfMemoryError("CUDA out of memory."),
+    RuntimeError("[...] DefaultCPUAllocator: can't allocate memory"),
+]
+
+
+@pytest.mark.parametrize("samples", [8, 2])
+@pytest.mark.parametrize("error", SHORTAGES, ids=["cuda", "cpu"])
+def test_where_the_device_has_no_room_passes_get_smaller(setting, monkeypatch, caplog, error, samples):
+    expected = [setting.engine().scores(criterion) for criterion in CRITERIA]
+    with_room_for(monkeypatch, samples, error)
+    engine = setting.engine()
+    for criterion, whole in zip(CRITERIA, expected, strict=True):
+        assert close(engine.scores(criterion), whole), criterion
+    assert engine.chunk * len(setting.batch[0]) <= samples or engine.parts > 1
+    assert 0 < engine.memory < DEFAULT_MEMORY
+    assert f"{setting.group.name}: out of memory, passes may take {engine.memory} bytes" in caplog.messages[-1]
+
+
+def test_neurons_that_are_gone_stay_so_when_passes_get_smaller(setting, monkeypatch):
+    engine, copy_of = setting.engine(), copy.deepcopy(setting.model)
+    mask(setting.model, setting.group.slices, torch.tensor([1]))
+    try:
+        engine.forget(1)
+        expected = engine.scores(CRITERIA[1])
+        with_room_for(monkeypatch, 8, SHORTAGES[0])
+        assert close(engine.scores(CRITERIA[1]), expected)
+    finally:
+        setting.model.load_state_dict(copy_of.state_dict())
+
+
+def test_where_there_is_no_room_at_all_the_error_is_the_devices_own(setting, monkeypatch):
+    with_room_for(monkeypatch, 0, SHORTAGES[0])
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        setting.engine()
+
+
+def test_other_errors_are_not_taken_for_a_shortage(setting, monkeypatch, caplog):
+    with_room_for(monkeypatch, 0, RuntimeError("some kernel failed"))
+    with pytest.raises(RuntimeError, match="some kernel failed"):
+        setting.engine()
+    assert "out of memory" not in caplog.text
 
 
 # -- completeness ------------------------------------------------------------------------------------------------

@@ -101,7 +101,7 @@ def exported_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         whole = {n: t.shape for n, t in named_tensors(model).items()} == shapes
         return findings(name).graph if whole else trace(model, *rest)
 
-    monkeypatch.setattr(sys.modules["singe.prune"], "trace", graph_of)
+    monkeypatch.setattr(sys.modules["singe.run"], "trace", graph_of)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6])

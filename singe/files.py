@@ -1,0 +1,152 @@
+"""Files that appear whole or not at all, and are read without executing anything or allocating more than they hold."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+LONGEST_TEXT = 1 << 28
+"""Bytes of JSON that are read, 256 MiB: some hundred times what the plan of a network of 100,000 neurons takes."""
+
+
+def replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes beside ``path``, then renames, so that a reader finds the old file or the new one, whatever happens."""
+    part = path.with_name(f".{path.name}.part")  # one left by a process that was killed is written over
+    try:
+        write(part)
+        _sync(part)
+        os.replace(part, path)
+        _sync(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_text(path: Path) -> str:
+    """A text file of no more than ``LONGEST_TEXT`` bytes.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is longer, or no UTF-8.
+    """
+    size = path.stat().st_size
+    if size > LONGEST_TEXT:
+        raise ValueError(f"expected at most {LONGEST_TEXT} bytes, got {size}")
+    return path.read_text(encoding="utf-8")
+
+
+def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a text and of the names, kinds and values of tensors, in hexadecimal."""
+    found = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        found.update(f"\0{name}\0{tensors[name].dtype}\0{tuple(tensors[name].shape)}\0".encode())
+        flat = tensors[name].detach().cpu().contiguous().view(-1)
+        found.update(flat.view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file, in which tensors that share memory are there once each.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    alone = {name: _alone(tensor.detach()) for name, tensor in tensors.items()}
+    try:
+        replace(path, lambda part: save_file(alone, part, metadata=dict(metadata)))
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path}: {error}") from error
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """The tensor as safetensors takes it: contiguous, in storage of its own."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+@contextmanager
+def tensor_file(path: Path) -> Iterator[TensorFile]:
+    """Opens a safetensors file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or becomes so while it is open.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield TensorFile(path, file)
+    except SafetensorError as error:
+        raise ValueError(f"damaged file {path}: {error}") from error
+
+
+class TensorFile:
+    """An open safetensors file, whose tensors are read one at a time.
+
+    Attributes:
+        path: where it is.
+        metadata: the text in its header.
+        names: of its tensors.
+    """
+
+    def __init__(self, path: Path, file: Any) -> None:
+        self.path, self._file = path, file
+        self.metadata: dict[str, str] = file.metadata() or {}
+        self.names = set(file.keys())
+
+    def check(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raises ValueError unless the file holds tensors of these names, shapes and dtypes, and no others."""
+        if self.names != set(tensors):
+            raise ValueError(
+                f"expected {self.path} to hold the tensors of the model: missing {sorted(set(tensors) - self.names)}, "
+                f"unexpected {sorted(self.names - set(tensors))}"
+            )
+        for name, tensor in tensors.items():
+            found = self._file.get_tensor(name)  # a view of the file
+            if found.shape != tensor.shape or found.dtype != tensor.dtype:
+                raise ValueError(
+                    f"expected {name} in {self.path} of shape {tuple(tensor.shape)}, {tensor.dtype}, got "
+                    f"{tuple(found.shape)}, {found.dtype}"
+                )
+
+    @torch.no_grad()
+    def copy(self, tensors: Mapping[str, Tensor]) -> None:
+        """Overwrites tensors with those of their names in the file."""
+        for name, tensor in tensors.items():
+            tensor.copy_(self._file.get_tensor(name))
+
+    def digest(self, text: str) -> str:
+        """See :func:`digest`; of all tensors in the file."""
+        return digest(text, _Lazily(self._file, self.names))
+
+
+class _Lazily(Mapping[str, Tensor]):
+    """The tensors of a file, read when asked for."""
+
+    def __init__(self, file: Any, names: set[str]) -> None:
+        self._file, self._names = file, names
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

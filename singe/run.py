@@ -1,0 +1,283 @@
+"""Algorithm 1 of the paper: group by group, the least relevant neuron goes, the rest is scored again."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from . import checks
+from .batches import Batch
+from .checkpoint import Checkpoint, Progress, fingerprint
+from .collapse import Watch
+from .criteria import Criterion
+from .data import Stream
+from .engine import Engine
+from .files import digest
+from .finetune import FineTune, Tuner
+from .goal import Goal
+from .graph.groups import Group
+from .graph.trace import Trace, named_tensors, trace
+from .isolation import same_modes
+from .plan import Plan
+from .precision import Precision
+from .recalibration import recalibrate, running_norms
+from .result import GroupRecord, PruneResult, count_macs, count_parameters
+from .selection import Refresh, Selection
+from .surgery import compact, held_at_zero, mask
+from .survey import few, survey
+from .task import Task
+from .trial import check_result
+from .weightnorm import plain_copy, weight_norms, with_weight_norms, without_weight_norms
+
+log = logging.getLogger("singe")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The arguments of :func:`singe.prune`, all but the model, the loader and the time that its analysis may take."""
+
+    goal: Goal
+    criterion: Criterion
+    refresh: Refresh
+    finetune: FineTune | None
+    images: int
+    task: Task
+    recalibrate_bn: int
+    seed: int
+    precision: Precision
+    memory: int
+    progress: bool
+    checkpoint: str | os.PathLike[str] | None
+
+    def deciding(self) -> dict[str, Any]:
+        """Those that decide what a run comes to, as plain data."""
+        functions = {"loss": self.task.loss, "forward": self.task.forward}
+        return {
+            **asdict(self.goal), "criterion": repr(self.criterion), "refresh": self.refresh,
+            "finetune": repr(self.finetune), "images": self.images, "recalibrate_bn": self.recalibrate_bn,
+            "seed": self.seed, "precision": self.precision,
+            **{key: f and getattr(f, "__qualname__", type(f).__name__) for key, f in functions.items()},
+        }  # fmt: skip
+
+
+class Run:
+    """One call of :func:`prune`: the working copy, what has been decided, and what has been done."""
+
+    def __init__(self, model: nn.Module, stream: Stream, options: Options) -> None:
+        self._given, self._stream, self._options = model, stream, options
+        self._norms = weight_norms(model)
+        self._work = without_weight_norms(checks.copied(model))
+        self._original = plain_copy(model) if self._norms else model
+        self._still = [n for n, module in model.named_modules() if model.training and not module.training]
+        self._todo: list[tuple[Group, int]] = []
+        self._frozen: dict[str, str] = {}  # names of groups left whole -> why
+        self._restart(0)
+        self._probe = stream.take(options.images)
+        checks.runs(self._work, self._probe, options.task)
+        self._checkpoint = self._opened()
+        resumed = self._checkpoint.read() if self._checkpoint is not None else None
+        self._resumes = resumed is not None
+        self._progress = resumed or Progress(options.memory, fingerprint(self._probe))
+        self._progress.memory = min(self._progress.memory, options.memory)
+        self._trace = self._traced(self._probe)
+        checks.own_weights(model, self._trace)
+        self._sample = few(self._probe, self._trace, options.task)
+        self._watch = Watch(self._work, self._probe, options.task)
+        if not math.isfinite(self._watch.loss):
+            raise ValueError(f"expected a finite loss before pruning, got {self._watch.loss}")
+        self._macs_before = count_macs(self._work, self._sample, self._options.task.call)
+
+    # -- before the first removal ----------------------------------------------------------------------------
+
+    def _opened(self) -> Checkpoint | None:
+        if self._options.checkpoint is None:
+            return None
+        trained = [name for name, p in self._given.named_parameters() if p.requires_grad]
+        model = digest(json.dumps([trained, self._still]), named_tensors(self._given))
+        return Checkpoint(self._options.checkpoint, self._options.deciding() | {"model": model})
+
+    def plan_widths(self, seconds: float) -> None:
+        """Finds the groups that may be pruned and fixes how many neurons each will lose."""
+        task, goal = self._options.task, self._options.goal
+        left_whole = partial(goal.left_whole, self._original)
+        found = survey(self._work, self._trace, self._sample, task, left_whole, seconds)
+        able, self._frozen = found.able, found.frozen
+        for name, reason in self._frozen.items():
+            log.info("%s is not pruned: %s", name, reason)
+        if not able:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in self._frozen.items())
+            raise ValueError(f"expected a model with neurons to prune, found none ({reasons or 'no layers'})")
+        if not self._resumes:
+            counts = goal.counts(self._original, able, self._trace, self._macs_before, lambda: self._first_scores(able))
+            self._progress.widths = [(g.name, g.size, n) for g, n in zip(able, counts, strict=True) if n]
+        groups = {(g.name, g.size): g for g in able}
+        self._todo = [(groups[name, size], count) for name, size, count in self._progress.widths]
+        if not self._todo:
+            log.warning("nothing is removed: rho=%g is less than half of the smallest step", goal.rho)
+
+    def _first_scores(self, groups: Sequence[Group]) -> list[Tensor]:
+        """Every neuron's score in the unpruned network, on one batch."""
+        with tqdm(groups, "first scores", unit="group", disable=not self._options.progress) as bar:
+            return [self._engine(g, self._probe).scores(self._options.criterion) for g in bar]
+
+    # -- the run ---------------------------------------------------------------------------------------------
+
+    def execute(self) -> PruneResult:
+        """Prunes group after group."""
+        neurons = sum(n for _, n in self._todo)
+        tuner, progress = self._tuner(neurons), self._progress
+        if self._resumes:
+            self._resume(tuner)
+        elif self._checkpoint is not None:  # what cannot be written is found out before any work
+            self._checkpoint.write(progress, self._work, None)
+        done = len(progress.history)
+        with tqdm(total=neurons, initial=progress.neurons, unit="neuron", disable=not self._options.progress) as bar:
+            for index, (group, count) in enumerate(self._todo[done:], done):
+                bar.set_description(group.name)
+                progress.history.append(self._prune_group(index, group, count, tuner, bar))
+                self._save(tuner)
+                bar.set_postfix(loss=f"{progress.history[-1].loss_end:.3f}")
+        if tuner is not None and tuner.when == "after" and not progress.tuned:
+            self._restart(len(self._todo))
+            tuner.pause()
+            progress.tuned = True
+            self._save(tuner)
+        if self._options.recalibrate_bn:
+            self._restart(len(self._todo) + 1)
+            recalibrate(self._work, self._stream, self._options.task, self._options.recalibrate_bn, self._still)
+        return self._result()
+
+    def _resume(self, tuner: Tuner | None) -> None:
+        """Puts everything where the checkpoint says that it was."""
+        assert self._checkpoint is not None
+        progress, optimizer = self._progress, tuner.optimizer if tuner is not None else None
+        if fingerprint(self._probe) != progress.samples:
+            log.warning("the loader's first samples are not what they were: the run may come to something else")
+        if progress.traced:  # the graph is that of a network of the same widths as then
+            then = Plan(progress.plan.removals[: progress.traced]).apply(copy.deepcopy(self._work))
+            self._trace = trace(then, self._options.task.inputs(self._probe), self._options.task.call)
+        compact(self._work, progress.plan.removed(), optimizer)
+        self._checkpoint.restore(self._work, optimizer)
+        if tuner is not None:
+            pauses = {"layer": len(progress.history), "neuron": progress.neurons, "after": int(progress.tuned)}
+            tuner.resume(pauses[tuner.when])
+        log.info("the run goes on behind %d of %d groups", len(progress.history), len(self._todo))
+
+    def _save(self, tuner: Tuner | None) -> None:
+        """Leaves a checkpoint, if asked to; a run does not end for want of room on a disk."""
+        if self._checkpoint is None:
+            return
+        try:
+            self._checkpoint.write(self._progress, self._work, tuner.optimizer if tuner is not None else None)
+        except OSError as error:
+            log.warning("no checkpoint behind %s, the last one stays: %s", self._progress.history[-1].group, error)
+
+    def rehearse(self) -> None:
+        """Refuses a loader that batch norms cannot be recalibrated on before any work."""
+        if self._options.recalibrate_bn and running_norms(self._work, self._still):
+            recalibrate(copy.deepcopy(self._work), self._stream, self._options.task, 1, self._still)
+
+    def _tuner(self, neurons: int) -> Tuner | None:
+        if self._options.finetune is None:
+            return None
+        pauses = {"layer": len(self._todo), "neuron": neurons, "after": 1}[self._options.finetune.when]
+        tuner = Tuner(self._options.finetune, self._work, self._stream, self._options.task, pauses, self._still)
+        tuner.rehearse()
+        return tuner
+
+    def _prune_group(self, index: int, group: Group, count: int, tuner: Tuner | None, bar: tqdm) -> GroupRecord:
+        self._restart(index)
+        batch = self._stream.take(self._options.images)
+        current = self._progress.plan.rebase(group)
+        if not self._trace.holds_for(self._work, self._sample):
+            self._trace, self._progress.traced = self._traced(batch), index
+        optimizer = tuner.optimizer if tuner is not None else None
+        scoring, tuning = _Stopwatch(), _Stopwatch()
+        with scoring:
+            selection = Selection(self._engine(current, batch), self._options.criterion, self._options.refresh)
+        loss_start = selection.engine.loss
+        for _ in range(count):
+            with scoring:
+                neuron = selection.take_least()
+            self._progress.memory = selection.engine.memory
+            mask(self._work, current.slices, torch.tensor([neuron]), optimizer)
+            if tuner is not None and tuner.when == "neuron":
+                with (
+                    tuning,
+                    held_at_zero(self._work, current.slices, torch.tensor(selection.taken), tuner.optimizer),
+                ):
+                    tuner.pause()
+                with scoring:
+                    selection.renew(self._engine(current, batch))
+            else:
+                selection.engine.forget(neuron)
+            bar.update()
+        loss_removed = self._evaluate(batch)
+        here = Plan()
+        here.add(current, selection.taken)
+        compact(self._work, here.removed(), optimizer)
+        self._progress.plan.add(group, selection.taken)
+        loss_end = loss_removed
+        if tuner is not None and tuner.when == "layer":
+            with tuning:
+                tuner.pause()
+            loss_end = self._evaluate(batch)
+        return GroupRecord(
+            group=group.name, size=group.size, removed=tuple(selection.taken), scores=tuple(selection.taken_scores),
+            neurons_scored=selection.scored, loss_start=loss_start, loss_removed=loss_removed,
+            loss_end=loss_end, seconds_scoring=scoring.seconds, seconds_tuning=tuning.seconds,
+        )  # fmt: skip
+
+    def _result(self) -> PruneResult:
+        plan, history = self._progress.plan, self._progress.history
+        with_weight_norms(self._work, self._norms)
+        check_result(self._original, self._work, plan, self._sample, self._options.task.call)
+        loss_after = self._watch.loss_after(self._work)
+        macs_after = count_macs(self._work, self._sample, self._options.task.call)
+        same_modes(self._work, self._given)
+        return PruneResult(
+            model=self._work, plan=plan,
+            params_before=count_parameters(self._given), params_after=count_parameters(self._work),
+            macs_before=self._macs_before, macs_after=macs_after,
+            loss_before=self._watch.loss, loss_after=loss_after, history=history, frozen=self._frozen,
+        )  # fmt: skip
+
+    def _evaluate(self, batch: Batch) -> float:
+        with torch.no_grad():
+            return self._options.task(self._work, batch).item()
+
+    def _restart(self, phase: int) -> None:
+        """Begins a new epoch; no two phases of any two seeds below 4096 see the same."""
+        self._stream.restart((self._options.seed << 20) + phase)
+
+    def _engine(self, group: Group, batch: Batch) -> Engine:
+        o = self._options
+        return Engine(self._work, self._trace, group, batch, o.task, self._progress.memory, o.precision)
+
+    def _traced(self, batch: Batch) -> Trace:
+        task = self._options.task
+        return trace(self._work, task.inputs(batch), task.call)
+
+
+class _Stopwatch:
+    """Seconds spent inside its ``with`` blocks."""
+
+    seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._start
