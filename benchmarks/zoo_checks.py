@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from singe.graph.trace import first_line
+from singe.graph.export import first_line
 
 Inputs = Sequence[Tensor]
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from .graph.export import first_line
 from .graph.groups import Group, module_of
-from .graph.trace import Forward, answer, first_line, named_tensors, plain
+from .graph.trace import Forward, answer, named_tensors, plain
 from .numerics import close
 from .plan import Plan
 from .surgery import compact, mask

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
-import operator
-import os
-import traceback
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim, ExportedProgram, export
+from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
@@ -22,13 +16,11 @@ from torch.utils import _pytree as pytree
 from ..batches import copied, head, joined, length
 from ..isolation import callers_device
 from ..numerics import close
+from .export import Forward, exported
 from .nodes import MODEL, packet_of
 from .operators import CONVOLUTIONS, TRANSPOSED, aten
 
 Env = dict[fx.Node, Any]
-
-Forward = Callable[[nn.Module, Any], Any]
-"""(model, inputs) -> outputs, with inputs any nested tensors [B, ...]."""
 
 
 _STRIDED = (aten.as_strided.default, aten.view_as_complex.default, aten.view.dtype)
@@ -93,8 +85,6 @@ class Trace:
         self._forward = forward
         names = _first_names(model)
         signature = program.graph_signature
-        _restore_batch_norm(program.graph)
-        _infer_flattened_widths(program.graph)
         placeholders = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
         # assertions that export inserts have no value
         calls = [n for n in program.graph.nodes if n.op == "call_function"]
@@ -249,68 +239,10 @@ def trace(model: nn.Module, inputs: Any, forward: Forward = plain) -> Trace:
     """
     pair = head(inputs, 2) if length(inputs) > 1 else joined([inputs, inputs])
     with contextlib.suppress(ValueError):
-        first = _export(model, pair, forward)
+        first = Trace(exported(model, pair, forward), model, forward, length(pair))
         if first.dynamic or length(inputs) == 2:
             return first
-    return _export(model, inputs, forward)
-
-
-class _Call(nn.Module):
-    """Gives every model one signature: the tensors that go in, in order."""
-
-    def __init__(self, model: nn.Module, forward: Forward, spec: pytree.TreeSpec) -> None:
-        super().__init__()
-        self.add_module(MODEL, model)
-        self.training = model.training
-        self._forward, self._spec = forward, spec
-
-    def forward(self, *tensors: Tensor) -> Any:
-        with callers_device():
-            return self._forward(self.get_submodule(MODEL), pytree.tree_unflatten(tensors, self._spec))
-
-
-def _export(model: nn.Module, inputs: Any, forward: Forward) -> Trace:
-    tensors, spec = pytree.tree_flatten(inputs)
-    try:
-        with torch.no_grad(), _quietly():
-            call = _Call(model, forward, spec)
-            shapes = (tuple({0: Dim.AUTO} for _ in tensors),)
-            program = export(call, tuple(tensors), dynamic_shapes=shapes, strict=False).run_decompositions({})
-            for name in program.graph_signature.inputs_to_lifted_custom_objs.values():
-                raise ValueError(f"it uses a {type(program.constants[name]).__name__}, which a graph of tensors cannot")
-    except Exception as error:
-        raise ValueError(
-            f"expected a model that torch.export can trace, but exporting {type(model).__name__} on inputs of shape "
-            f"{', '.join(str(tuple(t.shape)) for t in tensors)} failed{_line_of(error)}: {first_line(error)}"
-        ) from error
-    return Trace(program, model, forward, length(inputs))
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, without the pages that may follow."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Keeps export from telling the user about its own internals."""
-    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    disabled, logger.disabled = logger.disabled, True
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.disabled = disabled
-
-
-def _line_of(error: BaseException) -> str:
-    """Where in the user's code an export failed: the innermost line outside of torch and this package."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    own = tuple(os.path.join(os.path.dirname(p), "") for p in (torch.__file__, os.path.dirname(__file__)))
-    lines = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*own, "<"))]
-    return f" at {lines[-1].filename}:{lines[-1].lineno} ({lines[-1].line})" if lines else ""
+    return Trace(exported(model, inputs, forward), model, forward, length(inputs))
 
 
 def _integers(module: nn.Module) -> dict[str, int]:
@@ -333,30 +265,3 @@ def _first_names(model: nn.Module) -> dict[str, str]:
 def _is_symbolic(size: int | torch.SymInt) -> bool:
     """Whether a size depends on the batch; export keeps some constants as symbolic integers too."""
     return isinstance(size, torch.SymInt) and bool(size.node.expr.free_symbols)
-
-
-def _restore_batch_norm(graph: fx.Graph) -> None:
-    """Puts ``aten.batch_norm`` back where decomposition left a triple of results with one used."""
-    for node in list(graph.nodes):
-        if node.target is not aten._native_batch_norm_legit_no_training.default:
-            continue
-        x, weight, bias, mean, var, momentum, eps = node.args
-        with graph.inserting_before(node):
-            whole = graph.call_function(
-                aten.batch_norm.default, (x, weight, bias, mean, var, False, momentum, eps, False)
-            )
-        whole.meta = {**node.meta, "val": node.meta["val"][0]}
-        for item in list(node.users):
-            if item.target is operator.getitem and item.args[1] == 0:
-                item.replace_all_uses_with(whole)
-            graph.erase_node(item)
-        graph.erase_node(node)
-
-
-def _infer_flattened_widths(graph: fx.Graph) -> None:
-    """Lets flattening to [batch, width] infer the width that export wrote down, so that a cut does not break it."""
-    for node in graph.nodes:
-        if node.target is aten.view.default:
-            x, shape = node.args
-            if len(shape) == 2 and shape[0] != -1 and isinstance(shape[1], int):
-                node.args = (x, [shape[0], -1])

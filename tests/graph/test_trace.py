@@ -1,6 +1,3 @@
-import linecache
-import os
-
 import pytest
 import torch
 from networks import MLP, DigitNet, FlattenNet, PlainNet, PreActNet, images, randomised
@@ -8,7 +5,6 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from wiring import Wired, normal, run
 
-import singe
 from singe.graph.operators import aten
 from singe.graph.trace import named_tensors, trace
 from singe.surgery import compact
@@ -96,47 +92,6 @@ def test_len_of_the_batch_fixes_it_to_that_of_the_example():
     graph = trace(model, x)  # python's len() cannot be symbolic
     assert not graph.dynamic and graph.example_batch == 4
     torch.testing.assert_close(run(graph, model, x), model(x))
-
-
-class Stubborn(nn.Module):
-    def forward(self, x):
-        return x * 2 if x.sum() > 0 else x
-
-
-def test_a_model_that_cannot_be_exported_is_named():
-    with pytest.raises(ValueError, match="Stubborn"):
-        trace(Stubborn(), normal(4, 3))
-
-
-def test_objects_that_are_no_tensors_are_named():
-    class Noisy(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.generator = torch.Generator().manual_seed(0)
-
-        def forward(self, x):
-            return x + torch.randn(3, generator=self.generator)
-
-    with pytest.raises(ValueError, match=r"Noisy .*Generator"):
-        trace(Noisy(), normal(4, 3))
-
-
-BRANCH = "def forward(self, x):\n    return x if x.sum() > 0 else -x\n"
-
-
-@pytest.mark.parametrize(
-    "path",
-    ["/home/me/net.py", f"{os.path.dirname(torch.__file__)}vision/net.py", f"{os.path.dirname(singe.__file__)}_net.py"],
-    ids=["elsewhere", "torchvision", "beside this package"],
-)
-def test_the_line_that_cannot_be_exported_is_named_wherever_it_stands(path, monkeypatch):
-    monkeypatch.setitem(linecache.cache, path, (len(BRANCH), None, BRANCH.splitlines(True), path))
-    namespace = {}
-    exec(compile(BRANCH, path, "exec"), namespace)
-    model = type("Branch", (nn.Module,), namespace)()
-    with pytest.raises(ValueError, match="Branch") as caught:
-        trace(model, normal(4, 3))
-    assert f"at {path}:2 (return x if x.sum() > 0 else -x)" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,159 @@
+"""From a model to its ATen graph with ``torch.export``, which neither talks nor leaves anything behind."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import linecache
+import logging
+import operator
+import os
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import Dim, ExportedProgram, export
+from torch.fx import graph_module
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils import _pytree as pytree
+
+from ..batches import copied
+from ..isolation import callers_device
+from .nodes import MODEL
+from .operators import aten
+
+Forward = Callable[[nn.Module, Any], Any]
+"""(model, inputs) -> outputs, with inputs any nested tensors [B, ...]."""
+
+
+def exported(model: nn.Module, inputs: Any, forward: Forward) -> ExportedProgram:
+    """The graph of ``forward(model, inputs)``: functional, and with a dynamic batch axis where possible.
+
+    Raises:
+        ValueError: the model cannot be exported; names the model, the line and export's reason.
+    """
+    tensors, spec = pytree.tree_flatten(copied(inputs))
+    try:
+        with torch.no_grad(), _quietly(), _caches_as_before(), _cycles_broken() as inside:
+            call = _Call(model, forward, spec, inside)
+            shapes = (tuple({0: Dim.AUTO} for _ in tensors),)
+            program = export(call, tuple(tensors), dynamic_shapes=shapes, strict=False).run_decompositions({})
+            for name in program.graph_signature.inputs_to_lifted_custom_objs.values():
+                raise ValueError(f"it uses a {type(program.constants[name]).__name__}, which a graph of tensors cannot")
+    except Exception as error:
+        raise ValueError(
+            f"expected a model that torch.export can trace, but exporting {type(model).__name__} on inputs of shape "
+            f"{', '.join(str(tuple(t.shape)) for t in tensors)} failed{_line_of(error)}: {first_line(error)}"
+        ) from error
+    _restore_batch_norm(program.graph)
+    _infer_flattened_widths(program.graph)
+    return program
+
+
+class _Call(nn.Module):
+    """Gives every model one signature: the tensors that go in, in order. Tells ``inside`` what mode it is called in."""
+
+    def __init__(
+        self, model: nn.Module, forward: Forward, spec: pytree.TreeSpec, inside: Callable[[FakeTensorMode | None], None]
+    ) -> None:
+        super().__init__()
+        self.add_module(MODEL, model)
+        self.training = model.training
+        self._forward, self._spec = forward, spec
+        self._inside = inside
+
+    def forward(self, *tensors: Tensor) -> Any:
+        self._inside(detect_fake_mode(tensors))
+        with callers_device():
+            return self._forward(self.get_submodule(MODEL), pytree.tree_unflatten(tensors, self._spec))
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the pages that may follow."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Keeps export from telling the user about its own internals."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = disabled
+
+
+@contextlib.contextmanager
+def _caches_as_before() -> Iterator[None]:
+    """Takes out of torch's caches what an export adds, which grows from call to call and is never used again."""
+    sources: dict[Any, Any] = graph_module._loader.eval_cache
+    caches: list[dict[Any, Any]] = [FakeTensorMode.cache, sources, linecache.cache]
+    before = [set(cache) for cache in caches]
+    try:
+        yield
+    finally:
+        for cache, keys in zip(caches, before, strict=True):
+            for key in cache.keys() - keys:
+                del cache[key]
+        for method in vars(ShapeEnv).values():
+            if hasattr(method, "cache_clear"):
+                method.cache_clear()
+
+
+@contextlib.contextmanager
+def _cycles_broken() -> Iterator[Callable[[FakeTensorMode | None], None]]:
+    """Lets go of the symbolic shapes of the modes that it is told of.
+
+    They hold the inputs, which hold their sizes in C++, where Python's garbage collector does not see them.
+    """
+    modes: list[FakeTensorMode | None] = []
+    try:
+        yield modes.append
+    finally:
+        for mode in modes:
+            if mode is not None and mode.shape_env is not None:
+                mode.shape_env.tracked_fakes = None
+
+
+def _line_of(error: BaseException) -> str:
+    """Where in the user's code an export failed: the innermost line outside of torch and this package."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    own = tuple(os.path.join(os.path.dirname(p), "") for p in (torch.__file__, os.path.dirname(__file__)))
+    lines = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*own, "<"))]
+    return f" at {lines[-1].filename}:{lines[-1].lineno} ({lines[-1].line})" if lines else ""
+
+
+def _restore_batch_norm(graph: fx.Graph) -> None:
+    """Puts ``aten.batch_norm`` back where decomposition left a triple of results with one used."""
+    for node in list(graph.nodes):
+        if node.target is not aten._native_batch_norm_legit_no_training.default:
+            continue
+        x, weight, bias, mean, var, momentum, eps = node.args
+        with graph.inserting_before(node):
+            whole = graph.call_function(
+                aten.batch_norm.default, (x, weight, bias, mean, var, False, momentum, eps, False)
+            )
+        whole.meta = {**node.meta, "val": node.meta["val"][0]}
+        for item in list(node.users):
+            if item.target is operator.getitem and item.args[1] == 0:
+                item.replace_all_uses_with(whole)
+            graph.erase_node(item)
+        graph.erase_node(node)
+
+
+def _infer_flattened_widths(graph: fx.Graph) -> None:
+    """Lets flattening to [batch, width] infer the width that export wrote down, so that a cut does not break it."""
+    for node in graph.nodes:
+        if node.target is aten.view.default:
+            x, shape = node.args
+            if len(shape) == 2 and shape[0] != -1 and isinstance(shape[1], int):
+                node.args = (x, [shape[0], -1])
