@@ -61,13 +61,35 @@ class Progress:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Progress:
-        """The progress that :meth:`to_json` wrote; the file's digest says that it is whole."""
-        widths = [(name, size, count) for name, size, count in data["widths"]]
-        history = [
-            GroupRecord(**{**r, "removed": tuple(r["removed"]), "scores": tuple(r["scores"])}) for r in data["history"]
-        ]
-        plain = {name: data[name] for name in ("memory", "samples", "traced", "tuned")}
-        return cls(widths=widths, plan=Plan.from_json(data["plan"]), history=history, **plain)
+        """The progress that :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: something in it is of the wrong kind, or contradicts the rest.
+        """
+        try:
+            widths = [(str(name), _count(size), _count(count)) for name, size, count in data["widths"]]
+            history = [_record(record) for record in data["history"]]
+            plan, memory, traced = Plan.from_json(data["plan"]), _count(data["memory"]), _count(data["traced"])
+            progress = cls(memory, str(data["samples"]), widths, plan, history, traced, data["tuned"] is True)
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise ValueError(f"damaged progress: {reprlib.repr(error)}") from error
+        removed = [(r.group, r.size, len(r.neurons), r.neurons) for r in plan.removals]
+        if removed != [(*w, r.removed) for w, r in zip(widths, history, strict=False)] or len(removed) < len(history):
+            raise ValueError("damaged progress: what was removed is not what was to be")
+        if traced > len(history) or not memory or any(not 0 < count < size for _, size, count in widths):
+            raise ValueError("damaged progress: numbers out of range")
+        return progress
+
+
+def _record(data: dict[str, Any]) -> GroupRecord:
+    kinds = {"group": str, "removed": tuple, "scores": tuple, "size": int, "neurons_scored": int}
+    return GroupRecord(**{name: kinds.get(name, float)(value) for name, value in data.items()})
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise TypeError(f"expected a number of things, got {reprlib.repr(value)}")
+    return value
 
 
 class Checkpoint:
@@ -103,10 +125,14 @@ class Checkpoint:
                 raise ValueError(f"expected a checkpoint of version {VERSION} in {self._path}, got version {found}")
             if file.digest(text) != file.metadata.get("digest"):
                 raise ValueError(f"damaged checkpoint {self._path}: its contents are not those that were written")
-        self._check_call(data["call"])
-        return Progress.from_json(data)
+        self._check_call(data.get("call"))
+        try:
+            return Progress.from_json(data)
+        except ValueError as error:
+            raise ValueError(f"damaged checkpoint {self._path}: {error}") from error
 
-    def _check_call(self, written: Mapping[str, Any]) -> None:
+    def _check_call(self, written: Any) -> None:
+        written = written if isinstance(written, dict) else {}
         other = [key for key in self._call if self._call[key] != written.get(key)]
         if other:
             names = "; ".join(f"{key} was {_shown(written.get(key))} and is {_shown(self._call[key])}" for key in other)

@@ -123,6 +123,9 @@ class Run:
             counts = goal.counts(self._original, able, self._trace, self._macs_before, lambda: self._first_scores(able))
             self._progress.widths = [(g.name, g.size, n) for g, n in zip(able, counts, strict=True) if n]
         groups = {(g.name, g.size): g for g in able}
+        other = [name for name, size, _ in self._progress.widths if (name, size) not in groups]
+        if other:
+            raise ValueError(f"expected the groups of the checkpoint in the model, found none like {', '.join(other)}")
         self._todo = [(groups[name, size], count) for name, size, count in self._progress.widths]
         if not self._todo:
             log.warning("nothing is removed: rho=%g is less than half of the smallest step", goal.rho)

@@ -6,6 +6,7 @@ import sys
 import cifar10
 import folding
 import pytest
+import reliability
 import torch
 import train_cifar10
 import zoo
@@ -328,6 +329,25 @@ def test_in_a_lively_model_nothing_is_constant_and_all_is_repeatable(name):
         assert value.numel() == 1 or value.min() < value.max(), key
     outputs = torch.utils._pytree.tree_leaves(model(*inputs))
     assert all(0.01 < float(output.detach().std()) < 100 for output in outputs)
+
+
+def test_mutants_of_good_files_are_refused_or_read(tmp_path):
+    reliability.main(["files", "--count", "60", "--json", str(tmp_path / "out.json")])
+    found = json.loads((tmp_path / "out.json").read_text())["files"]
+    assert found["inputs"] == 180 and found["errors"] == {} and found["executed"] == []
+    assert all(n["refused"] + n["read"] == 60 and n["refused"] > 30 for n in found["files"].values())
+    assert found["mebibytes_at_most"] is None or found["mebibytes_at_most"] < 50
+
+
+def test_a_killed_run_is_compared_with_the_whole_one_and_prunes_are_repeated(tmp_path):
+    pytest.importorskip("sklearn")
+    file = tmp_path / "out.json"
+    reliability.main(["kills", "--count", "1", "--json", str(file)])
+    reliability.main(["repeats", "--count", "3", "--json", str(file)])
+    found = json.loads(file.read_text())
+    (kill,) = found["kills"]["kills"]
+    assert kill["same_plan"] and kill["same_weights"] and 0 < kill["moment"] < found["kills"]["seconds"]
+    assert found["repeats"]["prunes"] == 3 and len(found["repeats"]["resident_mebibytes"]) == 4
 
 
 def test_a_process_of_its_own_is_heard_until_it_fails():

@@ -367,9 +367,35 @@ def test_one_flipped_bit_is_noticed_wherever_it_is(tmp_path, written, place):
         prune(mlp(), vectors(), tmp_path)
 
 
-def test_progress_survives_json():
-    model, loader = mlp(), vectors()
-    result = prune(model, loader, None)
-    progress = Progress(10, "abc", [("a", 4, 2)], result.plan, result.history, 3, True)
+@pytest.fixture(scope="module")
+def progress():
+    result = prune(mlp(), vectors(), None)
+    widths = [(r.group, r.size, len(r.removed)) for r in result.history]
+    return Progress(10, "abc", [*widths, ("more", 4, 2)], result.plan, result.history, 1, True)
+
+
+def test_progress_survives_json(progress):
     again = Progress.from_json(json.loads(json.dumps(progress.to_json())))
-    assert again == progress and again.neurons == sum(len(r.removed) for r in result.history)
+    assert again == progress and again.neurons == sum(len(r.removed) for r in progress.history) > 0
+
+
+CONTRADICTIONS = {
+    "no number": lambda data: data.update(memory="much"),
+    "nothing": lambda data: data.update(memory=0),
+    "missing": lambda data: data.pop("traced"),
+    "graph of the future": lambda data: data.update(traced=9),
+    "kinds": lambda data: data.update(history=[1, 2]),
+    "unknown field": lambda data: data["history"][0].update(more=1),
+    "too many": lambda data: data["widths"][-1].__setitem__(2, 4),
+    "other neurons": lambda data: data["history"][0]["removed"].reverse(),
+    "other group": lambda data: data["plan"]["removals"][0].update(group="other"),
+    "more history": lambda data: data["plan"]["removals"].pop(),
+}
+
+
+@pytest.mark.parametrize("change", CONTRADICTIONS.values(), ids=CONTRADICTIONS.keys())
+def test_progress_that_contradicts_itself_is_refused(progress, change):
+    data = json.loads(json.dumps(progress.to_json()))
+    change(data)
+    with pytest.raises(ValueError, match="damaged"):
+        Progress.from_json(data)
