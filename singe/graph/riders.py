@@ -57,8 +57,8 @@ def find_riders(trace: Trace, group: Group, nodes: Iterable[fx.Node]) -> Iterato
         sources = stored.sources(addend) if addend is not None else []
         if addend is not None and sources and trace.state[sources[0]] in owned:
             mine = owned[trace.state[sources[0]]]
-            yield Rider(node, mine.tensor, _placed(_moved(addend, {sources[0]: _spread(mine, sources[0])}), node),
-                        addend, sign)  # fmt: skip
+            owners = _moved(addend, {**trace.integers, sources[0]: _spread(mine, sources[0])})
+            yield Rider(node, mine.tensor, _placed(owners, node), addend, sign)
 
 
 def _addition(node: fx.Node, stored: Stored) -> tuple[fx.Node | None, float]:

@@ -3,7 +3,7 @@ import torch
 from networks import images
 from torch import nn
 from torch.nn import functional as F
-from wiring import Wired, free, frozen, groups_of, normal, once, owned
+from wiring import Attention, BiasedAttention, Wired, free, frozen, groups_of, normal, once, owned
 
 from singe.trial import unsafe_groups
 
@@ -145,23 +145,6 @@ def test_one_slope_for_all_channels_binds_none():
     assert free(groups_of(model, normal(3, 4))) == {"a": 6}
 
 
-class Attention(nn.Module):
-    """Whole heads can go if the code asks its attributes how many there are."""
-
-    def __init__(self, by_attribute: bool, fused: bool) -> None:
-        super().__init__()
-        self.num_heads, self.head_dim, self.attn_dim = 3, 4, 12
-        self.by_attribute, self.fused = by_attribute, fused
-        self.qkv, self.proj = nn.Linear(5, 36), nn.Linear(12, 5)
-
-    def forward(self, x):
-        b, n = x.shape[:2]
-        heads = self.num_heads if self.by_attribute else 3
-        q, k, v = self.qkv(x).reshape(b, n, 3, heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(q, k, v) if self.fused else (q @ k.mT).softmax(-1) @ v
-        return self.proj(mixed.transpose(1, 2).reshape(b, n, self.attn_dim))
-
-
 @pytest.mark.parametrize("fused", [True, False])
 def test_whole_heads_go_and_the_attributes_that_count_them_follow(fused):
     model, x = Attention(True, fused).eval(), normal(2, 7, 5)
@@ -244,20 +227,7 @@ def test_an_einsum_over_channels_reads_them(equation):
 
 
 def test_a_table_of_biases_loses_a_head_with_the_attention():
-    class Biased(Attention):
-        def __init__(self) -> None:
-            super().__init__(True, False)
-            self.table = nn.Parameter(torch.randn(13, 3))
-            self.register_buffer("places", torch.arange(7)[:, None] - torch.arange(7)[None] + 6)
-
-        def forward(self, x):
-            b, n = x.shape[:2]
-            q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-            bias = self.table[self.places.view(-1)].view(n, n, -1).permute(2, 0, 1).contiguous()
-            mixed = ((q @ k.transpose(-2, -1)) + bias.unsqueeze(0)).softmax(-1) @ v
-            return self.proj(mixed.transpose(1, 2).flatten(2))
-
-    model, x = Biased().eval(), normal(2, 7, 5)
+    model, x = BiasedAttention().eval(), normal(2, 7, 5)
     (group,) = (g for g in groups_of(model, x).values() if g.frozen is None)
     assert group.size == 3 and group.slice("table", 1).multiplicity == 1
     assert unsafe_groups(model, [group], x) == {}
