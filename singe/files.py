@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,11 +12,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 LONGEST_TEXT = 1 << 28
 """Bytes of JSON that are read, 256 MiB: some hundred times what the plan of a network of 100,000 neurons takes."""
+
+_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.complex64: "C64",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint64: "U64",
+    torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+}  # fmt: skip
 
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:
@@ -56,28 +63,42 @@ def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
     found = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         found.update(f"\0{name}\0{tensors[name].dtype}\0{tuple(tensors[name].shape)}\0".encode())
-        flat = tensors[name].detach().cpu().contiguous().view(-1)
-        found.update(flat.view(torch.uint8).numpy().data)
+        found.update(_bytes(tensors[name]))
     return found.hexdigest()
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file, in which tensors that share memory are there once each.
+    """Writes a safetensors file, one tensor after another, so that no second copy of all of them is in memory.
 
     Raises:
+        ValueError: a dtype that the format does not know.
         OSError: it cannot be written.
     """
-    alone = {name: _alone(tensor.detach()) for name, tensor in tensors.items()}
-    try:
-        replace(path, lambda part: save_file(alone, part, metadata=dict(metadata)))
-    except SafetensorError as error:
-        raise OSError(f"cannot write {path}: {error}") from error
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # the widest first: all are aligned
+    end = 0
+    for name in order:
+        tensor = tensors[name]
+        if tensor.dtype not in _DTYPES:
+            raise ValueError(f"expected tensors of dtypes that safetensors knows, got {tensor.dtype} of {name}")
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+
+    def write(part: Path) -> None:
+        with open(part, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name in order:
+                file.write(_bytes(tensors[name]))
+
+    replace(path, write)
 
 
-def _alone(tensor: Tensor) -> Tensor:
-    """The tensor as safetensors takes it: contiguous, in storage of its own."""
-    tensor = tensor.contiguous()
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+def _bytes(tensor: Tensor) -> memoryview:
+    """A tensor's values in row-major order."""
+    flat = tensor.detach().cpu().contiguous().view(-1)
+    return flat.view(torch.uint8).numpy().data
 
 
 @contextmanager

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import pickle
@@ -17,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import singe
-from singe import FineTune, files
+from singe import FineTune
 from singe.checkpoint import FILE, Checkpoint, Progress
 from singe.graph.trace import named_tensors
 
@@ -184,17 +185,19 @@ def test_a_process_that_is_killed_leaves_what_another_goes_on_from(tmp_path):
 
 
 def test_without_room_on_the_disk_a_run_goes_on_and_says_so(tmp_path, monkeypatch, caplog):
-    save, written = files.save_file, []
+    write, written = Checkpoint.write, []
 
-    def full(tensors, path, metadata=None):
-        if len(written) == 1:
-            path.write_bytes(b"half a file")
-            written.append(False)
-            raise files.SafetensorError("I/O error: No space left on device (os error 28)")
-        save(tensors, path, metadata)
-        written.append(True)
+    def full(self, *args):
+        written.append(len(written) != 1)
+        with monkeypatch.context() as patch:
+            if not written[-1]:
+                patch.setattr(os, "fsync", fails)
+            write(self, *args)
 
-    monkeypatch.setattr(files, "save_file", full)
+    def fails(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Checkpoint, "write", full)
     result = prune(mlp(), vectors(), tmp_path)
     assert written.count(True) == len(result.history), "once before all groups, and behind all but one"
     (message,) = [r.getMessage() for r in caplog.records if "no checkpoint behind" in r.getMessage()]
@@ -207,11 +210,11 @@ def test_a_directory_that_cannot_be_written_to_is_refused_before_any_work(tmp_pa
     with pytest.raises(OSError):
         prune(mlp(), vectors(), tmp_path / "file")
 
-    def full(*_, **__):
-        raise files.SafetensorError("No space left on device")
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files, "save_file", full)
-    with pytest.raises(OSError, match=r"cannot write .*checkpoint\.safetensors: No space"):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
         prune(mlp(), vectors(), tmp_path / "new")
 
 

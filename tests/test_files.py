@@ -1,5 +1,6 @@
 import os
 import stat
+import weakref
 
 import pytest
 import torch
@@ -92,6 +93,40 @@ def test_a_tensor_file_says_what_it_holds(tmp_path):
         file.check(into)
         file.copy(into)
     assert all(torch.equal(into[name], t) for name, t in values.items())
+
+
+@pytest.mark.parametrize("dtype", files._DTYPES, ids=str)
+def test_every_dtype_and_layout_comes_back(tmp_path, dtype):
+    values = torch.arange(48).view(2, 3, 2, 4).to(dtype)
+    turned = values.contiguous(memory_format=torch.channels_last)
+    write_tensors(tmp_path / "x", {"a": values, "b": turned, "c": values[0, 0, 0, 0], "d": values[:0]}, {"k": "v"})
+    found = load_file(tmp_path / "x")
+    assert {n: (t.dtype, t.shape) for n, t in found.items()} == {
+        "a": (dtype, values.shape), "b": (dtype, values.shape), "c": (dtype, ()), "d": (dtype, (0, 3, 2, 4))
+    }  # fmt: skip
+    for name in "ab":
+        assert torch.equal(found[name].view(torch.uint8), values.view(torch.uint8))
+
+
+def test_other_dtypes_are_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match=r"torch\.complex128 of b"):
+        write_tensors(tmp_path / "x", {"a": torch.ones(2), "b": torch.ones(2, dtype=torch.complex128)}, {})
+
+
+def test_tensors_are_written_one_at_a_time(tmp_path, monkeypatch):
+    alive = weakref.WeakSet()
+    as_bytes = files._bytes
+
+    def counted(tensor):
+        copy = tensor.contiguous()
+        alive.add(copy)
+        assert len(alive) == 1
+        return as_bytes(copy)
+
+    monkeypatch.setattr(files, "_bytes", counted)
+    turned = {str(i): normal(2, 3, 4, 4).contiguous(memory_format=torch.channels_last) for i in range(4)}
+    write_tensors(tmp_path / "x", turned, {})
+    assert all(torch.equal(t, turned[name]) for name, t in load_file(tmp_path / "x").items())
 
 
 def test_tensors_that_share_memory_are_written_apart(tmp_path):

@@ -234,11 +234,15 @@ def test_a_write_that_fails_leaves_no_part_and_the_old_files_whole(saved, pruned
     small, plan = pruned
     before = {p.name: p.read_bytes() for p in saved.iterdir()}
 
-    def fails(tensors, path, metadata=None):
-        path.write_bytes(b"half a file")
-        raise OSError("no space left on device")
+    as_bytes, written = files._bytes, []
 
-    monkeypatch.setattr(files, "save_file", fails)
+    def fails(tensor):
+        if written:
+            raise OSError("no space left on device")
+        written.append(tensor)
+        return as_bytes(tensor)
+
+    monkeypatch.setattr(files, "_bytes", fails)
     with pytest.raises(OSError, match="no space"):
         save(small, plan, saved)
     assert {p.name: p.read_bytes() for p in saved.iterdir()} == before
