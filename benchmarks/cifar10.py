@@ -48,6 +48,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=1000, help="of fine-tuning in all; 0 for none")
     parser.add_argument("--when", default=singe.FineTune.when, help="to fine-tune: layer, neuron or after")
     parser.add_argument("--lr", type=float, default=singe.FineTune.lr)
+    parser.add_argument("--compensate", default="none", help="mean or least_squares")
+    parser.add_argument("--compensation-images", type=int, default=1024)
     parser.add_argument("--recalibrate-bn", type=int, default=0, help="images to measure batch norms anew on")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
@@ -70,7 +72,7 @@ def run(model: nn.Module, options: argparse.Namespace) -> tuple[singe.PruneResul
     result = singe.prune(
         model, loader, options.rho, criterion=criterion, target=options.target, allocation=options.allocation,
         round_to=options.round_to, finetune=finetune, recalibrate_bn=options.recalibrate_bn, ignore=options.ignore,
-        seed=options.seed,
+        seed=options.seed, compensate=options.compensate, compensation_images=options.compensation_images,
     )  # fmt: skip
     return result, time.perf_counter() - start
 
@@ -88,6 +90,7 @@ def report(model: nn.Module, result: singe.PruneResult, options: argparse.Namesp
         figures |= {f"latency_{images}_before": before, f"latency_{images}_after": after}
     return figures | {
         "seconds_scoring": sum(r.seconds_scoring for r in result.history),
+        "seconds_compensating": sum(r.seconds_compensating for r in result.history),
         "seconds_tuning": sum(r.seconds_tuning for r in result.history),
         "neurons_scored": sum(r.neurons_scored for r in result.history),
         "neurons_removed": sum(len(r.removed) for r in result.history),

@@ -8,7 +8,7 @@ from .graph.downstream import Downstream
 from .graph.stretch import Stretch
 from .graph.trace import Trace
 
-_CPU_VALUE = 2 << 20
+CPU_VALUE = 2 << 20
 """Bytes of one value for each thread of a CPU: more leave the caches, and the allocator gives them back every time."""
 
 
@@ -30,7 +30,7 @@ class Budget:
         self._trace, self._down, self._images, self._memory = trace, down, images, memory
         self._front = trace.nbytes([down.front.end], images) if down.front is not None else 0
         self._contributions = self._front * neurons
-        self._largest = _CPU_VALUE * torch.get_num_threads() if device.type == "cpu" else memory
+        self._largest = CPU_VALUE * torch.get_num_threads() if device.type == "cpu" else memory
 
     @property
     def needed(self) -> int:

@@ -82,7 +82,7 @@ class Progress:
 
 
 def _record(data: dict[str, Any]) -> GroupRecord:
-    kinds = {"group": str, "removed": tuple, "scores": tuple, "size": int, "neurons_scored": int}
+    kinds = {"group": str, "removed": tuple, "scores": tuple, "size": int, "neurons_scored": int, "uncompensated": dict}
     return GroupRecord(**{name: kinds.get(name, float)(value) for name, value in data.items()})
 
 

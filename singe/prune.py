@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import SequentialSampler
 
 from . import checks
+from .compensation import Compensate
 from .criteria import Criterion, resolve
 from .data import Stream
 from .engine import DEFAULT_MEMORY
@@ -38,6 +39,8 @@ def prune(
     allocation: Allocation = "uniform",
     round_to: int = 1,
     refresh: Refresh = "lazy",
+    compensate: Compensate = "none",
+    compensation_images: int = 1024,
     finetune: FineTune | None = FineTune(),  # noqa: B008 - frozen
     images: int = 64,
     loss: Loss | None = None,
@@ -70,6 +73,10 @@ def prune(
         round_to: a layer that loses rows keeps a multiple of this many; one that has no more is left whole.
         refresh: after a removal, re-score all of the group ("full", the paper's) or only the least relevant
             candidates until the least is up to date ("lazy").
+        compensate: how the layers that read a group are changed once it is pruned, before any fine-tuning: "mean" moves
+            biases (or the means of the batch norms behind), "least_squares" refits weights too, so that on some samples
+            the network holds behind them what the unpruned one holds. Takes seconds a group, no labels, no gradients.
+        compensation_images: samples for that.
         finetune: how to train between removals; None for not at all.
         images: samples that scores are computed on, drawn anew for every group.
         loss: (outputs, batch) -> scalar; mean cross-entropy by default.
@@ -100,6 +107,9 @@ def prune(
     if finetune is not None and not isinstance(finetune, FineTune):
         raise TypeError(f"expected finetune to be a singe.FineTune or None, got {type(finetune).__name__}")
     checks.integer("images", images, 1)
+    if compensate not in ("none", "mean", "least_squares"):
+        raise ValueError(f"expected compensate 'none', 'mean' or 'least_squares', got {compensate!r}")
+    checks.integer("compensation_images", compensation_images, 2)
     checks.positive("analysis_seconds", analysis_seconds)
     checks.integer("memory", memory, 1)
     checks.integer("recalibrate_bn", recalibrate_bn, 0)
@@ -118,7 +128,20 @@ def prune(
             "batches again and again"
         )
     options = Options(
-        goal, chosen, refresh, finetune, images, task, recalibrate_bn, seed, precision, memory, progress, checkpoint
+        goal,
+        chosen,
+        compensate,
+        compensation_images,
+        refresh,
+        finetune,
+        images,
+        task,
+        recalibrate_bn,
+        seed,
+        precision,
+        memory,
+        progress,
+        checkpoint,
     )
     with plain_torch(device), preserved_random_state(loader):
         run = Run(model, stream, options)

@@ -30,9 +30,11 @@ class GroupRecord:
         neurons_scored: scores computed, repetitions included.
         loss_start: loss on the group's own batch before the first removal.
         loss_removed: after the last, before fine-tuning.
-        loss_end: after fine-tuning.
+        loss_end: after compensation and fine-tuning.
         seconds_scoring: time spent choosing neurons.
+        seconds_compensating: time spent refitting what reads them.
         seconds_tuning: time spent fine-tuning.
+        uncompensated: the readers that could not be refitted -> why; empty where none was to be.
     """
 
     group: str
@@ -44,7 +46,9 @@ class GroupRecord:
     loss_removed: float
     loss_end: float
     seconds_scoring: float
+    seconds_compensating: float
     seconds_tuning: float
+    uncompensated: dict[str, str]
 
 
 @dataclass(frozen=True, eq=False)

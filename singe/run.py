@@ -21,6 +21,7 @@ from . import checks
 from .batches import Batch
 from .checkpoint import Checkpoint, Progress, fingerprint
 from .collapse import Watch
+from .compensation import Compensate, Compensator
 from .criteria import Criterion
 from .data import Stream
 from .engine import Engine
@@ -50,6 +51,8 @@ class Options:
 
     goal: Goal
     criterion: Criterion
+    compensate: Compensate
+    compensation_images: int
     refresh: Refresh
     finetune: FineTune | None
     images: int
@@ -66,6 +69,7 @@ class Options:
         functions = {"loss": self.task.loss, "forward": self.task.forward}
         return {
             **asdict(self.goal), "criterion": repr(self.criterion), "refresh": self.refresh,
+            "compensate": self.compensate, "compensation_images": self.compensation_images,
             "finetune": repr(self.finetune), "images": self.images, "recalibrate_bn": self.recalibrate_bn,
             "seed": self.seed, "precision": self.precision,
             **{key: f and getattr(f, "__qualname__", type(f).__name__) for key, f in functions.items()},
@@ -140,7 +144,7 @@ class Run:
     def execute(self) -> PruneResult:
         """Prunes group after group."""
         neurons = sum(n for _, n in self._todo)
-        tuner, progress = self._tuner(neurons), self._progress
+        tuner, progress, self._compensator = self._tuner(neurons), self._progress, self._make_compensator()
         if self._resumes:
             self._resume(tuner)
         elif self._checkpoint is not None:  # what cannot be written is found out before any work
@@ -200,14 +204,21 @@ class Run:
         tuner.rehearse()
         return tuner
 
+    def _make_compensator(self) -> Compensator | None:
+        o = self._options
+        if o.compensate == "none":
+            return None
+        self._restart(len(self._todo) + 2)
+        batch = self._stream.take(o.compensation_images)
+        return Compensator(self._original, self._trace, batch, o.task, o.compensate, o.memory)
+
     def _prune_group(self, index: int, group: Group, count: int, tuner: Tuner | None, bar: tqdm) -> GroupRecord:
         self._restart(index)
         batch = self._stream.take(self._options.images)
         current = self._progress.plan.rebase(group)
-        if not self._trace.holds_for(self._work, self._sample):
-            self._trace, self._progress.traced = self._traced(batch), index
+        self._follow(batch, index)
         optimizer = tuner.optimizer if tuner is not None else None
-        scoring, tuning = _Stopwatch(), _Stopwatch()
+        scoring, compensating, tuning = _Stopwatch(), _Stopwatch(), _Stopwatch()
         with scoring:
             selection = Selection(self._engine(current, batch), self._options.criterion, self._options.refresh)
         loss_start = selection.engine.loss
@@ -232,15 +243,19 @@ class Run:
         here.add(current, selection.taken)
         compact(self._work, here.removed(), optimizer)
         self._progress.plan.add(group, selection.taken)
-        loss_end = loss_removed
+        uncompensated: dict[str, str] = {}
+        if self._compensator is not None:
+            with compensating:
+                self._follow(batch, index + 1)
+                uncompensated = self._compensator.refit(self._work, self._trace, group, self._progress.plan)
         if tuner is not None and tuner.when == "layer":
             with tuning:
                 tuner.pause()
-            loss_end = self._evaluate(batch)
         return GroupRecord(
             group=group.name, size=group.size, removed=tuple(selection.taken), scores=tuple(selection.taken_scores),
             neurons_scored=selection.scored, loss_start=loss_start, loss_removed=loss_removed,
-            loss_end=loss_end, seconds_scoring=scoring.seconds, seconds_tuning=tuning.seconds,
+            loss_end=self._evaluate(batch), seconds_scoring=scoring.seconds,
+            seconds_compensating=compensating.seconds, seconds_tuning=tuning.seconds, uncompensated=uncompensated,
         )  # fmt: skip
 
     def _result(self) -> PruneResult:
@@ -264,6 +279,11 @@ class Run:
     def _restart(self, phase: int) -> None:
         """Begins a new epoch; no two phases of any two seeds below 4096 see the same."""
         self._stream.restart((self._options.seed << 20) + phase)
+
+    def _follow(self, batch: Batch, done: int) -> None:
+        """Exports the network anew where the graph no longer is that network, as cutting it may have it."""
+        if not self._trace.holds_for(self._work, self._sample):
+            self._trace, self._progress.traced = self._traced(batch), done
 
     def _engine(self, group: Group, batch: Batch) -> Engine:
         o = self._options

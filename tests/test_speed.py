@@ -234,7 +234,7 @@ def test_the_literal_cost_is_passes_times_seconds_with_pruned_layers_whole_or_cu
 
     monkeypatch.setattr(literal, "_pass_seconds", pass_seconds)
     history = [
-        GroupRecord(group.name, group.size, removed, (), 0, 0, 0, 0, 0, 0)
+        GroupRecord(group.name, group.size, removed, (), 0, 0, 0, 0, 0, 0, 0, {})
         for group, removed in zip(subject.groups, [(3, 1), (4,), (0, 9, 2)], strict=True)
     ]
     (batch,) = subject.batches(1)

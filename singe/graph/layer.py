@@ -91,12 +91,34 @@ class Layer:
         extra = self._uneven()
         return F.pad(x, extra) if any(extra) else x
 
+    def padded_wholly(self, x: Tensor) -> Tensor:
+        """X [B, C, ...] with all zeros around it that the layer sees."""
+        sides = [side for p in reversed(self.geometry.padding) for side in (p, p)]
+        return F.pad(self.padded(x), sides)
+
     def _uneven(self) -> list[int]:
         if argument(self.call, 4, "padding", None) != "same":
             return []
         g = self.geometry
         odd = [d * (k - 1) % 2 for d, k in zip(g.dilation, g.kernel_size, strict=True)]
         return [side for o in reversed(odd) for side in (0, o)]
+
+    def patches(self, x: Tensor, size: Sequence[int], places: Tensor) -> Tensor:
+        """[n, C, taps]: what a convolution sees of x [B, C, ...], padded, where it puts out some of its values.
+
+        Args:
+            x: padded, channels first.
+            size: of the output's spatial axes.
+            places: int64 [n], indices into [B, *size].
+        """
+        g, seen = self.geometry, torch.zeros(len(places), 1, dtype=torch.int64, device=x.device)
+        image, *position = torch.unravel_index(places, (len(x), *size))
+        for axis, start in enumerate(position):
+            taps = torch.arange(g.kernel_size[axis], device=x.device) * g.dilation[axis]
+            along = (start * g.stride[axis])[:, None] + taps
+            seen = (seen[:, :, None] * x.shape[axis + 2] + along[:, None]).flatten(1)
+        flat = x.flatten(2).transpose(1, 2)  # [B, positions, C]
+        return flat[image[:, None], seen].transpose(1, 2)
 
     def groups(self, x: Tensor, live: Env) -> int:
         """Into how many parts the convolution takes x [B, C, ...]; fewer where a depthwise one has lost channels."""
@@ -175,20 +197,23 @@ def find_layers(trace: Trace, group: Group) -> list[Layer]:
     """
     calls = {weight: trace.calls(weight) for weight in group.writers}
     order = {call: i for i, call in enumerate(trace.nodes)}
-    found = [_layer(trace, call, weight, group) for weight in group.writers for call in calls[weight]]
+    found = [
+        layer_at(trace, call, weight, _rows(call, weight, group)) for weight in group.writers for call in calls[weight]
+    ]
     if not found:
         raise ValueError(f"expected {', '.join(map(module_of, group.writers))} to be used in eval mode")
     return sorted(found, key=lambda layer: order[layer.call])
 
 
-def _layer(trace: Trace, call: fx.Node, weight: str, group: Group) -> Layer:
+def layer_at(trace: Trace, call: fx.Node, weight: str, rows: Tensor) -> Layer:
+    """A weight at one of the places where it is used, with the rows (int64 [neurons, rows per neuron]) that matter."""
     behind = batchnorm.of_weight(trace, weight).get(call)
     arguments: tuple[Any, ...] = call.args
     if call.target is aten.linear.default:
         axis, geometry = -1, Geometry([1], [1], [0], [1])
     else:
         axis, geometry = 1, geometry_of(call)
-    return Layer(weight, call, arguments[0], behind or call, axis, geometry, _rows(call, weight, group))
+    return Layer(weight, call, arguments[0], behind or call, axis, geometry, rows)
 
 
 def _rows(call: fx.Node, weight: str, group: Group) -> Tensor:

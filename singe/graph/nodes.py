@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import fx
@@ -35,6 +36,18 @@ def described(node: fx.Node) -> str:
     """The operator and where in the model it stands, for reasons a user reads."""
     place = place_of(node)
     return f"{node.target} in {place}" if place else str(node.target)
+
+
+def ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """The nodes and everything they are computed from."""
+    seen: set[fx.Node] = set()
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            stack.extend(node.all_input_nodes)
+    return seen
 
 
 def _innermost(node: fx.Node) -> tuple[str, str]:

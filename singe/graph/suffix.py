@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from .nodes import ancestors
 from .trace import Trace
 
 
@@ -37,23 +38,11 @@ def cut(trace: Trace, at: Iterable[fx.Node]) -> Suffix:
             below.add(node)
         elif node in at:
             roots.append(node)
-    needed = _ancestors(trace.outputs)
+    needed = ancestors(trace.outputs)
     nodes = tuple(n for n in trace.nodes if n in below and n in needed)
     inputs = (i for n in nodes for i in n.all_input_nodes)
     read = dict.fromkeys(i for i in (*inputs, *trace.outputs) if i not in below and i not in roots)
     boundary = tuple(i for i in read if i not in trace.state and i not in trace.constants and not trace.is_size(i))
-    before = _ancestors([*boundary, *roots])
+    before = ancestors([*boundary, *roots])
     prefix = tuple(n for n in trace.nodes if n in before)
     return Suffix(tuple(roots), prefix, nodes, boundary)
-
-
-def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    """The nodes and everything they are computed from."""
-    seen: set[fx.Node] = set()
-    stack = list(nodes)
-    while stack:
-        node = stack.pop()
-        if node not in seen:
-            seen.add(node)
-            stack.extend(node.all_input_nodes)
-    return seen

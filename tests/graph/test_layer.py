@@ -7,7 +7,7 @@ from wiring import Wired, normal
 from singe.graph import batchnorm
 from singe.graph.analysis import find_groups
 from singe.graph.groups import module_of
-from singe.graph.layer import find_layers
+from singe.graph.layer import find_layers, layer_at
 from singe.graph.trace import trace
 
 
@@ -151,3 +151,28 @@ def test_a_weight_used_twice_is_a_layer_at_both_places():
     first, second = find_layers(graph, find_groups(graph)[0])
     assert first.weight == second.weight == "a.weight"
     assert [first.call, second.call] == graph.calls("a.weight")
+
+
+SLIDING = {
+    "1d": (nn.Conv1d(3, 4, 3, stride=2, padding=1), (2, 3, 9)),
+    "2d": (nn.Conv2d(4, 6, (3, 2), stride=(1, 2), padding=(2, 0), dilation=(2, 1), groups=2), (2, 4, 7, 6)),
+    "3d": (nn.Conv3d(2, 3, 2, stride=(1, 2, 1)), (2, 2, 3, 4, 5)),
+    "same": (nn.Conv2d(3, 4, (4, 3), padding="same"), (2, 3, 5, 6)),
+    "linear": (nn.Linear(5, 4), (2, 5)),
+    "sequence": (nn.Linear(5, 4), (2, 7, 5)),
+}
+
+
+@pytest.mark.parametrize(("module", "shape"), SLIDING.values(), ids=SLIDING.keys())
+def test_patches_times_weights_are_the_output(module, shape):
+    model, x = nn.Sequential(module, nn.Identity()).double().eval(), normal(*shape, dtype=torch.float64)
+    graph = trace(model, x)
+    layer = layer_at(graph, graph.calls("0.weight")[0], "0.weight", torch.empty(0, 0, dtype=torch.int64))
+    z = layer.channels_first(model(x))
+    places = torch.randperm(z[:, 0].numel(), generator=torch.Generator().manual_seed(0))
+    patches = layer.patches(layer.padded_wholly(layer.channels_first(x)), z.shape[2:], places)
+    groups = getattr(module, "groups", 1)
+    weights = module.weight.flatten(1).chunk(groups)
+    found = [p.flatten(1) @ w.T for p, w in zip(patches.chunk(groups, 1), weights, strict=True)]
+    expected = z.movedim(1, -1).flatten(0, -2)[places]
+    assert torch.allclose(torch.cat(found, 1) + module.bias, expected)
