@@ -144,8 +144,7 @@ class Compensator:
         if tensors(self._inputs)[0].device.type == "cpu":
             room = min(room, CPU_VALUE * torch.get_num_threads())
         step = max(1, room // max(1, largest)) if trace.dynamic else trace.example_batch
-        count = length(self._inputs)
-        for start in range(0, count if trace.dynamic else count - count % step, step):
+        for start in range(0, length(self._inputs), step):
             yield pytree.tree_map(lambda t, start=start: t[start : start + step], self._inputs)
 
 

@@ -87,6 +87,7 @@ class Run:
         self._still = [n for n, module in model.named_modules() if model.training and not module.training]
         self._todo: list[tuple[Group, int]] = []
         self._frozen: dict[str, str] = {}  # names of groups left whole -> why
+        self._compensator: Compensator | None = None
         self._restart(0)
         self._probe = stream.take(options.images)
         checks.runs(self._work, self._probe, options.task)
@@ -144,7 +145,8 @@ class Run:
     def execute(self) -> PruneResult:
         """Prunes group after group."""
         neurons = sum(n for _, n in self._todo)
-        tuner, progress, self._compensator = self._tuner(neurons), self._progress, self._make_compensator()
+        tuner, progress = self._tuner(neurons), self._progress
+        self._compensator = self._make_compensator()
         if self._resumes:
             self._resume(tuner)
         elif self._checkpoint is not None:  # what cannot be written is found out before any work
@@ -209,7 +211,8 @@ class Run:
         if o.compensate == "none":
             return None
         self._restart(len(self._todo) + 2)
-        batch = self._stream.take(o.compensation_images)
+        step = 1 if self._trace.dynamic else self._trace.example_batch
+        batch = self._stream.take(-(-o.compensation_images // step) * step)
         return Compensator(self._original, self._trace, batch, o.task, o.compensate, o.memory)
 
     def _prune_group(self, index: int, group: Group, count: int, tuner: Tuner | None, bar: tqdm) -> GroupRecord:
