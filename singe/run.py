@@ -25,6 +25,7 @@ from .compensation import Compensate, Compensator
 from .criteria import Criterion
 from .data import Stream
 from .engine import Engine
+from .equations import Unpruned
 from .files import digest
 from .finetune import FineTune, Tuner
 from .goal import Goal
@@ -213,7 +214,7 @@ class Run:
         self._restart(len(self._todo) + 2)
         step = 1 if self._trace.dynamic else self._trace.example_batch
         batch = self._stream.take(-(-o.compensation_images // step) * step)
-        return Compensator(self._original, self._trace, batch, o.task, o.compensate, o.memory)
+        return Compensator(Unpruned(self._original, self._trace, batch, o.task, o.memory), o.compensate)
 
     def _prune_group(self, index: int, group: Group, count: int, tuner: Tuner | None, bar: tqdm) -> GroupRecord:
         self._restart(index)

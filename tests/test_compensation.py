@@ -11,6 +11,7 @@ from wiring import Wired, normal
 
 import singe
 from singe.compensation import RIDGE, Compensator, least_squares
+from singe.equations import Unpruned
 from singe.graph.analysis import find_groups
 from singe.graph.trace import trace
 from singe.plan import Plan
@@ -58,7 +59,7 @@ def compensated(model, x, removed, how="least_squares", memory=1 << 30):
     outputs = [model(x), small(x)]
     refused: dict[str, str] = {}
     for name in removed:
-        helper = Compensator(model, graph, (x, None), Task(), how, memory)
+        helper = Compensator(Unpruned(model, graph, (x, None), Task(), memory), how)
         refused |= helper.refit(small, trace(small, x), groups[name], plan)
     return small, refused, [*outputs, small(x)]
 

@@ -1,0 +1,146 @@
+"""What a layer would have to put out on some samples for the network to go on as the unpruned one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from .batches import Batch, length, tensors
+from .budget import CPU_VALUE
+from .graph import batchnorm
+from .graph.nodes import ancestors
+from .graph.point import Point, find_point
+from .graph.trace import Env, Trace, named_tensors
+from .surgery import Removed
+from .task import Task
+
+_EQUATIONS = 64
+"""For each unknown of an output channel, as far as there are so many; more make no difference that can be seen."""
+
+NOTHING = torch.empty(0, dtype=torch.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Equations:
+    """What a reader sees and lacks at places picked at random.
+
+    Attributes:
+        parts: into how many groups a convolution takes its inputs.
+        x: [n, C, taps], what it sees.
+        missing: [n, M], what its output, before any batch norm, lacks there.
+        offset: the bias, or the mean that its batch norm takes away, and with which sign it shifts the output; None
+            where there is neither.
+    """
+
+    parts: int
+    x: Tensor
+    missing: Tensor
+    offset: tuple[Tensor, int] | None
+
+
+class Unpruned:
+    """The network before any removal, which pruned ones are compared with.
+
+    Args:
+        model: in any mode.
+        trace: of it in eval mode.
+        batch: samples to look at.
+        task: how it is called.
+        memory: bytes that activations and equations may take, roughly.
+    """
+
+    def __init__(self, model: nn.Module, trace: Trace, batch: Batch, task: Task, memory: int) -> None:
+        self._original, self._unpruned, self._memory = model, trace, memory
+        self._inputs = task.inputs(batch)
+
+    @torch.no_grad()
+    def equations(self, model: nn.Module, trace: Trace, weight: str, removed: Removed) -> Equations | str:
+        """Those of the layer of a weight, or why there are none.
+
+        Its output is wanted to be what makes the network hold behind it what the unpruned one holds there: behind its
+        batch norm and, in a residual block, in the sum with the shortcut, as the latter is in ``model``.
+
+        Args:
+            model: pruned.
+            trace: of it as it is.
+            weight: of a layer that is used once.
+            removed: what of the unpruned network is gone.
+        """
+        now, then = find_point(trace, weight), find_point(self._unpruned, weight)
+        if isinstance(now, str) or isinstance(then, str):
+            return now if isinstance(now, str) else str(then)
+        known = named_tensors(model)
+        kept = torch.ones(len(named_tensors(self._original)[weight]), dtype=torch.bool)
+        kept[removed.get((weight, 0), NOTHING)] = False
+        x, missing = self._seen(now, then, model, trace, kept)
+        parts = x.shape[1] * x.shape[2] // known[weight][0].numel()
+        return Equations(parts, x, missing, _offset(trace, now, known))
+
+    def _seen(self, now: Point, then: Point, model: nn.Module, trace: Trace, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """What the reader sees, [n, C, taps], and what its output lacks there, [n, M], at places picked at random."""
+        layer, here = now.layer, trace.live(model)
+        summed = now.other is not None and then.other is not None
+        ends = [layer.call, layer.x, *([now.other] if summed and now.other is not None else [])]
+        goal = then.total if summed else then.layer.output
+        picks = torch.Generator().manual_seed(0)
+        seen, missing = [], []
+        for inputs in self._parts(trace, ends):
+            values = _values(trace, here, ends, inputs)
+            (wanted,) = _values(self._unpruned, self._unpruned.live(self._original), [goal], inputs)
+            z, x, *other = map(layer.channels_first, values)
+            wanted = layer.channels_first(wanted)[:, kept.to(x.device)]
+            if other:
+                wanted = wanted - other[0]
+            if layer.output is not layer.call:
+                wanted = _before(batchnorm.affine(layer.output, here), wanted, z)
+            places = torch.randperm(z[:, 0].numel(), generator=picks)[: self._count(layer.kernel(here), x, z)]
+            dtype, places = torch.promote_types(x.dtype, torch.float32), places.to(x.device)
+            seen.append(layer.patches(layer.padded_wholly(x), z.shape[2:], places).to(dtype))
+            missing.append((wanted - z).movedim(1, -1).flatten(0, -2)[places].to(dtype))
+        return torch.cat(seen), torch.cat(missing)
+
+    def _count(self, kernel: Tensor, x: Tensor, z: Tensor) -> int:
+        """How many places of a part of the images to look at."""
+        unknowns, seen = kernel[0].numel(), x.shape[1] * kernel[0, 0].numel()
+        whole = min(_EQUATIONS * unknowns, self._memory // (12 * seen))
+        return max(1, -(-whole * len(z) // length(self._inputs)))
+
+    def _parts(self, trace: Trace, ends: Sequence[fx.Node]) -> Iterator[Any]:
+        """The samples, so many at a time that a few values of the network fit the memory."""
+        before = [node for node in ancestors(ends) if node.op == "call_function"]
+        largest = max(trace.nbytes([node], trace.example_batch) for node in before) // trace.example_batch
+        room = self._memory // 8
+        if tensors(self._inputs)[0].device.type == "cpu":
+            room = min(room, CPU_VALUE * torch.get_num_threads())
+        step = max(1, room // max(1, largest)) if trace.dynamic else trace.example_batch
+        for start in range(0, length(self._inputs), step):
+            yield pytree.tree_map(lambda t, start=start: t[start : start + step], self._inputs)
+
+
+def _offset(trace: Trace, point: Point, tensors: dict[str, Tensor]) -> tuple[Tensor, int] | None:
+    """What shifts a layer's output, and with which sign: its bias, or the mean that its batch norm takes away."""
+    call, norm = point.layer.call, point.layer.output
+    if (bias := trace.parameter(call, 2, "bias")) is not None:
+        return tensors[bias], 1
+    mean = trace.parameter(norm, 3, "running_mean") if norm is not call else None
+    return None if mean is None else (tensors[mean], -1)
+
+
+def _before(norm: batchnorm.Affine, y: Tensor, z: Tensor) -> Tensor:
+    """What a batch norm would have to be given to put out y; z where it puts out the same whatever it is given."""
+    shape = (1, -1, *[1] * (y.dim() - 2))
+    scale, shift = norm.scale.view(shape), norm.shift.view(shape)
+    dead = scale.abs() <= 1e-6 * scale.abs().max()
+    return torch.where(dead, z, (y - shift) / torch.where(dead, 1, scale))
+
+
+def _values(graph: Trace, live: Env, ends: Sequence[fx.Node], inputs: Any) -> list[Tensor]:
+    """What some nodes hold for some inputs."""
+    env, needed = live | graph.feed(inputs), ancestors(ends)
+    graph.run([node for node in graph.nodes if node in needed], env, length(inputs), keep=ends)
+    return [env[node] for node in ends]
