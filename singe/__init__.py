@@ -8,6 +8,7 @@ from .criteria import (
     Magnitude,
     MagnitudeGradient,
     Random,
+    Reconstruction,
     SummedGradient,
 )
 from .finetune import FineTune
@@ -38,6 +39,7 @@ __all__ = [
     "Plan",
     "PruneResult",
     "Random",
+    "Reconstruction",
     "SummedGradient",
     "fold_batchnorm",
     "inspect",

@@ -94,15 +94,20 @@ def least_squares(x: Tensor, y: Tensor, offset: bool) -> tuple[Tensor, Tensor]:
     """
     means = [t.mean(0) if offset else torch.zeros_like(t[0]) for t in (x, y)]
     x, y = x - means[0], y - means[1]
-    ridge = RIDGE * x.square().sum() / max(1, x.shape[1])
-    if not ridge:  # nothing to learn from
+    cost = ridge(x)
+    if not cost:  # nothing to learn from
         return x.new_zeros(y.shape[1], x.shape[1]), means[1]
     if x.shape[1] <= len(x):
         squares, products = (x.T @ x).double(), (x.T @ y).double()
-        squares.diagonal().add_(ridge)
+        squares.diagonal().add_(cost)
         change = torch.linalg.solve(squares, products).to(x.dtype)
     else:
         squares = (x @ x.T).double()
-        squares.diagonal().add_(ridge)
+        squares.diagonal().add_(cost)
         change = x.T @ torch.linalg.solve(squares, y.double()).to(x.dtype)
     return change.T, means[1] - means[0] @ change
+
+
+def ridge(x: Tensor) -> float:
+    """Lambda for inputs x [n, F]."""
+    return RIDGE * float(x.square().sum()) / max(1, x.shape[1])

@@ -146,6 +146,16 @@ class LossChange(Criterion):
 
 
 @dataclass(frozen=True)
+class Reconstruction(Criterion):
+    """What no refitting of the readers makes up for once the neuron is gone; needs neither labels nor gradients.
+
+    By how much the least of |X W + b - Z|^2 + lambda |W - W_0|^2 over W and b rises without the neuron's columns of X,
+    as a share of the squares of Z, summed over the readers; see ``singe.compensation`` for X and Z. For the columns J
+    and P = (X^T X + lambda)^-1 that is tr(W_J^T P_JJ^-1 W_J) (Hassibi & Stork 1993, in blocks).
+    """
+
+
+@dataclass(frozen=True)
 class Random(Criterion):
     """A number from torch's global generator, which is seeded for every group: the baseline that others must beat."""
 
@@ -157,6 +167,7 @@ _BY_NAME: dict[str, Criterion] = {
     "summed_gradient": SummedGradient(),
     "integrated_gradient": IntegratedGradient(),
     "loss_change": LossChange(),
+    "reconstruction": Reconstruction(),
     "random": Random(),
 }
 
@@ -174,6 +185,6 @@ def resolve(criterion: str | Criterion) -> Criterion:
         return _BY_NAME[criterion]
     if isinstance(criterion, type):
         raise TypeError(f"expected a criterion's name or object, got the class {criterion.__name__}: call it first")
-    if not isinstance(criterion, (Magnitude, LossChange, PathCriterion, Random)):
+    if not isinstance(criterion, (Magnitude, LossChange, PathCriterion, Random, Reconstruction)):
         raise TypeError(f"expected a criterion's name or object, got {type(criterion).__name__}")
     return criterion

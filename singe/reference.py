@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from .batches import Batch
-from .criteria import Criterion, LossChange, Magnitude, PathCriterion, Random, resolve
+from .criteria import Criterion, LossChange, Magnitude, PathCriterion, Random, Reconstruction, resolve
 from .graph import batchnorm
 from .graph.analysis import find_groups
 from .graph.groups import Group, module_of
@@ -114,6 +114,8 @@ def score(
 ) -> Tensor:
     """Twin of `singe.score`: the whole network, one neuron and one node at a time, `autograd.grad` to the weights."""
     model, chosen = unwrapped(model), resolve(criterion)
+    if isinstance(chosen, Reconstruction):
+        raise ValueError(f"expected a criterion made of losses, gradients or weights, got {chosen}")
     work = plain_copy(model).eval()  # batch norms are folded in here
     task = Task(forward, loss or cross_entropy)
     fold(work, trace(work, task.inputs(batch), task.call))

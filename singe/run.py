@@ -22,7 +22,7 @@ from .batches import Batch
 from .checkpoint import Checkpoint, Progress, fingerprint
 from .collapse import Watch
 from .compensation import Compensate, Compensator
-from .criteria import Criterion
+from .criteria import Criterion, Reconstruction
 from .data import Stream
 from .engine import Engine
 from .equations import Unpruned
@@ -35,8 +35,9 @@ from .isolation import same_modes
 from .plan import Plan
 from .precision import Precision
 from .recalibration import recalibrate, running_norms
+from .reconstruction import Reconstructor
 from .result import GroupRecord, PruneResult, count_macs, count_parameters
-from .selection import Refresh, Selection
+from .selection import Refresh, Scorer, Selection
 from .surgery import compact, held_at_zero, mask
 from .survey import few, survey
 from .task import Task
@@ -77,6 +78,10 @@ class Options:
         }  # fmt: skip
 
 
+_REMEMBERED = (1 << 20) - 1
+"""The phase that samples for comparison with the unpruned network are drawn in: behind all others."""
+
+
 class Run:
     """One call of :func:`prune`: the working copy, what has been decided, and what has been done."""
 
@@ -88,7 +93,6 @@ class Run:
         self._still = [n for n, module in model.named_modules() if model.training and not module.training]
         self._todo: list[tuple[Group, int]] = []
         self._frozen: dict[str, str] = {}  # names of groups left whole -> why
-        self._compensator: Compensator | None = None
         self._restart(0)
         self._probe = stream.take(options.images)
         checks.runs(self._work, self._probe, options.task)
@@ -104,6 +108,7 @@ class Run:
         if not math.isfinite(self._watch.loss):
             raise ValueError(f"expected a finite loss before pruning, got {self._watch.loss}")
         self._macs_before = count_macs(self._work, self._sample, self._options.task.call)
+        self._unpruned = self._remembered()
 
     # -- before the first removal ----------------------------------------------------------------------------
 
@@ -147,7 +152,6 @@ class Run:
         """Prunes group after group."""
         neurons = sum(n for _, n in self._todo)
         tuner, progress = self._tuner(neurons), self._progress
-        self._compensator = self._make_compensator()
         if self._resumes:
             self._resume(tuner)
         elif self._checkpoint is not None:  # what cannot be written is found out before any work
@@ -207,14 +211,15 @@ class Run:
         tuner.rehearse()
         return tuner
 
-    def _make_compensator(self) -> Compensator | None:
+    def _remembered(self) -> Unpruned | None:
+        """The unpruned network on samples of its own, where something is compared with it."""
         o = self._options
-        if o.compensate == "none":
+        if o.compensate == "none" and not isinstance(o.criterion, Reconstruction):
             return None
-        self._restart(len(self._todo) + 2)
+        self._restart(_REMEMBERED)
         step = 1 if self._trace.dynamic else self._trace.example_batch
         batch = self._stream.take(-(-o.compensation_images // step) * step)
-        return Compensator(Unpruned(self._original, self._trace, batch, o.task, o.memory), o.compensate)
+        return Unpruned(self._original, self._trace, batch, o.task, o.memory)
 
     def _prune_group(self, index: int, group: Group, count: int, tuner: Tuner | None, bar: tqdm) -> GroupRecord:
         self._restart(index)
@@ -248,10 +253,11 @@ class Run:
         compact(self._work, here.removed(), optimizer)
         self._progress.plan.add(group, selection.taken)
         uncompensated: dict[str, str] = {}
-        if self._compensator is not None:
+        if self._unpruned is not None and self._options.compensate != "none":
             with compensating:
                 self._follow(batch, index + 1)
-                uncompensated = self._compensator.refit(self._work, self._trace, group, self._progress.plan)
+                compensator = Compensator(self._unpruned, self._options.compensate)
+                uncompensated = compensator.refit(self._work, self._trace, group, self._progress.plan)
         if tuner is not None and tuner.when == "layer":
             with tuning:
                 tuner.pause()
@@ -289,8 +295,12 @@ class Run:
         if not self._trace.holds_for(self._work, self._sample):
             self._trace, self._progress.traced = self._traced(batch), done
 
-    def _engine(self, group: Group, batch: Batch) -> Engine:
+    def _engine(self, group: Group, batch: Batch) -> Scorer:
         o = self._options
+        if isinstance(o.criterion, Reconstruction):
+            assert self._unpruned is not None
+            gone, loss = self._progress.plan.removed(), self._evaluate(batch)
+            return Reconstructor(self._work, self._trace, group, self._unpruned, gone, loss, self._progress.memory)
         return Engine(self._work, self._trace, group, batch, o.task, self._progress.memory, o.precision)
 
     def _traced(self, batch: Batch) -> Trace:

@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
+from torch import Tensor
 
 from .criteria import Criterion
-from .engine import Engine
 
 Refresh = Literal["lazy", "full"]
+
+
+class Scorer(Protocol):
+    """What tells the scores of a group's neurons while they are removed, such as an engine."""
+
+    memory: int
+
+    @property
+    def loss(self) -> float:
+        """On the batch, with all removals so far."""
+
+    def scores(self, criterion: Criterion, neurons: Tensor | None = None) -> Tensor:
+        """float64 [len(neurons)] on the CPU."""
+
+    def lasting(self, criterion: Criterion) -> bool:
+        """Whether a score stays what it is when others of the group go."""
+
+    def forget(self, neuron: int) -> None:
+        """Takes a neuron out, after it has been masked in the model."""
 
 
 class Selection:
@@ -26,7 +45,7 @@ class Selection:
         scored: how many neurons have been scored, repetitions included.
     """
 
-    def __init__(self, engine: Engine, criterion: Criterion, refresh: Refresh) -> None:
+    def __init__(self, engine: Scorer, criterion: Criterion, refresh: Refresh) -> None:
         self.engine = engine
         self.taken: list[int] = []
         self.taken_scores: list[float] = []
@@ -36,7 +55,7 @@ class Selection:
         self._fresh = torch.ones_like(self._scores, dtype=torch.bool)
         self.scored = len(self._scores)
 
-    def renew(self, engine: Engine) -> None:
+    def renew(self, engine: Scorer) -> None:
         """Goes on with another engine, for the same group with other weights."""
         self.engine = engine
         self._fresh[:] = False

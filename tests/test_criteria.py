@@ -17,6 +17,7 @@ NAMES = {
     "integrated_gradient": singe.IntegratedGradient,
     "loss_change": singe.LossChange,
     "random": singe.Random,
+    "reconstruction": singe.Reconstruction,
 }
 
 
@@ -51,11 +52,13 @@ def test_only_criteria_that_fade_one_neuron_at_a_time_can_score_a_few_for_less()
     for criterion in (singe.SummedGradient(), singe.IntegratedGradient(), singe.LossChange()):
         assert not criterion.scores_together
     layer = singe.IntegratedGradient(path="layer"), singe.SummedGradient(path="layer")
-    for criterion in (singe.Gradient(), singe.MagnitudeGradient(), singe.Random(), *layer):
+    for criterion in (singe.Gradient(), singe.MagnitudeGradient(), singe.Random(), singe.Reconstruction(), *layer):
         assert criterion.scores_together
 
 
-@pytest.mark.parametrize("kind", [k for k in NAMES.values() if k not in (singe.LossChange, singe.Random)])
+@pytest.mark.parametrize(
+    "kind", [k for k in NAMES.values() if k not in (singe.LossChange, singe.Random, singe.Reconstruction)]
+)
 @pytest.mark.parametrize("p", [0, 3, -1, math.nan, "2", None])
 def test_an_unknown_order_of_the_norm_is_refused(kind, p):
     with pytest.raises(ValueError, match=r"\bp\b"):
