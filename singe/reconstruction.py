@@ -13,6 +13,7 @@ from .criteria import Criterion
 from .equations import Unpruned
 from .graph.fading import readers
 from .graph.groups import Group, module_of
+from .graph.point import find_point
 from .graph.trace import Trace, named_tensors
 from .surgery import Removed
 
@@ -56,6 +57,23 @@ class _System:
         self.inverse[:, gone] = 0
 
 
+def unfit(trace: Trace, group: Group) -> str | None:
+    """Why the neurons of a group cannot be scored: none of their readers can be refitted; None where one can."""
+    reasons = {module_of(weight): _unfit(trace, weight) for weight in readers(group)}
+    if any(reason is None for reason in reasons.values()):
+        return None
+    said = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    return f"no reader can be refitted ({said or 'no layer reads it'})"
+
+
+def _unfit(trace: Trace, weight: str) -> str | None:
+    point = find_point(trace, weight)
+    if isinstance(point, str):
+        return point
+    columns = point.layer.weight_node.meta["val"][0].numel()
+    return f"it has {columns} columns, more than {WIDEST}" if columns > WIDEST else None
+
+
 class Reconstructor:
     """Scores the neurons of one group while they are removed one by one, as an engine does.
 
@@ -69,7 +87,7 @@ class Reconstructor:
         memory: likewise, what passes may take.
 
     Raises:
-        ValueError: no reader of the group has equations.
+        ValueError: no reader of the group can be refitted, see :func:`unfit`.
     """
 
     def __init__(
@@ -85,17 +103,13 @@ class Reconstructor:
         self.loss, self.memory = loss, memory
         self._size = group.size
         self._systems: list[_System] = []
-        why = {}
+        if (reason := unfit(trace, group)) is not None:
+            raise ValueError(f"expected a group that can be reconstructed, but of {group.name} {reason}")
         for weight in readers(group):
-            found = self._solve(model, trace, group, weight, unpruned, removed)
-            if isinstance(found, str):
-                why[module_of(weight)] = found
-                log.info("%s is not looked at for %s: %s", module_of(weight), group.name, found)
+            if (reason := _unfit(trace, weight)) is not None:
+                log.info("%s is not looked at for %s: %s", module_of(weight), group.name, reason)
             else:
-                self._systems += found
-        if not self._systems:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in why.items())
-            raise ValueError(f"expected layers that read {group.name} and can be refitted, got {reasons or 'none'}")
+                self._systems += self._solve(model, trace, group, weight, unpruned, removed)
 
     def scores(self, criterion: Criterion, neurons: Tensor | None = None) -> Tensor:
         """float64 [len(neurons)] on the CPU: what no refitting of the readers makes up for, a share for each reader."""
@@ -114,13 +128,10 @@ class Reconstructor:
     @torch.no_grad()
     def _solve(
         self, model: nn.Module, trace: Trace, group: Group, weight: str, unpruned: Unpruned, removed: Removed
-    ) -> list[_System] | str:
+    ) -> list[_System]:
         found = unpruned.equations(model, trace, weight, removed)
-        if isinstance(found, str):
-            return found
+        assert not isinstance(found, str), found
         taps, rows = found.x.shape[2], named_tensors(model)[weight].flatten(1)
-        if rows.shape[1] > WIDEST:
-            return f"it has {rows.shape[1]} columns, more than {WIDEST}"
         neuron = group.slice(weight, 1).neuron.repeat_interleave(taps)
         order = neuron.argsort(stable=True)
         columns = order[neuron[order] >= 0].view(group.size, -1)

@@ -35,7 +35,7 @@ from .isolation import same_modes
 from .plan import Plan
 from .precision import Precision
 from .recalibration import recalibrate, running_norms
-from .reconstruction import Reconstructor
+from .reconstruction import Reconstructor, unfit
 from .result import GroupRecord, PruneResult, count_macs, count_parameters
 from .selection import Refresh, Scorer, Selection
 from .surgery import compact, held_at_zero, mask
@@ -125,6 +125,9 @@ class Run:
         left_whole = partial(goal.left_whole, self._original)
         found = survey(self._work, self._trace, self._sample, task, left_whole, seconds)
         able, self._frozen = found.able, found.frozen
+        if isinstance(self._options.criterion, Reconstruction):
+            blind = {g.name: reason for g in able if (reason := unfit(self._trace, g)) is not None}
+            able, self._frozen = [g for g in able if g.name not in blind], self._frozen | blind
         for name, reason in self._frozen.items():
             log.info("%s is not pruned: %s", name, reason)
         if not able:

@@ -93,15 +93,19 @@ def test_score_gives_the_same_and_twins_come_first():
     assert scorer.scores(CRITERION, torch.tensor([4])) > 100 * scores[4], "what was there twice is there once"
 
 
-def test_readers_that_cannot_be_fitted_are_named():
+def test_a_group_whose_readers_cannot_be_fitted_stays_whole_and_says_why():
     def wiring(self, x):
-        return self.b(self.a(x)) + self.b(self.a(x).relu())
+        return self.c(self.b(self.a(x)) + self.b(self.a(x).relu()))
 
-    model = Wired(wiring, a=nn.Linear(3, 6), b=nn.Linear(6, 2)).double().eval()
-    with pytest.raises(
-        ValueError, match=r"layers that read a and can be refitted, got b: its weight is used at several"
-    ):
-        reconstructor(model, normal(10, 3, dtype=torch.float64), "a")
+    model = Wired(wiring, a=nn.Linear(3, 6), b=nn.Linear(6, 5), c=nn.Linear(5, 2)).double().eval()
+    x = normal(32, 3, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"but of a no reader can be refitted \(b: its weight is used at several places\)"):
+        reconstructor(model, x, "a")
+    loader = DataLoader(TensorDataset(x, torch.zeros(32, dtype=torch.int64)), batch_size=16, shuffle=True)
+    options = {"criterion": "reconstruction", "finetune": None, "images": 16, "progress": False}
+    result = singe.prune(model, loader, 0.1, compensation_images=32, **options)
+    assert [r.group for r in result.history] == ["b"]
+    assert result.frozen["a"] == "no reader can be refitted (b: its weight is used at several places)"
 
 
 def test_there_is_no_literal_version():
