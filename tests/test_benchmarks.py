@@ -240,7 +240,14 @@ def test_pruning_reports_all_there_is_to_know(weights, data, tmp_path, capsys, d
     report = json.loads(text)
     numbers = [f"{name}_{when}" for name in ("params", "macs") for when in ("before", "after", "removed")]
     numbers += [f"{name}_{when}" for name in ("top1", "latency_64", "latency_1") for when in ("before", "after")]
-    numbers += ["seconds", "seconds_scoring", "seconds_tuning", "neurons_scored", "neurons_removed"]
+    numbers += [
+        "seconds",
+        "seconds_scoring",
+        "seconds_compensating",
+        "seconds_tuning",
+        "neurons_scored",
+        "neurons_removed",
+    ]
     assert report.keys() == {"machine", "options", "frozen", *numbers}
     assert all(report[name] >= 0 for name in numbers)
     assert report["params_before"] == PARAMETERS["resnet20"]
@@ -262,6 +269,7 @@ def test_pruning_is_by_the_options(weights, data, monkeypatch):
 
     monkeypatch.setattr(singe, "prune", prune)
     text = "--rho .4 --target macs --allocation global --round-to 8 --ignore stem fc --nodes 7 --steps 9 --when after"
+    text += " --compensate mean --compensation-images 40"
     text += f" --lr .1 --recalibrate-bn 3 --batch-size 16 --seed 5 --model resnet20 --weights {weights} --data {data}"
     with pytest.raises(Caught) as caught:
         cifar10.main(text.split())
@@ -269,6 +277,7 @@ def test_pruning_is_by_the_options(weights, data, monkeypatch):
         "rho": 0.4, "target": "macs", "allocation": "global", "round_to": 8, "ignore": ["stem", "fc"], "seed": 5,
         "criterion": singe.IntegratedGradient(quadrature=singe.GaussLegendre(7)), "recalibrate_bn": 3,
         "finetune": singe.FineTune(steps=9, when="after", lr=0.1), "batches": 5 * PER_FILE // 16,
+        "compensate": "mean", "compensation_images": 40,
     }  # fmt: skip
     with pytest.raises(Caught) as caught:
         cifar10.main([*text.split(), "--steps", "0", "--criterion", "magnitude"])
