@@ -40,7 +40,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--rho", type=float, default=0.5)
     parser.add_argument("--target", default="params", help="what rho is a share of: params or macs")
-    parser.add_argument("--allocation", default="uniform", help="uniform, block, linear or global")
+    parser.add_argument("--allocation", default="uniform", help="uniform, block, linear, global or sensitivity")
     parser.add_argument("--round-to", type=int, default=1, help="leave layers a multiple of this many neurons")
     parser.add_argument("--ignore", nargs="*", default=[], help="modules to leave whole")
     parser.add_argument("--criterion", default="integrated_gradient")

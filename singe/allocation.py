@@ -25,12 +25,15 @@ Schedule = Callable[[float], Sequence[float]]
 
 RATES = ("uniform", "linear", "block")
 
+RANKINGS = ("global", "sensitivity")
+
 
 def check(allocation: Any) -> None:
-    """Raises TypeError or ValueError unless ``allocation`` is one that :func:`rates` or "global" stands for."""
+    """Raises TypeError or ValueError unless ``allocation`` is one that there is."""
     if isinstance(allocation, str):
-        if allocation not in (*RATES, "global"):
-            raise ValueError(f"expected allocation among {', '.join(RATES)}, global, or a mapping, got {allocation!r}")
+        names = (*RATES, *RANKINGS)
+        if allocation not in names:
+            raise ValueError(f"expected allocation among {', '.join(names)}, or a mapping, got {allocation!r}")
     elif isinstance(allocation, Mapping):
         for pattern, rate in allocation.items():
             if not isinstance(pattern, str):
@@ -76,7 +79,7 @@ def ranked(scores: Sequence[Tensor], cost: Cost) -> Schedule:
     """All neurons in one ranking by score per parameter (or multiply-add) that they save, the least first.
 
     Args:
-        scores: float64 [n] for every group.
+        scores: float64 [n] for every group: what the loss of each neuron does, whatever it is measured in.
         cost: of the same groups.
     """
     none = [0] * len(scores)

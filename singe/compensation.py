@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from .equations import Unpruned
+from .equations import Equations, Unpruned
 from .graph.fading import readers
 from .graph.groups import Group, module_of
 from .graph.trace import Trace, named_tensors
@@ -50,37 +51,43 @@ class Compensator:
             the readers that stay as they are -> why.
         """
         refused: dict[str, str] = {}
-        for weight in readers(group):
-            reason = self._refit(model, trace, weight, plan.removed())
+        for weight, equations in self.equations(model, trace, group, plan.removed()):
+            reason = equations if isinstance(equations, str) else self.solve(model, weight, equations)
             if reason is not None:
                 refused[module_of(weight)] = reason
                 log.info("%s is not compensated: %s", module_of(weight), reason)
         return refused
 
+    def equations(
+        self, model: nn.Module, trace: Trace, group: Group, removed: Removed
+    ) -> Iterator[tuple[str, Equations | str]]:
+        """The weight of every reader with its equations, or why it has none, each looked at when it is its turn."""
+        for weight in readers(group):
+            yield weight, self._unpruned.equations(model, trace, weight, removed)
+
     @torch.no_grad()
-    def _refit(self, model: nn.Module, trace: Trace, weight: str, removed: Removed) -> str | None:
-        parameter = named_tensors(model)[weight]
+    def solve(self, model: nn.Module, weight: str, equations: Equations) -> str | None:
+        """Changes a reader's weight and offset in place to what solves its equations best, or says why not."""
+        tensors = named_tensors(model)
+        parameter, offset = tensors[weight], equations.offset
         trained = any(p.requires_grad for p in model.parameters())
         if trained and not parameter.requires_grad:
             return "its weight is not to be trained"
-        found = self._unpruned.equations(model, trace, weight, removed)
-        if isinstance(found, str):
-            return found
-        offset = found.offset
-        if trained and offset is not None and isinstance(offset[0], nn.Parameter) and not offset[0].requires_grad:
+        shift = None if offset is None else tensors[offset[0]]
+        if trained and isinstance(shift, nn.Parameter) and not shift.requires_grad:
             offset = None
         if self._how == "mean" and offset is None:
             return "it has no bias to change, and no batch norm follows it"
-        x = found.x if self._how == "least_squares" else found.x[:, :0]
+        x = equations.x if self._how == "least_squares" else equations.x[:, :0]
+        parts = equations.parts
         fits = [
             least_squares(own.flatten(1), wanted, offset is not None)
-            for own, wanted in zip(x.tensor_split(found.parts, 1), found.missing.chunk(found.parts, 1), strict=True)
+            for own, wanted in zip(x.tensor_split(parts, 1), equations.missing.chunk(parts, 1), strict=True)
         ]
         if self._how == "least_squares":
             parameter += torch.cat([change for change, _ in fits]).view_as(parameter).to(parameter.dtype)
-        if offset is not None:
-            tensor, sign = offset
-            tensor += sign * torch.cat([constant for _, constant in fits]).to(tensor.dtype)
+        if offset is not None and shift is not None:
+            shift += offset[1] * torch.cat([constant for _, constant in fits]).to(shift.dtype)
         return None
 
 

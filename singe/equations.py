@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,14 +33,28 @@ class Equations:
         parts: into how many groups a convolution takes its inputs.
         x: [n, C, taps], what it sees.
         missing: [n, M], what its output, before any batch norm, lacks there.
-        offset: the bias, or the mean that its batch norm takes away, and with which sign it shifts the output; None
-            where there is neither.
+        offset: the name of the bias, or of the mean that its batch norm takes away, and with which sign it shifts the
+            output; None where there is neither.
     """
 
     parts: int
     x: Tensor
     missing: Tensor
-    offset: tuple[Tensor, int] | None
+    offset: tuple[str, int] | None
+
+    def without(self, weight: Tensor, columns: Tensor) -> Equations:
+        """Those of the reader when it sees nothing of some of its inputs.
+
+        Args:
+            weight: the reader's, [M, C / parts, ...], with which it would have read them.
+            columns: int64, along the weight's axis 1.
+        """
+        x = self.x.unflatten(1, (self.parts, -1)).clone()  # [n, parts, C / parts, taps]
+        own = weight.flatten(2) if weight.dim() > 2 else weight[..., None]
+        own = own[:, columns].unflatten(0, (self.parts, -1)).to(x.dtype)  # [parts, M / parts, columns, taps]
+        lost = torch.einsum("npkt,pmkt->npm", x[:, :, columns], own).flatten(1)
+        x[:, :, columns] = 0
+        return replace(self, x=x.flatten(1, 2), missing=self.missing + lost)
 
 
 class Unpruned:
@@ -79,7 +93,7 @@ class Unpruned:
         kept[removed.get((weight, 0), _NOTHING)] = False
         x, missing = self._seen(now, then, model, trace, kept)
         parts = x.shape[1] * x.shape[2] // known[weight][0].numel()
-        return Equations(parts, x, missing, _offset(trace, now, known))
+        return Equations(parts, x, missing, _offset(trace, now))
 
     def _seen(self, now: Point, then: Point, model: nn.Module, trace: Trace, kept: Tensor) -> tuple[Tensor, Tensor]:
         """What the reader sees, [n, C, taps], and what its output lacks there, [n, M], at places picked at random."""
@@ -122,13 +136,13 @@ class Unpruned:
             yield pytree.tree_map(lambda t, start=start: t[start : start + step], self._inputs)
 
 
-def _offset(trace: Trace, point: Point, tensors: dict[str, Tensor]) -> tuple[Tensor, int] | None:
+def _offset(trace: Trace, point: Point) -> tuple[str, int] | None:
     """What shifts a layer's output, and with which sign: its bias, or the mean that its batch norm takes away."""
     call, norm = point.layer.call, point.layer.output
     if (bias := trace.parameter(call, 2, "bias")) is not None:
-        return tensors[bias], 1
+        return bias, 1
     mean = trace.parameter(norm, 3, "running_mean") if norm is not call else None
-    return None if mean is None else (tensors[mean], -1)
+    return None if mean is None else (mean, -1)
 
 
 def _before(norm: batchnorm.Affine, y: Tensor, z: Tensor) -> Tensor:

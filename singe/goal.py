@@ -66,7 +66,7 @@ class Goal:
             groups: those that may lose neurons, in execution order.
             trace: of the model.
             macs: its multiply-adds for one sample.
-            scores: gives every group's first scores; called for the global allocation only.
+            scores: gives what ranks the neurons of all groups; called where the allocation is a ranking.
 
         Raises:
             ValueError: rho is out of reach.
@@ -74,7 +74,7 @@ class Goal:
         cost = mac_cost(model, groups, trace, macs) if self.target == "macs" else parameter_cost(model, groups)
         choices = [allocations.removable(g, self.round_to) for g in groups]
         allocations.check_reach(cost, choices, self.rho)
-        if self.allocation == "global":
+        if self.allocation in allocations.RANKINGS:
             schedule = allocations.ranked(scores(), cost)
         else:
             rates = allocations.rates(self.allocation, model, groups)

@@ -69,7 +69,9 @@ def prune(
         allocation: how rho is shared among groups. "uniform" removes the same share of neurons everywhere, "linear" a
             share that rises from the first group to the last, "block" one that rises from block to block; a mapping
             {module name or glob: relative rate} says it for some groups (1 for the others, 0 leaves whole); "global"
-            ranks the neurons of all groups by their first scores per parameter (or multiply-add) that they save.
+            ranks the neurons of all groups by their first scores per parameter (or multiply-add) that they save;
+            "sensitivity" by what the loss rises by per parameter when their group alone loses more and more, in the
+            order of first scores and compensated as ``compensate`` says, measured on 256 samples at eight widths.
         round_to: a layer that loses rows keeps a multiple of this many; one that has no more is left whole.
         refresh: after a removal, re-score all of the group ("full", the paper's) or only the least relevant
             candidates until the least is up to date ("lazy").

@@ -37,7 +37,8 @@ from .precision import Precision
 from .recalibration import recalibrate, running_norms
 from .reconstruction import Reconstructor, unfit
 from .result import GroupRecord, PruneResult, count_macs, count_parameters
-from .selection import Refresh, Scorer, Selection
+from .selection import Refresh, Scorer, Selection, order
+from .sensitivity import SAMPLES, Sensitivity
 from .surgery import compact, held_at_zero, mask
 from .survey import few, survey
 from .task import Task
@@ -78,8 +79,8 @@ class Options:
         }  # fmt: skip
 
 
-_REMEMBERED = (1 << 20) - 1
-"""The phase that samples for comparison with the unpruned network are drawn in: behind all others."""
+_REMEMBERED, _MEASURED = (1 << 20) - 1, (1 << 20) - 2
+"""The phases that samples for comparison with the unpruned network and for its sensitivity are drawn in."""
 
 
 class Run:
@@ -108,7 +109,8 @@ class Run:
         if not math.isfinite(self._watch.loss):
             raise ValueError(f"expected a finite loss before pruning, got {self._watch.loss}")
         self._macs_before = count_macs(self._work, self._sample, self._options.task.call)
-        self._unpruned = self._remembered()
+        compared = options.compensate != "none" or isinstance(options.criterion, Reconstruction)
+        self._unpruned = self._remembered(options.compensation_images) if compared else None
 
     # -- before the first removal ----------------------------------------------------------------------------
 
@@ -134,7 +136,7 @@ class Run:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self._frozen.items())
             raise ValueError(f"expected a model with neurons to prune, found none ({reasons or 'no layers'})")
         if not self._resumes:
-            counts = goal.counts(self._original, able, self._trace, self._macs_before, lambda: self._first_scores(able))
+            counts = goal.counts(self._original, able, self._trace, self._macs_before, lambda: self._ranking(able))
             self._progress.widths = [(g.name, g.size, n) for g, n in zip(able, counts, strict=True) if n]
         groups = {(g.name, g.size): g for g in able}
         other = [name for name, size, _ in self._progress.widths if (name, size) not in groups]
@@ -144,10 +146,24 @@ class Run:
         if not self._todo:
             log.warning("nothing is removed: rho=%g is less than half of the smallest step", goal.rho)
 
-    def _first_scores(self, groups: Sequence[Group]) -> list[Tensor]:
-        """Every neuron's score in the unpruned network, on one batch."""
-        with tqdm(groups, "first scores", unit="group", disable=not self._options.progress) as bar:
-            return [self._engine(g, self._probe).scores(self._options.criterion) for g in bar]
+    def _ranking(self, groups: Sequence[Group]) -> list[Tensor]:
+        """What ranks every neuron of the unpruned network among all: its score, or what the loss makes of its group."""
+        measured = self._sensitivity() if self._options.goal.allocation == "sensitivity" else None
+        with tqdm(groups, "ranking", unit="group", disable=not self._options.progress) as bar:
+            scorers = ((g, self._engine(g, self._probe)) for g in bar)
+            criterion = self._options.criterion
+            if measured is None:
+                return [scorer.scores(criterion) for _, scorer in scorers]
+            return [measured.prices(g, order(scorer, criterion)) for g, scorer in scorers]
+
+    def _sensitivity(self) -> Sensitivity:
+        o, graph = self._options, self._trace
+        size = o.images if graph.dynamic else graph.example_batch
+        self._restart(_MEASURED)
+        batches = [self._stream.take(size) for _ in range(-(-SAMPLES // size))]
+        unpruned = None if o.compensate == "none" else self._remembered(min(o.compensation_images, SAMPLES))
+        compensator = None if unpruned is None else Compensator(unpruned, o.compensate)
+        return Sensitivity(self._work, graph, batches, o.task, compensator)
 
     # -- the run ---------------------------------------------------------------------------------------------
 
@@ -214,14 +230,12 @@ class Run:
         tuner.rehearse()
         return tuner
 
-    def _remembered(self) -> Unpruned | None:
-        """The unpruned network on samples of its own, where something is compared with it."""
+    def _remembered(self, images: int) -> Unpruned:
+        """The unpruned network on samples of its own, for pruned ones to be compared with."""
         o = self._options
-        if o.compensate == "none" and not isinstance(o.criterion, Reconstruction):
-            return None
         self._restart(_REMEMBERED)
         step = 1 if self._trace.dynamic else self._trace.example_batch
-        batch = self._stream.take(-(-o.compensation_images // step) * step)
+        batch = self._stream.take(-(-images // step) * step)
         return Unpruned(self._original, self._trace, batch, o.task, o.memory)
 
     def _prune_group(self, index: int, group: Group, count: int, tuner: Tuner | None, bar: tqdm) -> GroupRecord:

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from .criteria import Criterion
+from .criteria import Criterion, Reconstruction
 
 Refresh = Literal["lazy", "full"]
 
@@ -79,3 +79,14 @@ class Selection:
         self._scores[neurons] = self.engine.scores(self._criterion, neurons)
         self._fresh[neurons] = True
         self.scored += len(neurons)
+
+
+def order(scorer: Scorer, criterion: Criterion) -> Tensor:
+    """int64 [n]: a group's neurons, the least relevant first, scored anew where that takes no removal in the model."""
+    scores = scorer.scores(criterion)
+    if not isinstance(criterion, Reconstruction):
+        return scores.argsort(stable=True)
+    selection = Selection(scorer, criterion, "full")
+    for _ in range(len(scores)):
+        scorer.forget(selection.take_least())
+    return torch.tensor(selection.taken)

@@ -137,7 +137,10 @@ def test_a_rate_for_what_is_no_module_is_refused_by_name(pattern):
         rated({"stem": 1, pattern: 2}, ResNetLike(), STREAM, *OTHERS)
 
 
-@pytest.mark.parametrize("allocation", ["uniform", "linear", "block", "global", {}, {"a": 0, "b*": 2.5, "c": 7}])
+NAMES = ["uniform", "linear", "block", "global", "sensitivity"]
+
+
+@pytest.mark.parametrize("allocation", [*NAMES, {}, {"a": 0, "b*": 2.5, "c": 7}])
 def test_every_allocation_there_is_passes(allocation):
     check(allocation)
 
@@ -145,7 +148,7 @@ def test_every_allocation_there_is_passes(allocation):
 @pytest.mark.parametrize(
     ("allocation", "kind", "message"),
     [
-        ("even", ValueError, "among uniform, linear, block, global, or a mapping, got 'even'"),
+        ("even", ValueError, "among uniform, linear, block, global, sensitivity, or a mapping, got 'even'"),
         ("", ValueError, "got ''"),
         (None, TypeError, "a name or a mapping, got NoneType"),
         (0.5, TypeError, "a name or a mapping, got float"),

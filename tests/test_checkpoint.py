@@ -89,6 +89,7 @@ def test_a_run_that_was_cut_off_comes_to_the_same(tmp_path, monkeypatch, finetun
 OPTIONS = {
     "recalibrated": {"recalibrate_bn": 32},
     "global": {"allocation": "global", "target": "macs"},
+    "sensitivity": {"allocation": "sensitivity", "criterion": "magnitude", "compensate": "mean"},
     "compensated": {"compensate": "least_squares", "compensation_images": 32, "criterion": "reconstruction"},
     "full": {"refresh": "full", "criterion": "magnitude_gradient"},
 }

@@ -57,7 +57,8 @@ def test_one_neuron_of_many_channels_says_so():
     assert left_alone(nn.Module(), [coupled], ()) == {"a": "its 6 channels can only go together"}
 
 
-def test_scores_are_asked_for_by_the_global_allocation_only_and_not_for_what_is_out_of_reach():
+@pytest.mark.parametrize("ranking", ["global", "sensitivity"])
+def test_scores_are_asked_for_by_rankings_only_and_not_for_what_is_out_of_reach(ranking):
     model, groups = chain([10, 20, 20, 20, 4])
     asked = []
 
@@ -72,9 +73,9 @@ def test_scores_are_asked_for_by_the_global_allocation_only_and_not_for_what_is_
     assert not asked and counts(allocation="linear") != plain
     assert counts(allocation={"0": 1, "2": 1}) == plain
     with pytest.raises(ValueError, match="rho <="):
-        counts(allocation="global", rho=0.99)
+        counts(allocation=ranking, rho=0.99)
     assert not asked
-    ranked = counts(allocation="global")
+    ranked = counts(allocation=ranking)
     assert asked == [1]
     assert ranked[0] > 10 and ranked[1:] == [0, 0]
     cost = parameter_cost(model, groups)
