@@ -9,14 +9,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from . import checks
-from .batches import described, length
+from .batches import Batch, described, length
 from .data import Stream
-from .task import Task
+from .distillation import Teacher
+from .task import Task, cross_entropy
 
 When = Literal["layer", "neuron", "after"]
+
+DISTILLED = 0.5
+"""The share of the loss that the unpruned network's answers are by default."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,9 @@ class FineTune:
         momentum: of SGD, in [0, 1).
         weight_decay: on weights of two and more axes; biases and batch norms are not decayed.
         decay: share of the steps, the last ones, over which the learning rate falls to zero, in [0, 1].
+        distill: share of the loss, in [0, 1], that is the divergence from what the unpruned network answers (see
+            ``singe.distillation``), for networks that return logits [B, classes, ...]; None for a half with the default
+            loss and for nothing with one of the user's own.
     """
 
     steps: int = 1000
@@ -38,6 +45,7 @@ class FineTune:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     decay: float = 0.3
+    distill: float | None = None
 
     def __post_init__(self) -> None:
         checks.integer("steps", self.steps, 1)
@@ -53,6 +61,14 @@ class FineTune:
             raise ValueError(f"expected decay in [0, 1], got {self.decay!r}")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"expected weight_decay >= 0, got {self.weight_decay!r}")
+        if self.distill is not None and not 0 <= checks.number("distill", self.distill) <= 1:
+            raise ValueError(f"expected distill in [0, 1] or None, got {self.distill!r}")
+
+    def distilled(self, task: Task) -> float:
+        """The share of the loss that is learnt from the unpruned network."""
+        if self.distill is None:
+            return DISTILLED if task.loss is cross_entropy else 0.0
+        return self.distill
 
 
 class Tuner:
@@ -65,6 +81,7 @@ class Tuner:
         task: how the model is called and judged.
         pauses: how often :meth:`pause` will be called.
         still: names of modules that stay in eval mode.
+        unpruned: the network to distil from; not modified.
 
     Attributes:
         optimizer: SGD over the parameters that require a gradient; surgery keeps its state aligned.
@@ -72,12 +89,22 @@ class Tuner:
     """
 
     def __init__(
-        self, plan: FineTune, model: nn.Module, stream: Stream, task: Task, pauses: int, still: Sequence[str] = ()
+        self,
+        plan: FineTune,
+        model: nn.Module,
+        stream: Stream,
+        task: Task,
+        pauses: int,
+        still: Sequence[str] = (),
+        *,
+        unpruned: nn.Module,
     ) -> None:
         self.when = plan.when
         self._plan, self._model, self._stream, self._task = plan, model, stream, task
         self._pauses, self._pause, self._step = pauses, 0, 0
         self._still = still
+        self._distill = plan.distilled(task)
+        self._teacher = Teacher(unpruned, task) if self._distill else None
         trained = [p for p in model.parameters() if p.requires_grad]
         if not trained:
             raise ValueError("expected a parameter that requires a gradient to fine-tune, got none; pass finetune=None")
@@ -127,7 +154,7 @@ class Tuner:
         self._train_mode(model)
         try:
             with torch.enable_grad():
-                loss = self._task(model, batch)
+                loss = self._loss(model, batch)
                 torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
         except (RuntimeError, ValueError) as error:
             raise ValueError(
@@ -147,7 +174,7 @@ class Tuner:
         self.optimizer.zero_grad(set_to_none=True)
         try:
             with torch.enable_grad():
-                loss = self._task(self._model, batch)
+                loss = self._loss(self._model, batch)
                 loss.backward(inputs=trained)
         except ValueError as error:
             if length(batch) > 1:
@@ -159,6 +186,13 @@ class Tuner:
                 f"{self._plan.steps}; try a smaller lr than {self._plan.lr}"
             )
         self.optimizer.step()
+
+    def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        outputs = self._task.outputs(model, batch)
+        if self._teacher is None:
+            return self._task.judge(outputs, batch)
+        divergence = self._distill * self._teacher.divergence(outputs, batch)
+        return (1 - self._distill) * self._task.judge(outputs, batch) + divergence
 
     def _learning_rate(self) -> float:
         falling = self._plan.decay * self._plan.steps

@@ -226,7 +226,10 @@ class Run:
         if self._options.finetune is None:
             return None
         pauses = {"layer": len(self._todo), "neuron": neurons, "after": 1}[self._options.finetune.when]
-        tuner = Tuner(self._options.finetune, self._work, self._stream, self._options.task, pauses, self._still)
+        tuner = Tuner(
+            self._options.finetune, self._work, self._stream, self._options.task, pauses, self._still,
+            unpruned=self._original,
+        )  # fmt: skip
         tuner.rehearse()
         return tuner
 

@@ -24,8 +24,8 @@ def small_stream():
 
 
 def tuner_of(model, pauses=1, loss=None, **options):
-    plan = singe.FineTune(**options)
-    return Tuner(plan, model, small_stream(), Task(loss=loss or cross_entropy), pauses)
+    plan = singe.FineTune(**{"distill": 0, **options})
+    return Tuner(plan, model, small_stream(), Task(loss=loss or cross_entropy), pauses, unpruned=model)
 
 
 @pytest.mark.parametrize("when", ["layer", "neuron", "after"])
