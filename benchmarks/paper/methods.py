@@ -1,0 +1,36 @@
+"""The methods of singe that tables name: arguments of ``singe.prune``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import singe
+
+METHODS: dict[str, Mapping[str, Any]] = {
+    "magnitude": {"criterion": "magnitude"},
+    "magnitude, global": {"criterion": "magnitude", "allocation": "global"},
+    "magnitude + least squares": {"criterion": "magnitude", "compensate": "least_squares"},
+    "integrated gradient": {"criterion": "integrated_gradient"},
+    "integrated gradient, global": {"criterion": "integrated_gradient", "allocation": "global"},
+    "integrated gradient + least squares": {"criterion": "integrated_gradient", "compensate": "least_squares"},
+    "reconstruction": {"criterion": "reconstruction"},
+    "reconstruction + least squares": {"criterion": "reconstruction", "compensate": "least_squares"},
+    "random": {"criterion": "random"},
+    "random + least squares": {"criterion": "random", "compensate": "least_squares"},
+}
+"""What peers.py compares with others. A new method is a line here."""
+
+CRITERIA: dict[str, singe.criteria.Criterion] = {
+    "random": singe.criteria.Random(),
+    "L1": singe.criteria.Magnitude(1),
+    "L2": singe.criteria.Magnitude(),
+    "gradient": singe.criteria.Gradient(),
+    "L2 × gradient": singe.criteria.MagnitudeGradient(),
+    "SG": singe.criteria.SummedGradient(),
+    "IG": singe.criteria.IntegratedGradient(),
+    "IG, layer path": singe.criteria.IntegratedGradient(path="layer"),
+    "loss change": singe.criteria.LossChange(),
+    "reconstruction": singe.criteria.Reconstruction(),
+}
+"""The criteria of the paper's table 1, and what singe has beside them."""

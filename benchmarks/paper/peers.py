@@ -1,0 +1,55 @@
+"""Torch-Pruning's criteria, singe's methods and training alone: the same share gone, the same fine-tuning."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib.util
+import itertools
+from collections.abc import Sequence
+
+from torch import nn
+
+from paper import tables, torch_pruning_peer
+from paper.methods import METHODS
+from paper.recipe import Baseline
+from paper.records import Record
+from paper.rows import Row, singe_row
+
+RATES, STEPS = (0.75, 0.85, 0.9), (0, 1000)
+FULL_RATES, FULL_STEPS = (0.5, 0.75, 0.85, 0.9), (0, 1000, 5000)
+
+
+def rows(options: argparse.Namespace) -> list[Row]:
+    """The control first, then method by method, all that can be run here."""
+    found = []
+    for seed in options.seeds:
+        found.append(Row("unpruned", {"tool": "none", "method": "unpruned", "rate": 0.0, "seed": seed}, _unpruned))
+        for rate in options.rates:
+            where = {"rate": rate, "seed": seed}
+            if importlib.util.find_spec("torch_pruning"):
+                for names in itertools.product(torch_pruning_peer.IMPORTANCES, torch_pruning_peer.RANKINGS):
+                    found.append(_peer(*names, where))
+            found += [singe_row(name, arguments, where) for name, arguments in METHODS.items()]
+    return found
+
+
+def _unpruned(baseline: Baseline) -> nn.Module:
+    return copy.deepcopy(baseline.model)
+
+
+def _peer(importance: str, ranking: str, where: dict) -> Row:
+    name = f"{importance}, {ranking}"
+
+    def prune(baseline: Baseline) -> nn.Module:
+        return torch_pruning_peer.prune(baseline, importance, ranking, where["rate"], where["seed"])
+
+    settings = {"tool": "Torch-Pruning", "method": name, **where, "images": torch_pruning_peer.IMAGES}
+    return Row(f"Torch-Pruning {name}", settings, prune)
+
+
+def page(records: Sequence[Record]) -> str:
+    """Ordered by rate, tool by tool."""
+    found = tables.latest(records, ("model", "ignore", "rate", "tool", "method", "seed", "steps"))
+    found.sort(key=lambda r: (r["settings"]["rate"], r["settings"]["tool"], r["settings"]["method"]))
+    return tables.table(found, ("rate", "tool", "method"), tables.accuracies(found))

@@ -1,0 +1,53 @@
+"""Runs that are done, so that none is ever repeated: a line of JSON each, found again by its settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+Settings = dict[str, Any]
+Record = dict[str, Any]
+
+
+class Records:
+    """A file of JSON lines, one a run, each with the "settings" it was made with.
+
+    Runs may be added by several processes at a time. What a kill cut off in the middle of a line is no run.
+
+    Args:
+        path: of the file; it need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def all(self) -> list[Record]:
+        """All runs, in the order they were done."""
+        if not self._path.exists():
+            return []
+        whole = self._path.read_text().rpartition("\n")[0]
+        return [record for line in whole.split("\n") if (record := _parsed(line)) is not None]
+
+    def find(self, settings: Settings) -> Record | None:
+        """The latest run with exactly these settings."""
+        return next((r for r in reversed(self.all()) if r["settings"] == settings), None)
+
+    def add(self, settings: Settings, found: Record) -> Record:
+        """Keeps a run."""
+        record = {"settings": settings, **found}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        line = json.dumps(record) + "\n"
+        with self._path.open("a+b") as file:  # what a kill left behind stays a line of its own
+            end = file.seek(0, 2)
+            file.seek(max(0, end - 1))
+            torn = file.read(1) not in (b"\n", b"")
+            file.write(("\n" if torn else "").encode() + line.encode())
+        return record
+
+
+def _parsed(line: str) -> Record | None:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None

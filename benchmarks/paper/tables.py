@@ -1,0 +1,95 @@
+"""Records as Markdown."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from zoo_table import markdown
+
+from paper.records import Record
+
+Cell = Callable[[Sequence[Record]], str]
+"""Turns the records of a row, of all seeds and steps, into text."""
+
+
+def latest(records: Iterable[Record], names: Sequence[str]) -> list[Record]:
+    """One record for each value of the settings with these names, the last that was made; as first they came."""
+    found: dict[tuple[Any, ...], Record] = {}
+    for record in records:
+        found[tuple(str(record["settings"].get(name)) for name in names)] = record
+    return list(found.values())
+
+
+def table(records: Sequence[Record], rows: Sequence[str], columns: dict[str, Cell]) -> str:
+    """A table with a row for each value of the settings named by ``rows``, in the order they first come in."""
+    groups: dict[tuple[str, ...], list[Record]] = {}
+    for record in records:
+        groups.setdefault(tuple(_told(record["settings"].get(name)) for name in rows), []).append(record)
+    lines = [[*values, *(cell(of) for cell in columns.values())] for values, of in groups.items()]
+    return markdown([*rows, *columns], lines)
+
+
+def share(key: str, steps: int | None = None) -> Cell:
+    """The mean over seeds of a share, in percent, with the deviation where there are more; of runs with ``steps``."""
+
+    def cell(records: Sequence[Record]) -> str:
+        of_seed = {
+            r["settings"]["seed"]: r[key]
+            for r in records
+            if r.get(key) is not None and steps in (None, r["settings"]["steps"])
+        }
+        if not of_seed:
+            return "-"
+        spread = f" ± {100 * statistics.stdev(of_seed.values()):.2f}" if len(of_seed) > 1 else ""
+        return f"{100 * statistics.fmean(of_seed.values()):.2f}{spread}"
+
+    return cell
+
+
+def seconds(key: str, steps: int | None = None) -> Cell:
+    """The mean of a time."""
+
+    def cell(records: Sequence[Record]) -> str:
+        times = [r[key] for r in records if key in r and steps in (None, r["settings"]["steps"])]
+        return f"{statistics.fmean(times):.0f}" if times else "-"
+
+    return cell
+
+
+def tuned(records: Iterable[Record]) -> dict[str, Cell]:
+    """A column for every number of fine-tuning steps that there is."""
+    steps = sorted({r["settings"]["steps"] for r in records} - {0})
+    return {f"{n:,} steps": share("top1_tuned", n) for n in steps}
+
+
+def accuracies(records: Sequence[Record]) -> dict[str, Cell]:
+    """The columns that all tables of pruned networks have."""
+    return {
+        "parameters gone": share("params_removed"),
+        "multiply-adds gone": share("macs_removed"),
+        "pruned": share("top1_pruned"),
+        "recalibrated": share("top1_recalibrated"),
+        **tuned(records),
+        "s to prune": seconds("seconds_pruning"),
+    }
+
+
+def origin(records: Sequence[Record]) -> str:
+    """Where the numbers of a table come from."""
+
+    def told(key: str) -> str:
+        return ", ".join(sorted({str(r["machine"][key]) for r in records}))
+
+    sums = {k: sorted({r["checksums"][k][:12] for r in records}) for k in records[0]["checksums"]}
+    of = "; ".join(f"{name} {', '.join(values)}" for name, values in sums.items())
+    seeds = sorted({r["settings"]["seed"] for r in records})
+    return (
+        f"Seeds {', '.join(map(str, seeds))}; {told('processor')}, {told('threads')} threads, {told('device')}, torch "
+        f"{told('torch')}, singe at {told('revision')}, {told('date')}. SHA-256: {of}."
+    )
+
+
+def _told(value: Any) -> str:
+    return "-" if value is None else f"{value:.0%}" if isinstance(value, float) else str(value)
