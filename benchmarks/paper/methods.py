@@ -16,6 +16,23 @@ METHODS: dict[str, Mapping[str, Any]] = {
     "integrated gradient + least squares": {"criterion": "integrated_gradient", "compensate": "least_squares"},
     "reconstruction": {"criterion": "reconstruction"},
     "reconstruction + least squares": {"criterion": "reconstruction", "compensate": "least_squares"},
+    "reconstruction + least squares, sensitivity": {
+        "criterion": "reconstruction",
+        "compensate": "least_squares",
+        "allocation": "sensitivity",
+    },
+    "magnitude, sensitivity": {"criterion": "magnitude", "allocation": "sensitivity"},
+    "magnitude + least squares, sensitivity": {
+        "criterion": "magnitude",
+        "compensate": "least_squares",
+        "allocation": "sensitivity",
+    },
+    "integrated gradient, sensitivity": {"criterion": "integrated_gradient", "allocation": "sensitivity"},
+    "integrated gradient + least squares, sensitivity": {
+        "criterion": "integrated_gradient",
+        "compensate": "least_squares",
+        "allocation": "sensitivity",
+    },
     "random": {"criterion": "random"},
     "random + least squares": {"criterion": "random", "compensate": "least_squares"},
 }

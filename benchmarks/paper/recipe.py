@@ -58,7 +58,7 @@ class Baseline:
 
     def tune(self, model: nn.Module, plan: singe.FineTune, seed: int) -> None:
         """Fine-tunes in place after pruning, with the loop that ``singe.prune`` has."""
-        Tuner(plan, model, self.batches(seed, _TUNING), self.task, pauses=1).pause()
+        Tuner(plan, model, self.batches(seed, _TUNING), self.task, pauses=1, unpruned=self.model).pause()
 
     def top1(self, model: nn.Module) -> float:
         """Share of the test images that are answered right."""
