@@ -77,7 +77,8 @@ def prune(
             candidates until the least is up to date ("lazy").
         compensate: how the layers that read a group are changed once it is pruned, before any fine-tuning: "mean" moves
             biases (or the means of the batch norms behind), "least_squares" refits weights too, so that on some samples
-            the network holds behind them what the unpruned one holds. Takes seconds a group, no labels, no gradients.
+            the network holds behind them what the unpruned one holds; or, where it is trained in between, what it held
+            itself before it lost the group's neurons. Takes seconds a group, no labels, no gradients.
         compensation_images: samples for that.
         finetune: how to train between removals; None for not at all.
         images: samples that scores are computed on, drawn anew for every group.

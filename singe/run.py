@@ -79,8 +79,8 @@ class Options:
         }  # fmt: skip
 
 
-_REMEMBERED, _MEASURED = (1 << 20) - 1, (1 << 20) - 2
-"""The phases that samples for comparison with the unpruned network and for its sensitivity are drawn in."""
+_COMPARED, _MEASURED = (1 << 20) - 1, (1 << 20) - 2
+"""The phases that samples to compare networks and to measure their sensitivity on are drawn in: behind all others."""
 
 
 class Run:
@@ -110,7 +110,8 @@ class Run:
             raise ValueError(f"expected a finite loss before pruning, got {self._watch.loss}")
         self._macs_before = count_macs(self._work, self._sample, self._options.task.call)
         compared = options.compensate != "none" or isinstance(options.criterion, Reconstruction)
-        self._unpruned = self._remembered(options.compensation_images) if compared else None
+        self._compared = self._drawn(options.compensation_images) if compared else None
+        self._unpruned = self._as_it_is(self._original) if compared else None
 
     # -- before the first removal ----------------------------------------------------------------------------
 
@@ -150,7 +151,8 @@ class Run:
         """What ranks every neuron of the unpruned network among all: its score, or what the loss makes of its group."""
         measured = self._sensitivity() if self._options.goal.allocation == "sensitivity" else None
         with tqdm(groups, "ranking", unit="group", disable=not self._options.progress) as bar:
-            scorers = ((g, self._engine(g, self._probe)) for g in bar)
+            before = None if self._unpruned is None else (self._unpruned, self._progress.plan)
+            scorers = ((g, self._engine(g, self._probe, before)) for g in bar)
             criterion = self._options.criterion
             if measured is None:
                 return [scorer.scores(criterion) for _, scorer in scorers]
@@ -161,7 +163,8 @@ class Run:
         size = o.images if graph.dynamic else graph.example_batch
         self._restart(_MEASURED)
         batches = [self._stream.take(size) for _ in range(-(-SAMPLES // size))]
-        unpruned = None if o.compensate == "none" else self._remembered(min(o.compensation_images, SAMPLES))
+        few = None if o.compensate == "none" else self._drawn(min(o.compensation_images, SAMPLES))
+        unpruned = None if few is None else Unpruned(self._work, graph, few, o.task, o.memory)
         compensator = None if unpruned is None else Compensator(unpruned, o.compensate)
         return Sensitivity(self._work, graph, batches, o.task, compensator)
 
@@ -233,13 +236,16 @@ class Run:
         tuner.rehearse()
         return tuner
 
-    def _remembered(self, images: int) -> Unpruned:
-        """The unpruned network on samples of its own, for pruned ones to be compared with."""
-        o = self._options
-        self._restart(_REMEMBERED)
+    def _drawn(self, images: int) -> Batch:
+        """At least so many samples to compare networks on, in batches that the graph takes."""
+        self._restart(_COMPARED)
         step = 1 if self._trace.dynamic else self._trace.example_batch
-        batch = self._stream.take(-(-images // step) * step)
-        return Unpruned(self._original, self._trace, batch, o.task, o.memory)
+        return self._stream.take(-(-images // step) * step)
+
+    def _as_it_is(self, model: nn.Module) -> Unpruned:
+        """What pruned networks are compared with: ``model``, of which the trace is one."""
+        o = self._options
+        return Unpruned(model, self._trace, self._compared, o.task, o.memory)
 
     def _prune_group(self, index: int, group: Group, count: int, tuner: Tuner | None, bar: tqdm) -> GroupRecord:
         self._restart(index)
@@ -248,8 +254,10 @@ class Run:
         self._follow(batch, index)
         optimizer = tuner.optimizer if tuner is not None else None
         scoring, compensating, tuning = _Stopwatch(), _Stopwatch(), _Stopwatch()
+        here = Plan()
+        before = self._before(tuner, here)
         with scoring:
-            selection = Selection(self._engine(current, batch), self._options.criterion, self._options.refresh)
+            selection = Selection(self._engine(current, batch, before), self._options.criterion, self._options.refresh)
         loss_start = selection.engine.loss
         for _ in range(count):
             with scoring:
@@ -263,21 +271,21 @@ class Run:
                 ):
                     tuner.pause()
                 with scoring:
-                    selection.renew(self._engine(current, batch))
+                    selection.renew(self._engine(current, batch, before))
             else:
                 selection.engine.forget(neuron)
             bar.update()
         loss_removed = self._evaluate(batch)
-        here = Plan()
         here.add(current, selection.taken)
         compact(self._work, here.removed(), optimizer)
         self._progress.plan.add(group, selection.taken)
         uncompensated: dict[str, str] = {}
-        if self._unpruned is not None and self._options.compensate != "none":
+        if before is not None and self._options.compensate != "none":
             with compensating:
                 self._follow(batch, index + 1)
-                compensator = Compensator(self._unpruned, self._options.compensate)
-                uncompensated = compensator.refit(self._work, self._trace, group, self._progress.plan)
+                network, gone = before
+                compensator = Compensator(network, self._options.compensate)
+                uncompensated = compensator.refit(self._work, self._trace, current, gone)
         if tuner is not None and tuner.when == "layer":
             with tuning:
                 tuner.pause()
@@ -315,12 +323,28 @@ class Run:
         if not self._trace.holds_for(self._work, self._sample):
             self._trace, self._progress.traced = self._traced(batch), done
 
-    def _engine(self, group: Group, batch: Batch) -> Scorer:
+    def _before(self, tuner: Tuner | None, here: Plan) -> tuple[Unpruned, Plan] | None:
+        """What the readers of a group are to go on like, and what of that is gone, or will be.
+
+        The unpruned network; or, where training in between has led away from it, the network as it is before the group.
+
+        Args:
+            tuner: of the run.
+            here: what of the group goes.
+        """
+        if self._unpruned is None:
+            return None
+        if tuner is None or tuner.when == "after":
+            return self._unpruned, self._progress.plan
+        return self._as_it_is(copy.deepcopy(self._work)), here
+
+    def _engine(self, group: Group, batch: Batch, before: tuple[Unpruned, Plan] | None) -> Scorer:
         o = self._options
         if isinstance(o.criterion, Reconstruction):
-            assert self._unpruned is not None
-            gone, loss = self._progress.plan.removed(), self._evaluate(batch)
-            return Reconstructor(self._work, self._trace, group, self._unpruned, gone, loss, self._progress.memory)
+            assert before is not None
+            network, gone = before
+            memory, loss = self._progress.memory, self._evaluate(batch)
+            return Reconstructor(self._work, self._trace, group, network, gone.removed(), loss, memory)
         return Engine(self._work, self._trace, group, batch, o.task, self._progress.memory, o.precision)
 
     def _traced(self, batch: Batch) -> Trace:

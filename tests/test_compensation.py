@@ -211,3 +211,30 @@ def test_a_batch_norm_that_puts_out_a_constant_asks_for_nothing():
     assert all(p.isfinite().all() for p in small.parameters())
     assert F.mse_loss(after, whole) < F.mse_loss(pruned, whole)
     assert torch.allclose(small[2].weight[2], model[2].weight[2, [0, 2, 3]], atol=1e-4)
+
+
+@pytest.mark.parametrize("when", ["layer", "after"])
+def test_where_a_network_is_trained_in_between_it_goes_on_as_it_was_before_the_group(when, monkeypatch):
+    seen = []
+
+    class Watched(Compensator):
+        def refit(self, model, trace, group, plan):
+            seen.append((self._unpruned._original, len(plan.removals), copy.deepcopy(model)))
+            return super().refit(model, trace, group, plan)
+
+    monkeypatch.setattr("singe.run.Compensator", Watched)
+    model = randomised(PlainNet())
+    x, y = images(64)
+    loader = DataLoader(TensorDataset(x, y), batch_size=32, shuffle=True)
+    singe.prune(
+        model, loader, 0.4, criterion="magnitude", finetune=singe.FineTune(4, when=when), images=32, progress=False,
+        compensate="least_squares", compensation_images=64,
+    )  # fmt: skip
+    assert len(seen) > 1
+    for done, (reference, groups, work) in enumerate(seen):
+        assert groups == (1 if when == "layer" else done + 1)
+        width = sum(p.numel() for p in reference.parameters())
+        assert (reference is model) == (when == "after")
+        assert width > sum(p.numel() for p in work.parameters())
+        if when == "layer" and done:
+            assert width < sum(p.numel() for p in model.parameters())
