@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export OMP_WAIT_POLICY ?= passive
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: demo test bench bench-check lint format clean
+.PHONY: demo test bench bench-check reproduce lint format clean
 
 demo: $(READY)
 	$(BIN)/singe demo
@@ -21,6 +21,11 @@ bench: $(READY)
 # the benchmarks still run; nothing is timed
 bench-check: $(READY)
 	$(BIN)/pytest -q benchmarks --benchmark-disable
+
+# the paper's tables: make reproduce WEIGHTS=resnet56.safetensors DATA=CIFAR10_DIR [FULL=1] [RESULTS=DIR]
+reproduce: $(READY)
+	$(BIN)/pip install --quiet --no-build-isolation -e '.[peers]'
+	$(BIN)/python benchmarks/reproduce.py all --weights $(WEIGHTS) --data $(DATA) $(if $(FULL),--full) $(if $(RESULTS),--results $(RESULTS))
 
 lint: $(READY)
 	$(BIN)/ruff check .

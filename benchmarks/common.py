@@ -41,9 +41,9 @@ def write_json(path: Path, result: dict[str, Any]) -> None:
 
 
 def spearman(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Rank correlation of two vectors without ties."""
-    ranks = torch.stack([v.argsort().argsort().double() for v in (a, b)])
-    return float(torch.corrcoef(ranks)[0, 1])
+    """Rank correlation of two vectors; equal values share the mean of their ranks."""
+    ranks = [torch.gt(v[:, None], v).double().sum(1) - torch.lt(v[:, None], v).double().sum(1) for v in (a, b)]
+    return float(torch.corrcoef(torch.stack(ranks))[0, 1])
 
 
 def duration(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """The paper's tables: runs are kept and not repeated, all methods get the same, tables say what was measured."""
 
+import argparse
 import copy
 import json
 from dataclasses import replace
@@ -7,8 +8,9 @@ from dataclasses import replace
 import pytest
 import reproduce
 import torch
+from common import spearman
 from models import load
-from paper import peers, tables, torch_pruning_peer
+from paper import figure2, imagenet, oracle, peers, recipe, table1, table2, table3, tables, torch_pruning_peer
 from paper.recipe import cifar10_baseline
 from paper.records import Records
 from records import write_records
@@ -25,6 +27,12 @@ def folder(tmp_path_factory):
     torch.manual_seed(0)
     save_file(load("resnet20").state_dict(), folder / "resnet20.safetensors")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch):
+    monkeypatch.setattr(recipe, "RECALIBRATION_IMAGES", 32)
+    monkeypatch.setattr(torch_pruning_peer, "IMAGES", 40)
 
 
 @pytest.fixture
@@ -140,9 +148,8 @@ def test_the_baseline_is_as_it_was(baseline, run):
 
 @pytest.mark.parametrize("ranking", torch_pruning_peer.RANKINGS)
 @pytest.mark.parametrize("importance", torch_pruning_peer.IMPORTANCES)
-def test_torch_pruning_meets_the_share_and_leaves_the_streams_whole(baseline, importance, ranking, monkeypatch):
+def test_torch_pruning_meets_the_share_and_leaves_the_streams_whole(baseline, importance, ranking):
     pytest.importorskip("torch_pruning")
-    monkeypatch.setattr(torch_pruning_peer, "IMAGES", 40)
     pruned = torch_pruning_peer.prune(baseline, importance, ranking, 0.9, seed=0)
     gone = 1 - count_parameters(pruned) / count_parameters(baseline.model)
     assert gone == pytest.approx(0.9, abs=0.005)
@@ -171,6 +178,150 @@ def test_the_hessian_reads_the_mean_square_of_every_samples_gradient():
         expected += torch.autograd.grad(loss, model[0].weight)[0].square() / 33
     torch_pruning_peer.with_gradients(model, "Hessian", x, y)
     torch.testing.assert_close(model[0].weight.grad, expected)
+
+
+# -- the paper's tables -----------------------------------------------------------------------------------------
+
+
+def test_table_1_has_all_criteria(run, tmp_path):
+    found = run("table1", "--only", "L?", "gradient", "--rates", "0.6", "--steps", "0")
+    assert [r["settings"]["method"] for r in found] == ["L1", "L2", "gradient"]
+    assert "| resnet20 | 60% | L1 | " in (tmp_path / "table1.md").read_text()
+    names = {row.name for row in table1.rows(sized(table1))}
+    assert names >= {"SG", "IG", "IG, layer path", "loss change", "random", "reconstruction"}
+
+
+def test_table_2_entwines_and_folds(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(table2, "ARGUMENTS", {"criterion": "magnitude"})
+    found = run("table2", "--rates", "0.5", "--steps", "2", "--only", "*layer", "folded*after")
+    told = [(r["settings"]["folded"], r["settings"]["when"], r["settings"]["steps"]) for r in found]
+    assert told == [(False, "layer", 2), (True, "after", 0), (True, "after", 2), (True, "layer", 2)]
+    assert found[1]["top1_recalibrated"] is None and "top1_pruned" not in found[0]
+    assert "when='layer'" in found[0]["settings"]["finetune"]
+    assert all(r["params_removed"] == pytest.approx(0.5, abs=0.01) for r in found)
+    assert "| True | layer |" in (tmp_path / "table2.md").read_text()
+
+
+def test_what_diverges_is_a_finding(run, tmp_path, monkeypatch):
+    def tune(*_):
+        raise ValueError("expected a finite loss, got nan")
+
+    names = {row.name for row in table3.rows(sized(table3))}
+    assert names == {name + kind for name in table3.NAMES for kind in ("", ", entwined")}
+    monkeypatch.setattr(table3, "METHODS", {name: {"criterion": "magnitude"} for name in table3.NAMES})
+    monkeypatch.setattr(recipe.Baseline, "tune", tune)
+    found = run("table3", "--rates", "0.5", "--steps", "1", "--only", "integrated gradient")
+    assert found[1]["problem"] == "expected a finite loss, got nan" and "top1_tuned" not in found[1]
+    assert "1 steps: expected a finite loss" in (tmp_path / "table3.md").read_text()
+
+
+def sized(script):
+    return argparse.Namespace(**vars(script.CPU))
+
+
+def test_the_oracle_ranks_as_the_true_loss_changes_do(run, tmp_path, baseline, monkeypatch):
+    monkeypatch.setattr(oracle, "HELD_OUT", 32)
+    monkeypatch.setattr(oracle, "IMAGES", (16,))
+    monkeypatch.setattr(oracle, "NODES", (1,))
+    found = run("oracle", "--layers", "blocks.7.conv1", "--seeds", "0", "--only", "L2", "IG, 1*")
+    truth, *others = found
+    assert len(truth["scores"]) == 64 and [r["settings"]["criterion"] for r in others] == ["L2", "IG, 1 nodes"]
+    model, ((x, y),) = baseline.model, baseline.held_out(32)
+    removed = copy.deepcopy(model)
+    with torch.no_grad():
+        removed.blocks[7].bn1.weight[3] = removed.blocks[7].bn1.bias[3] = 0
+        change = torch.nn.functional.cross_entropy(removed(x), y) - torch.nn.functional.cross_entropy(model(x), y)
+    assert truth["scores"][3] == pytest.approx(float(change), abs=1e-5)
+    magnitude = singe.score(model, (x, y), "blocks.7.conv1", criterion="magnitude")
+    expected = spearmanr(magnitude.tolist(), truth["scores"])
+    assert others[0]["spearman"] == pytest.approx(expected)
+    assert run("oracle", "--layers", "blocks.7.conv1", "--seeds", "0", "--only", "L2", "IG, 1*") == found
+    assert "| L2 |" in (tmp_path / "oracle.md").read_text()
+
+
+def spearmanr(a, b):
+    """Of mean ranks, in plain Python."""
+
+    def ranks(values):
+        return torch.tensor([sum(v < w for v in values) + sum(v == w for v in values) / 2 for w in values])
+
+    return float(torch.corrcoef(torch.stack([ranks(a), ranks(b)]).double())[0, 1])
+
+
+def test_equal_values_share_their_rank():
+    a, b = torch.tensor([0.0, 0.0, 1.0, 2.0, 2.0, 2.0]), torch.tensor([3.0, 1.0, 1.0, 4.0, 5.0, 9.0])
+    assert spearman(a, b) == pytest.approx(spearmanr(a.tolist(), b.tolist()))
+    assert spearman(b, -b) == pytest.approx(-1)
+
+
+def test_figure_2_has_the_gradients_norm_at_each_point(run, tmp_path, baseline, monkeypatch):
+    monkeypatch.setattr(figure2, "POINTS", 2)
+    monkeypatch.setattr(figure2, "IMAGES", 8)
+    found = run("figure2", "--layers", "blocks.4.conv1")
+    (record,) = found
+    batch = baseline.batches(0, recipe.SCORING).take(8)
+    for t, norms in zip(record["t"], record["norms"], strict=True):
+        faded = copy.deepcopy(baseline.folded())
+        conv = faded.blocks[4].conv1
+        with torch.no_grad():
+            conv.weight[5] *= t  # there is no bias: the batch norms have not learned yet
+        loss = torch.nn.functional.cross_entropy(faded(batch[0]), batch[1])
+        (gradient,) = torch.autograd.grad(loss, conv.weight)
+        assert norms[5] == pytest.approx(float(gradient[5].norm()), rel=1e-3)
+    assert record["t"] == [0.5, 1.0] and "| blocks.4.conv1 | 32 |" in (tmp_path / "figure2.md").read_text()
+    pytest.importorskip("matplotlib")
+    assert (tmp_path / "figure2.png").read_bytes().startswith(b"\x89PNG")
+
+
+# -- ImageNet ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder as ImageNet's, with three classes of few random pictures."""
+    image = pytest.importorskip("PIL.Image")
+    generator = torch.Generator().manual_seed(0)
+    for part, count in (("train", 4), ("val", 2)):
+        for name in ("n01", "n02", "n03"):
+            folder = tmp_path / "images" / part / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = torch.randint(256, (80, 60, 3), generator=generator, dtype=torch.uint8)
+                image.fromarray(pixels.numpy()).save(folder / f"{number}.jpeg")
+    return tmp_path / "images"
+
+
+def test_imagenet_is_read_from_a_folder_and_its_networks_are_pruned(pictures, tmp_path):
+    models = pytest.importorskip("torchvision").models
+    torch.manual_seed(0)
+    save_file(models.mobilenet_v2().state_dict(), tmp_path / "weights.safetensors")
+    arguments = ["imagenet", "--model", "mobilenet_v2", "--weights", str(tmp_path / "weights.safetensors"), "--data",
+                 str(pictures), "--batch-size", "4", "--results", str(tmp_path), "--rates", "0.1"]  # fmt: skip
+    made = imagenet.baseline(reproduce.parse(arguments))
+    assert made.ignore == ("features.*.conv.2",) and len(made.checksums["train"]) == 64
+    assert [y.tolist() for _, y in made.held_out(3)] == [[0, 1, 2]]
+    assert next(iter(made.held_out(3)))[0].shape == (3, 3, 224, 224)
+    assert made.accuracy(made.model) in [n / 6 for n in range(7)]
+    pruned = singe.prune(made.model, made.loader, 0.1, criterion="magnitude", finetune=None, ignore=made.ignore,
+                         images=4, progress=False)  # fmt: skip
+    assert pruned.params_removed == pytest.approx(0.1, abs=0.005)
+    made.tune(pruned.model, singe.FineTune(steps=1), 0)
+    assert made.recalibrated_top1(pruned.model, 0) in [n / 6 for n in range(7)]
+
+
+@pytest.mark.parametrize(("script", "model"), [("imagenet", "resnet56"), ("peers", "resnet50")])
+def test_networks_are_for_their_images(script, model, folder, capsys):
+    with pytest.raises(SystemExit):
+        reproduce.main([script, "--model", model, "--weights", "w", "--data", str(folder)])
+    assert f"got '{model}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("resnet20", "*.conv2"), ("resnet50", "*.conv3"), ("mobilenet_v2", "blocks.*.layers.2")]
+)
+def test_streams_are_left_whole_by_what_writes_them(name, expected):
+    with torch.device("meta"):
+        assert recipe.streams(load(name)) == (expected,) and recipe.streams(load("vgg16_bn")) == ()
 
 
 # -- tables -----------------------------------------------------------------------------------------------------

@@ -13,21 +13,29 @@ from torch import nn
 from paper import tables, torch_pruning_peer
 from paper.methods import METHODS
 from paper.recipe import Baseline
-from paper.records import Record
-from paper.rows import Row, singe_row
+from paper.records import Record, Records
+from paper.rows import Row, measure, singe_row
+from paper.size import Size
 
-RATES, STEPS = (0.75, 0.85, 0.9), (0, 1000)
-FULL_RATES, FULL_STEPS = (0.5, 0.75, 0.85, 0.9), (0, 1000, 5000)
+CPU = Size(rates=(0.75, 0.85, 0.9), steps=(0, 1000))
+FULL = Size(rates=(0.5, 0.75, 0.85, 0.9), steps=(0, 1000, 5000), seeds=(0, 1, 2))
+
+
+def run(baseline: Baseline, records: Records, options: argparse.Namespace) -> None:
+    measure(rows(options), baseline, records, options)
 
 
 def rows(options: argparse.Namespace) -> list[Row]:
     """The control first, then method by method, all that can be run here."""
     found = []
+    peers = importlib.util.find_spec("torch_pruning") is not None
+    if not peers:
+        print("Torch-Pruning is not installed (pip install -e '.[peers]'): its rows are left out")
     for seed in options.seeds:
         found.append(Row("unpruned", {"tool": "none", "method": "unpruned", "rate": 0.0, "seed": seed}, _unpruned))
         for rate in options.rates:
             where = {"rate": rate, "seed": seed}
-            if importlib.util.find_spec("torch_pruning"):
+            if peers:
                 for names in itertools.product(torch_pruning_peer.IMPORTANCES, torch_pruning_peer.RANKINGS):
                     found.append(_peer(*names, where))
             found += [singe_row(name, arguments, where) for name, arguments in METHODS.items()]
@@ -52,4 +60,4 @@ def page(records: Sequence[Record]) -> str:
     """Ordered by rate, tool by tool."""
     found = tables.latest(records, ("model", "ignore", "rate", "tool", "method", "seed", "steps"))
     found.sort(key=lambda r: (r["settings"]["rate"], r["settings"]["tool"], r["settings"]["method"]))
-    return tables.table(found, ("rate", "tool", "method"), tables.accuracies(found))
+    return tables.table(found, ("model", "rate", "tool", "method"), tables.accuracies(found))

@@ -6,12 +6,14 @@ import argparse
 import copy
 import hashlib
 import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
-from cifar10_data import Loader, accuracy, read
+from cifar10_data import Loader, accuracy, normalised, read
 from models import load
 from torch import Tensor, nn
 
@@ -35,7 +37,8 @@ class Baseline:
         name: of the network.
         model: in eval mode, in channels_last; never modified.
         loader: of training batches, augmented.
-        test: images and labels that count.
+        accuracy: the share of all test images that a network answers right.
+        held_out: gives some of the test images, in batches (x, y).
         checksums: SHA-256 of weights and data.
         device: of all of it.
         ignore: the modules whose groups are left whole.
@@ -44,7 +47,8 @@ class Baseline:
     name: str
     model: nn.Module
     loader: Any
-    test: tuple[Tensor, Tensor]
+    accuracy: Callable[[nn.Module], float]
+    held_out: Callable[[int], Iterable[tuple[Tensor, Tensor]]]
     checksums: dict[str, str]
     device: torch.device
     ignore: tuple[str, ...]
@@ -60,9 +64,9 @@ class Baseline:
         """Fine-tunes in place after pruning, with the loop that ``singe.prune`` has."""
         Tuner(plan, model, self.batches(seed, _TUNING), self.task, pauses=1, unpruned=self.model).pause()
 
-    def top1(self, model: nn.Module) -> float:
-        """Share of the test images that are answered right."""
-        return accuracy(model, *self.test, batch_size=100)
+    def folded(self) -> nn.Module:
+        """The network with its batch norms folded away, as far as they can be."""
+        return singe.fold_batchnorm(self.model, self.batches(0, SCORING).take(4)[0]).model
 
     def recalibrated_top1(self, model: nn.Module, seed: int) -> float | None:
         """The same with the batch norms' statistics measured anew; None where there are none."""
@@ -70,7 +74,7 @@ class Baseline:
             return None
         model = copy.deepcopy(model)
         recalibrate(model, self.batches(seed, _RECALIBRATION), self.task, RECALIBRATION_IMAGES)
-        return self.top1(model)
+        return self.accuracy(model)
 
     def described(self, model: nn.Module) -> dict[str, Any]:
         """How much smaller a network is: shares of the parameters and multiply-adds that are gone."""
@@ -85,24 +89,30 @@ class Baseline:
 def cifar10_baseline(options: argparse.Namespace) -> Baseline:
     """The network and the data that the options name."""
     model = load(options.model, options.weights).to(options.device, memory_format=torch.channels_last)
-    parts = {train: [p.to(options.device) for p in read(options.data, train=train)] for train in (True, False)}
-    files = sorted(Path(options.data).glob("data_batch_*.bin")), [Path(options.data) / "test_batch.bin"]
+    train, test = ([part.to(options.device) for part in read(options.data, train=train)] for train in (True, False))
+    train_files, test_file = sorted(options.data.glob("data_batch_*.bin")), options.data / "test_batch.bin"
+
+    def held_out(images: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for x, y in zip(*(part[:images].split(100) for part in test), strict=True):
+            yield normalised(x), y
+
     return Baseline(
         name=options.model,
         model=model,
-        loader=Loader(*parts[True], options.batch_size),
-        test=(parts[False][0], parts[False][1]),
-        checksums={"weights": checksum(options.weights), "train": checksum(*files[0]), "test": checksum(*files[1])},
+        loader=Loader(*train, options.batch_size),
+        accuracy=lambda model: accuracy(model, *test, batch_size=100),
+        held_out=held_out,
+        checksums={"weights": checksum(options.weights), "train": checksum(*train_files), "test": checksum(test_file)},
         device=torch.device(options.device),
-        ignore=streams(options.model) if options.open == "inner" else (),
+        ignore=streams(model) if options.open == "inner" else (),
     )
 
 
-def streams(name: str) -> tuple[str, ...]:
-    """Globs for what writes the residual streams of a network for CIFAR-10."""
-    if name == "mobilenet_v2":
-        return ("blocks.*.layers.1", "blocks.*.layers.2")
-    return ("*.conv2",) if name.startswith("resnet") else ()
+def streams(model: nn.Module) -> tuple[str, ...]:
+    """A glob for what writes the residual streams of a network, ours or torchvision's; none where there are none."""
+    names = [name for name, _ in model.named_modules()]
+    known = ("*.conv3", "*.conv2", "features.*.conv.2", "blocks.*.layers.2")
+    return next(((glob,) for glob in known if any(fnmatchcase(name, glob) for name in names)), ())
 
 
 def checksum(*paths: Path) -> str:

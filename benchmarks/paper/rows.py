@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -41,13 +41,14 @@ def singe_row(name: str, arguments: Mapping[str, Any], settings: Settings, tuned
     Args:
         name: of the method.
         arguments: of ``singe.prune``.
-        settings: "rate" and "seed" are arguments, too; what else there is tells rows apart.
+        settings: "rate" and "seed" are arguments, too; with "folded", the batch norms are folded before.
         tuned: fine-tuning between removals.
     """
 
     def prune(baseline: Baseline) -> nn.Module:
+        model = baseline.folded() if settings.get("folded") else baseline.model
         return singe.prune(
-            baseline.model, baseline.loader, settings["rate"], seed=settings["seed"], ignore=baseline.ignore,
+            model, baseline.loader, settings["rate"], seed=settings["seed"], ignore=baseline.ignore,
             finetune=tuned, progress=False, **arguments,
         ).model  # fmt: skip
 
@@ -56,11 +57,17 @@ def singe_row(name: str, arguments: Mapping[str, Any], settings: Settings, tuned
 
 
 def measure(rows: Sequence[Row], baseline: Baseline, records: Records, options: argparse.Namespace) -> None:
-    """Runs what is missing of the rows that ``--only`` names, with each number of ``--steps``."""
+    """Runs what is missing of the rows that ``--only`` names, with each number of ``--steps``.
+
+    A loss that is not finite is a finding, kept as "problem".
+    """
     for row in rows:
-        if not any(fnmatchcase(row.name, pattern) for pattern in options.only):
-            continue
-        _measure(row, baseline, records, options)
+        if any(fnmatchcase(row.name, pattern) for pattern in options.only):
+            for plan, found in _measured(row, baseline, records, options):
+                settings = key(row, baseline, options, plan)
+                origin = {"machine": machine(), "checksums": baseline.checksums}
+                records.add(settings, found | origin)
+                print(row.name, {k: settings[k] for k in ("rate", "seed", "steps")}, found, flush=True)
 
 
 def key(row: Row, baseline: Baseline, options: argparse.Namespace, plan: singe.FineTune | None) -> Settings:
@@ -72,34 +79,41 @@ def key(row: Row, baseline: Baseline, options: argparse.Namespace, plan: singe.F
     }  # fmt: skip
 
 
-def _measure(row: Row, baseline: Baseline, records: Records, options: argparse.Namespace) -> None:
+def _measured(
+    row: Row, baseline: Baseline, records: Records, options: argparse.Namespace
+) -> Iterator[tuple[singe.FineTune | None, dict[str, Any]]]:
+    """(fine-tuning, findings) of what is missing, each as soon as it is there."""
+
+    def missing(plan: singe.FineTune | None) -> bool:
+        return records.find(key(row, baseline, options, plan)) is None
+
     after = [singe.FineTune(steps=steps, when="after") if steps else None for steps in sorted(set(options.steps))]
-    plans = [row.tuned] if row.tuned else after
-    wanted = [plan for plan in plans if records.find(key(row, baseline, options, plan)) is None]
+    wanted = [plan for plan in ([row.tuned] if row.tuned else after) if missing(plan)]
     if not wanted:
         return
     watch = Stopwatch()
-    pruned = row.prune(baseline).to(memory_format=torch.channels_last)
+    try:
+        pruned = row.prune(baseline).to(memory_format=torch.channels_last)
+    except ValueError as error:
+        yield from ((plan, {"problem": str(error)}) for plan in wanted)
+        return
     found = {"seconds_pruning": watch.seconds, **baseline.described(pruned)}
-    if row.tuned is None:
-        found["top1_pruned"] = baseline.top1(pruned)
-        found["top1_recalibrated"] = baseline.recalibrated_top1(pruned, row.settings["seed"])
-        wanted = wanted if None in wanted else [None, *wanted]  # costs nothing more
+    if row.tuned:
+        yield row.tuned, found | {"top1_tuned": baseline.accuracy(pruned)}
+        return
+    found["top1_pruned"] = baseline.accuracy(pruned)
+    found["top1_recalibrated"] = baseline.recalibrated_top1(pruned, row.settings["seed"])
+    if missing(None):  # costs nothing more
+        yield None, found
     for plan in wanted:
-        tuned = found | _tuned(pruned, row, baseline, plan)
-        origin = {"machine": machine(), "checksums": baseline.checksums}
-        settings = key(row, baseline, options, plan)
-        if records.find(settings) is None:
-            records.add(settings, tuned | origin)
-            print(row.name, {k: v for k, v in settings.items() if k in ("ranking", "rate", "seed", "steps")}, tuned,
-                  flush=True)  # fmt: skip
+        if plan and missing(plan):  # another process may have been faster
+            yield plan, found | _tuned(pruned, row, baseline, plan)
 
 
-def _tuned(pruned: nn.Module, row: Row, baseline: Baseline, plan: singe.FineTune | None) -> dict[str, Any]:
-    if plan is None:
-        return {}
-    if row.tuned is not None:
-        return {"top1_tuned": baseline.top1(pruned)}
+def _tuned(pruned: nn.Module, row: Row, baseline: Baseline, plan: singe.FineTune) -> dict[str, Any]:
     model, watch = copy.deepcopy(pruned), Stopwatch()
-    baseline.tune(model, plan, row.settings["seed"])
-    return {"seconds_tuning": watch.seconds, "top1_tuned": baseline.top1(model)}
+    try:
+        baseline.tune(model, plan, row.settings["seed"])
+    except ValueError as error:
+        return {"problem": str(error)}
+    return {"seconds_tuning": watch.seconds, "top1_tuned": baseline.accuracy(model)}

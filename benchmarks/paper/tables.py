@@ -73,6 +73,7 @@ def accuracies(records: Sequence[Record]) -> dict[str, Cell]:
         "recalibrated": share("top1_recalibrated"),
         **tuned(records),
         "s to prune": seconds("seconds_pruning"),
+        **({"problem": _problems} if any("problem" in r for r in records) else {}),
     }
 
 
@@ -84,11 +85,15 @@ def origin(records: Sequence[Record]) -> str:
 
     sums = {k: sorted({r["checksums"][k][:12] for r in records}) for k in records[0]["checksums"]}
     of = "; ".join(f"{name} {', '.join(values)}" for name, values in sums.items())
-    seeds = sorted({r["settings"]["seed"] for r in records})
+    seeds = sorted({r["settings"]["seed"] for r in records if "seed" in r["settings"]})
     return (
         f"Seeds {', '.join(map(str, seeds))}; {told('processor')}, {told('threads')} threads, {told('device')}, torch "
         f"{told('torch')}, singe at {told('revision')}, {told('date')}. SHA-256: {of}."
     )
+
+
+def _problems(records: Sequence[Record]) -> str:
+    return "; ".join(sorted({f"{r['settings']['steps']:,} steps: {r['problem']}" for r in records if "problem" in r}))
 
 
 def _told(value: Any) -> str:
