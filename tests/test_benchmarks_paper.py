@@ -259,9 +259,9 @@ def test_figure_2_has_the_gradients_norm_at_each_point(run, tmp_path, baseline, 
     monkeypatch.setattr(figure2, "IMAGES", 8)
     found = run("figure2", "--layers", "blocks.4.conv1")
     (record,) = found
-    batch = baseline.batches(0, recipe.SCORING).take(8)
+    batch, folded = baseline.batches(0, recipe.SCORING).take(8), baseline.folded()
     for t, norms in zip(record["t"], record["norms"], strict=True):
-        faded = copy.deepcopy(baseline.folded())
+        faded = copy.deepcopy(folded)
         conv = faded.blocks[4].conv1
         with torch.no_grad():
             conv.weight[5] *= t  # there is no bias: the batch norms have not learned yet
