@@ -1,6 +1,6 @@
-"""From rho, the share of the cost that must go, to a number of neurons per group.
+"""From rho, the share of the cost that must go, to a number of neurons per group, or of single weights per tensor.
 
-An allocation orders what goes: its schedule says how many neurons every group has lost at a level in [0, 1], none at 0,
+An allocation orders what goes: its schedule says how many units every part has lost at a level in [0, 1], none at 0,
 all that it ever takes at 1, and never fewer at a higher level. ``fit`` finds the level that meets rho.
 """
 
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from . import checks
 from .cost import Cost
 from .graph.groups import Group, module_of
-from .patterns import named_groups
+from .patterns import Part, named_parts
 
 Schedule = Callable[[float], Sequence[float]]
-"""Level in [0, 1] -> how many neurons each group has lost."""
+"""Level in [0, 1] -> how many units each part has lost."""
 
 RATES = ("uniform", "linear", "block")
 
@@ -44,43 +44,43 @@ def check(allocation: Any) -> None:
         raise TypeError(f"expected allocation to be a name or a mapping, got {type(allocation).__name__}")
 
 
-def rates(allocation: str | Mapping[str, float], model: nn.Module, groups: Sequence[Group]) -> list[float]:
-    """The share of neurons that each group loses, relative to other groups.
+def rates(allocation: str | Mapping[str, float], model: nn.Module, parts: Sequence[Part]) -> list[float]:
+    """The share of units that each part loses, relative to other parts.
 
     Args:
-        allocation: "uniform": the same everywhere; "linear": rising with depth, from 1/n in the first of n groups to 1
+        allocation: "uniform": the same everywhere; "linear": rising with depth, from 1/n in the first of n parts to 1
             in the last; "block": likewise from block to block, the same within one, where a block is the innermost
-            module around a group's first layer whose class the model repeats; or a mapping from module names or globs
+            module around a part's first layer whose class the model repeats; or a mapping from module names or globs
             to relative rates, 1 for what none names, where later entries override earlier ones.
-        model: of the groups.
-        groups: in execution order.
+        model: of the parts.
+        parts: in execution order.
 
     Raises:
         ValueError: a pattern that names no module.
     """
     if isinstance(allocation, Mapping):
-        by_name = dict.fromkeys((g.name for g in groups), 1.0)
+        by_name = dict.fromkeys((p.name for p in parts), 1.0)
         for pattern, rate in allocation.items():
-            by_name |= dict.fromkeys(named_groups(model, groups, pattern, "allocation"), float(rate))
-        return [by_name[g.name] for g in groups]
+            by_name |= dict.fromkeys(named_parts(model, parts, pattern, "allocation"), float(rate))
+        return [by_name[p.name] for p in parts]
     if allocation == "uniform":
-        return [1.0] * len(groups)
-    steps = range(len(groups)) if allocation == "linear" else _blocks(model, groups)
+        return [1.0] * len(parts)
+    steps = range(len(parts)) if allocation == "linear" else _blocks(model, parts)
     return [(step + 1) / (max(steps) + 1) for step in steps]
 
 
 def proportional(rate: Sequence[float], sizes: Sequence[int]) -> Schedule:
-    """Every group loses neurons in proportion to its rate until it has none left to lose."""
+    """Every part loses units in proportion to its rate until it has none left to lose."""
     least = min((r for r in rate if r > 0), default=1.0)
     return lambda level: [min(1.0, level * r / least) * n for r, n in zip(rate, sizes, strict=True)]
 
 
 def ranked(scores: Sequence[Tensor], cost: Cost) -> Schedule:
-    """All neurons in one ranking by score per parameter (or multiply-add) that they save, the least first.
+    """All units in one ranking by score per parameter (or multiply-add) that they save, the least first.
 
     Args:
-        scores: float64 [n] for every group: what the loss of each neuron does, whatever it is measured in.
-        cost: of the same groups.
+        scores: [n] for every part: what the loss of each unit does, whatever it is measured in.
+        cost: of the same parts.
     """
     none = [0] * len(scores)
     value = torch.cat([s / max(1, cost.unit(none, i)) for i, s in enumerate(scores)])
@@ -96,7 +96,7 @@ def removable(group: Group, round_to: int) -> list[int]:
 
 
 def check_reach(cost: Cost, choices: Sequence[Sequence[int]], rho: float) -> None:
-    """Raises ValueError if the groups cannot lose a share ``rho`` of the cost; says how far it goes."""
+    """Raises ValueError if the parts cannot lose a share ``rho`` of the cost; says how far it goes."""
     share = cost.gone([c[-1] for c in choices]) / cost.total
     if rho > share:
         digits = 4 - math.ceil(math.log10(share)) if share else 0
@@ -105,17 +105,17 @@ def check_reach(cost: Cost, choices: Sequence[Sequence[int]], rho: float) -> Non
 
 
 def fit(cost: Cost, choices: Sequence[Sequence[int]], schedule: Schedule, rho: float) -> list[int]:
-    """Neurons to remove from each group so that a share ``rho`` of the cost goes.
+    """Units to remove from each part so that a share ``rho`` of the cost goes.
 
     Args:
-        cost: of the groups.
-        choices: for each group, how many neurons it may lose, ascending from 0.
-        schedule: which groups lose more than others.
+        cost: of the parts.
+        choices: for each part, how many units it may lose, ascending from 0.
+        schedule: which parts lose more than others.
         rho: share of the whole cost that must go, in (0, 1).
 
     Returns:
-        one of its choices for each group, within one smallest move of rho where single moves lead there; else no move
-        of a single group comes closer.
+        one of its choices for each part, within one smallest move of rho where single moves lead there; else no move
+        of a single part comes closer.
 
     Raises:
         ValueError: rho is out of reach; says how far it goes.
@@ -124,7 +124,7 @@ def fit(cost: Cost, choices: Sequence[Sequence[int]], schedule: Schedule, rho: f
     target = rho * cost.total
 
     def at(level: float) -> list[int]:
-        """Which choice is nearest for each group at a level."""
+        """Which choice is nearest for each part at a level."""
         return [_nearest(own, lost) for own, lost in zip(choices, schedule(level), strict=True)]
 
     low, high = 0.0, 1.0
@@ -143,7 +143,7 @@ def _nearest(choices: Sequence[int], value: float) -> int:
 
 
 def _adjusted(cost: Cost, choices: Sequence[Sequence[int]], base: list[int], target: float) -> list[int]:
-    """Moves groups on or back by single choices, none further than it takes to come within the smallest move."""
+    """Moves parts on or back by single choices, none further than it takes to come within the smallest move."""
     chosen = base
     for far in range(1, max(map(len, choices))):
         chosen = _moved(cost, choices, chosen, target, [range(b - far, b + far + 1) for b in base])
@@ -157,7 +157,7 @@ def _adjusted(cost: Cost, choices: Sequence[Sequence[int]], base: list[int], tar
 def _moved(
     cost: Cost, choices: Sequence[Sequence[int]], chosen: list[int], target: float, allowed: Sequence[range]
 ) -> list[int]:
-    """Moves groups from the dearest to the cheapest while it comes closer: first what fits, then beyond the target."""
+    """Moves parts from the dearest to the cheapest while it comes closer: first what fits, then beyond the target."""
     missing = target - _gone(cost, choices, chosen)
     for beyond in (False, True):
         changed = True
@@ -176,7 +176,7 @@ def _moved(
 
 
 def _neighbours(choices: Sequence[Sequence[int]], chosen: Sequence[int]) -> Iterator[list[int]]:
-    """All that differ in one group by one choice."""
+    """All that differ in one part by one choice."""
     for i, own in enumerate(choices):
         for other in (chosen[i] - 1, chosen[i] + 1):
             if 0 <= other < len(own):
@@ -191,8 +191,8 @@ def _gone(cost: Cost, choices: Sequence[Sequence[int]], chosen: Sequence[int]) -
     return cost.gone(_removed(choices, chosen))
 
 
-def _blocks(model: nn.Module, groups: Sequence[Group]) -> list[int]:
-    """The index of each group's block, in order of appearance."""
+def _blocks(model: nn.Module, parts: Sequence[Part]) -> list[int]:
+    """The index of each part's block, in order of appearance."""
     classes = Counter(type(m) for m in model.modules())
     containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -205,6 +205,6 @@ def _blocks(model: nn.Module, groups: Sequence[Group]) -> list[int]:
             parent = module_of(parent)
         return name
 
-    names = [block(module_of(g.writers[0])) for g in groups]
+    names = [block(module_of(p.writers[0])) for p in parts]
     order = {name: i for i, name in enumerate(dict.fromkeys(names))}
     return [order[name] for name in names]

@@ -1,11 +1,11 @@
-"""What a network costs, in parameters or multiply-adds, when its groups have lost some neurons."""
+"""What a network costs, in parameters or multiply-adds, when its groups have lost some neurons; or in weights."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -14,7 +14,42 @@ from .graph.layer import is_affine, is_transposed
 from .graph.trace import Trace
 
 
-class Cost:
+class Cost(Protocol):
+    """What parts of a network cost that lose units, groups neurons or weights single ones.
+
+    Attributes:
+        total: what the unpruned model costs.
+    """
+
+    total: int
+
+    def gone(self, removed: Sequence[int]) -> int:
+        """What is saved when part i has lost removed[i] units."""
+
+    def unit(self, removed: Sequence[int], part: int) -> int:
+        """What one more unit of a part saves."""
+
+
+class WeightCost:
+    """The number of single weights: each costs one.
+
+    Args:
+        total: of all weights, those that cannot go included.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+
+    def gone(self, removed: Sequence[int]) -> int:
+        """See :class:`Cost`."""
+        return sum(removed)
+
+    def unit(self, removed: Sequence[int], part: int) -> int:
+        """See :class:`Cost`."""
+        return 1
+
+
+class ElementCost:
     """A price for every element of every parameter; what has a neuron's index along some axis goes with the neuron.
 
     Args:
@@ -44,10 +79,10 @@ class Cost:
         """What is saved when group i has lost removed[i] neurons."""
         return sum(self._saved(name, removed) for name in self._owned)
 
-    def unit(self, removed: Sequence[int], group: int) -> int:
+    def unit(self, removed: Sequence[int], part: int) -> int:
         """What one more neuron of a group saves."""
         more = list(removed)
-        more[group] += 1
+        more[part] += 1
         return self.gone(more) - self.gone(removed)
 
     def _saved(self, name: str, removed: Sequence[int]) -> int:
@@ -58,12 +93,12 @@ class Cost:
         return self._prices[name] * (math.prod(self._shapes[name]) - math.prod(left))
 
 
-def parameter_cost(model: nn.Module, groups: Sequence[Group]) -> Cost:
+def parameter_cost(model: nn.Module, groups: Sequence[Group]) -> ElementCost:
     """The number of parameters, tied ones counted once."""
-    return Cost(model, groups, {name: 1 for name, _ in model.named_parameters()})
+    return ElementCost(model, groups, {name: 1 for name, _ in model.named_parameters()})
 
 
-def mac_cost(model: nn.Module, groups: Sequence[Group], trace: Trace, total: int) -> Cost:
+def mac_cost(model: nn.Module, groups: Sequence[Group], trace: Trace, total: int) -> ElementCost:
     """The multiply-adds for one sample: an element of a weight costs one at every position where it is used.
 
     Args:
@@ -81,4 +116,4 @@ def mac_cost(model: nn.Module, groups: Sequence[Group], trace: Trace, total: int
             slid: Any = node.args[0] if is_transposed(node) else node
             prices[weight] += math.prod(trace.shape(slid, batch)) // (batch * len(parameters[weight]))
     spent = sum(price * parameters[name].numel() for name, price in prices.items())
-    return Cost(model, groups, prices, fixed=total - spent)
+    return ElementCost(model, groups, prices, fixed=total - spent)

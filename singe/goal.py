@@ -1,4 +1,4 @@
-"""How much is to go and from where: the groups that may lose neurons, and how many each will."""
+"""How much is to go and from where: the parts of a network that may lose units, and how many each will."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from . import allocation as allocations
 from . import checks
-from .cost import mac_cost, parameter_cost
+from .cost import Cost, mac_cost, parameter_cost
 from .graph.groups import Group
 from .graph.trace import Trace
-from .patterns import named_groups
+from .patterns import Part, named_parts
 
 Target = Literal["params", "macs"]
 Allocation = str | Mapping[str, float]
@@ -50,11 +50,20 @@ class Goal:
         """
         whole = left_alone(model, groups, self.ignore)
         able = [g for g in groups if g.name not in whole]
-        if isinstance(self.allocation, Mapping):
-            shares = zip(able, allocations.rates(self.allocation, model, able), strict=True)
-            whole |= {g.name: "the allocation gives it no share" for g, rate in shares if not rate}
+        whole |= self.without_share(model, able)
         narrow = [g.name for g in able if len(allocations.removable(g, self.round_to)) == 1]
         return whole | dict.fromkeys(narrow, f"has no more than round_to={self.round_to} rows")
+
+    def without_share(self, model: nn.Module, parts: Sequence[Part]) -> dict[str, str]:
+        """Names of the parts that the allocation leaves whole -> why.
+
+        Raises:
+            ValueError: a pattern of ``allocation`` that names no module.
+        """
+        if not isinstance(self.allocation, Mapping):
+            return {}
+        shares = zip(parts, allocations.rates(self.allocation, model, parts), strict=True)
+        return {p.name: "the allocation gives it no share" for p, rate in shares if not rate}
 
     def counts(
         self, model: nn.Module, groups: Sequence[Group], trace: Trace, macs: int, scores: Callable[[], list[Tensor]]
@@ -73,12 +82,34 @@ class Goal:
         """
         cost = mac_cost(model, groups, trace, macs) if self.target == "macs" else parameter_cost(model, groups)
         choices = [allocations.removable(g, self.round_to) for g in groups]
+        return self.fitted(model, groups, cost, choices, scores)
+
+    def fitted(
+        self,
+        model: nn.Module,
+        parts: Sequence[Part],
+        cost: Cost,
+        choices: Sequence[Sequence[int]],
+        scores: Callable[[], list[Tensor]],
+    ) -> list[int]:
+        """How many units each part will lose.
+
+        Args:
+            model: unpruned.
+            parts: those that may lose units, in execution order.
+            cost: of these parts.
+            choices: for each part, how many units it may lose, ascending from 0.
+            scores: gives what ranks the units of all parts; called where the allocation is a ranking.
+
+        Raises:
+            ValueError: rho is out of reach.
+        """
         allocations.check_reach(cost, choices, self.rho)
         if self.allocation in allocations.RANKINGS:
             schedule = allocations.ranked(scores(), cost)
         else:
-            rates = allocations.rates(self.allocation, model, groups)
-            schedule = allocations.proportional(rates, [g.size for g in groups])
+            rates = allocations.rates(self.allocation, model, parts)
+            schedule = allocations.proportional(rates, [p.size for p in parts])
         return allocations.fit(cost, choices, schedule, self.rho)
 
 
@@ -90,9 +121,16 @@ def left_alone(model: nn.Module, groups: Sequence[Group], ignore: Collection[str
     """
     whole = {g.name: g.frozen for g in groups if g.frozen is not None}
     whole |= {g.name: _single(g) for g in groups if g.size == 1 and g.frozen is None}
-    for pattern in ignore:
-        whole |= dict.fromkeys(named_groups(model, groups, pattern, "ignore"), "ignored")
-    return whole
+    return whole | ignored(model, groups, ignore)
+
+
+def ignored(model: nn.Module, parts: Sequence[Part], ignore: Collection[str]) -> dict[str, str]:
+    """Names of the parts that patterns name -> that they are ignored.
+
+    Raises:
+        ValueError: a pattern that names no module.
+    """
+    return {name: "ignored" for pattern in ignore for name in named_parts(model, parts, pattern, "ignore")}
 
 
 def _single(group: Group) -> str:

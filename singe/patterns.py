@@ -1,23 +1,43 @@
-"""Modules and groups by name."""
+"""Modules, and what is pruned of them, by name."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from typing import Protocol
 
 from torch import nn
 
-from .graph.groups import Group
 from .wrappers import remark_on
 
 
-def named_groups(model: nn.Module, groups: Iterable[Group], pattern: str, argument: str) -> set[str]:
-    """Names of the groups with a member that a pattern names.
+class Part(Protocol):
+    """What is pruned by itself: a group of neurons, or a weight."""
+
+    @property
+    def name(self) -> str:
+        """Tells it from the others."""
+
+    @property
+    def size(self) -> int:
+        """How many units it has: neurons, or single weights."""
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Names of the modules that it belongs to."""
+
+    @property
+    def writers(self) -> tuple[str, ...]:
+        """Names of its weights, in execution order."""
+
+
+def named_parts(model: nn.Module, parts: Iterable[Part], pattern: str, argument: str) -> set[str]:
+    """Names of the parts with a member that a pattern names.
 
     Args:
         model: whose modules the pattern names.
-        groups: of that model.
-        pattern: a module's or group's name or a glob over them; a module stands for all inside it too.
+        parts: of that model.
+        pattern: a module's or part's name or a glob over them; a module stands for all inside it too.
         argument: where the pattern came from, for the message.
 
     Raises:
@@ -25,11 +45,11 @@ def named_groups(model: nn.Module, groups: Iterable[Group], pattern: str, argume
     """
     modules = [name for name, _ in model.named_modules() if name]
     found = [m for m in modules if fnmatchcase(m, pattern)]
-    groups = list(groups)
-    by_name = {g.name for g in groups if fnmatchcase(g.name, pattern)}
+    parts = list(parts)
+    by_name = {p.name for p in parts if fnmatchcase(p.name, pattern)}
     if not found and not by_name:
         raise ValueError(
             f"expected module names or patterns that match one in {argument}, got {pattern!r}{remark_on(pattern)}"
         )
     inside = {m for m in modules if any(m == f or m.startswith(f"{f}.") for f in found)}
-    return by_name | {g.name for g in groups if inside.intersection(g.members)}
+    return by_name | {p.name for p in parts if inside.intersection(p.members)}

@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -39,6 +38,7 @@ from .reconstruction import Reconstructor, unfit
 from .result import GroupRecord, PruneResult, count_macs, count_parameters
 from .selection import Refresh, Scorer, Selection, order
 from .sensitivity import SAMPLES, Sensitivity
+from .stopwatch import Stopwatch
 from .surgery import compact, held_at_zero, mask
 from .survey import few, survey
 from .task import Task
@@ -253,7 +253,7 @@ class Run:
         current = self._progress.plan.rebase(group)
         self._follow(batch, index)
         optimizer = tuner.optimizer if tuner is not None else None
-        scoring, compensating, tuning = _Stopwatch(), _Stopwatch(), _Stopwatch()
+        scoring, compensating, tuning = Stopwatch(), Stopwatch(), Stopwatch()
         here = Plan()
         before = self._before(tuner, here)
         with scoring:
@@ -350,15 +350,3 @@ class Run:
     def _traced(self, batch: Batch) -> Trace:
         task = self._options.task
         return trace(self._work, task.inputs(batch), task.call)
-
-
-class _Stopwatch:
-    """Seconds spent inside its ``with`` blocks."""
-
-    seconds = 0.0
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds += time.perf_counter() - self._start

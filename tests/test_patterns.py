@@ -7,7 +7,7 @@ from wiring import Wired
 
 from singe.graph.analysis import find_groups
 from singe.graph.trace import trace
-from singe.patterns import named_groups
+from singe.patterns import named_parts
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +36,14 @@ BLOCK_1 = {"blocks.1.conv1", "blocks.1.conv2"}
 )
 def test_patterns_are_names_parents_and_patterns(digit_groups, patterns, expected):
     model, groups = digit_groups
-    named = [named_groups(model, groups, pattern, "ignore") for pattern in patterns]
+    named = [named_parts(model, groups, pattern, "ignore") for pattern in patterns]
     assert set().union(*named) == expected
 
 
 @pytest.mark.parametrize("pattern", ["conv1", "block", "blocks.9", "blocks.1.conv", "*.norm"])
 def test_a_pattern_that_names_nothing_is_refused(digit_groups, pattern):
     with pytest.raises(ValueError, match="ignore") as caught:
-        named_groups(*digit_groups, pattern, "ignore")
+        named_parts(*digit_groups, pattern, "ignore")
     assert repr(pattern) in str(caught.value)
 
 
@@ -52,5 +52,5 @@ def test_a_group_goes_by_its_own_name_too():
     model.w, model.v = nn.Parameter(torch.randn(6, 3, 3, 3)), nn.Parameter(torch.randn(2, 6))
     groups = find_groups(trace(model, images()[0]))
     assert [g.name for g in groups] == ["w", "v"]  # no module holds them but the network
-    assert named_groups(model, groups, "w", "ignore") == {"w"}
-    assert named_groups(model, groups, "*", "ignore") == {"w", "v"}
+    assert named_parts(model, groups, "w", "ignore") == {"w"}
+    assert named_parts(model, groups, "*", "ignore") == {"w", "v"}

@@ -29,10 +29,13 @@ class Suffix:
 
 
 def cut(trace: Trace, at: Iterable[fx.Node]) -> Suffix:
-    """Splits the operators that the output needs into those before and those behind the nodes ``at``."""
+    """Splits the operators that the output needs into those before and those behind the nodes ``at``.
+
+    These are operators, which then run with the prefix, or parameters.
+    """
     at = list(at)
     below: set[fx.Node] = set()
-    roots: list[fx.Node] = []
+    roots: list[fx.Node] = [node for node in at if node in trace.state]
     for node in trace.nodes:
         if any(i in below or i in roots for i in node.all_input_nodes):
             below.add(node)
