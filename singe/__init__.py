@@ -1,4 +1,4 @@
-"""Structured pruning by integrated gradients along a weight-fading path (SInGE, Yvinec et al., NeurIPS 2022)."""
+"""Pruning by integrated gradients along a weight-fading path (SInGE, Yvinec et al., NeurIPS 2022)."""
 
 from . import reference
 from .criteria import (
@@ -20,6 +20,7 @@ from .quadrature import GaussLegendre, Geometric
 from .result import GroupRecord, PruneResult
 from .saved import load, load_plan
 from .score import score
+from .sparse import SparseResult, WeightRecord
 
 __version__ = "0.1.0"
 
@@ -40,7 +41,9 @@ __all__ = [
     "PruneResult",
     "Random",
     "Reconstruction",
+    "SparseResult",
     "SummedGradient",
+    "WeightRecord",
     "fold_batchnorm",
     "inspect",
     "load",

@@ -1,7 +1,8 @@
-"""Structured pruning as one call."""
+"""Pruning as one call."""
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 from collections.abc import Iterable, Sequence
@@ -14,6 +15,7 @@ from . import checks
 from .compensation import Compensate
 from .criteria import Criterion, resolve
 from .data import Stream
+from .elementwise import resolve_elementwise
 from .engine import DEFAULT_MEMORY
 from .finetune import FineTune
 from .goal import Allocation, Goal, Target
@@ -23,7 +25,9 @@ from .precision import Precision, check_precision
 from .result import PruneResult
 from .run import Options, Run
 from .selection import Refresh
+from .sparse import SparseResult
 from .task import Loss, Task, cross_entropy
+from .unstructured import UnstructuredRun
 from .wrappers import unwrapped
 
 log = logging.getLogger("singe")
@@ -34,6 +38,7 @@ def prune(
     loader: Iterable[Any],
     rho: float,
     *,
+    structured: bool = True,
     target: Target = "params",
     criterion: str | Criterion = "integrated_gradient",
     allocation: Allocation = "uniform",
@@ -53,19 +58,30 @@ def prune(
     precision: Precision = "float32",
     progress: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
-) -> PruneResult:
+) -> PruneResult | SparseResult:
     """Removes whole neurons until a share ``rho`` of the parameters (or multiply-adds) is gone; fine-tunes in between.
+
+    With ``structured=False`` it masks single weights instead, layer by layer in execution order: one round in each, in
+    which the least relevant of its weights go, then fine-tuning with all masks held, then the next layer. Weights are
+    the parameters that convolutions and linear layers take as they are; ``rho`` is then the share of all weights of
+    convolutions and linear layers, tied ones once and those that are left whole included, and is met to within one
+    weight; biases, norms and embeddings stay and do not count. At least one weight of a tensor stays.
 
     Args:
         model: any module ``model(x)`` that ``torch.export`` can trace; not modified. Its hooks go with the copies that
             are worked on and are called there. Modules in eval mode inside a model in train mode stay so. Of
             DistributedDataParallel, DataParallel and what torch.compile returns, the module inside is pruned, and all
             names are of that module. Weight norms are taken off for the run and put back around what is left.
-        loader: yields batches (x, y), again and again; shuffle it, every group of neurons begins a new epoch.
+        loader: yields batches (x, y), again and again; shuffle it, every group of neurons or layer begins a new epoch.
         rho: share of what ``target`` names to remove, in (0, 1), met to within one neuron.
+        structured: whether whole neurons go, or single weights. With False, ``target``, ``round_to``, ``refresh``,
+            ``compensate``, ``compensation_images``, ``analysis_seconds`` and ``checkpoint`` have to be as they are.
         target: "params", the model's parameters, tied ones once; or "macs", all multiply-adds of a forward pass,
             as torch counts them.
-        criterion: what relevance is: a name or an object of ``singe.criteria``.
+        criterion: what relevance is: a name or an object of ``singe.criteria``. Of single weights it is made of the
+            absolute values of the weight and of the gradient at it, on the path that fades the whole layer: that is
+            what a name means then, and an object has to say ``path="layer"``; "loss_change" and "reconstruction" are
+            refused.
         allocation: how rho is shared among groups. "uniform" removes the same share of neurons everywhere, "linear" a
             share that rises from the first group to the last, "block" one that rises from block to block; a mapping
             {module name or glob: relative rate} says it for some groups (1 for the others, 0 leaves whole); "global"
@@ -80,11 +96,11 @@ def prune(
             the network holds behind them what the unpruned one holds; or, where it is trained in between, what it held
             itself before it lost the group's neurons. Takes seconds a group, no labels, no gradients.
         compensation_images: samples for that.
-        finetune: how to train between removals; None for not at all.
+        finetune: how to train between removals; None for not at all. For single weights ``when="neuron"`` is refused.
         images: samples that scores are computed on, drawn anew for every group.
         loss: (outputs, batch) -> scalar; mean cross-entropy by default.
         forward: (model, batch) -> outputs, for a model that is not ``model(x)``; batches are then any nested tensors.
-        ignore: module names or glob patterns; a group with a member among them is left alone.
+        ignore: module names or glob patterns; a group with a member among them, or a weight in them, is left alone.
         recalibrate_bn: images on which batch norms estimate their statistics anew at the end; 0 for not at all.
         analysis_seconds: how long it may take to try on copies what can be removed.
         seed: of everything random in the run; the same seed gives the same plan on the same machine.
@@ -96,7 +112,7 @@ def prune(
             the same call is made again, in another process too. Model, loader and loss have to be the same as well.
 
     Returns:
-        the pruned model with its plan and history.
+        the pruned model with its plan and history; or, of single weights, with its masks and history.
 
     Raises:
         TypeError, ValueError: bad input, refused before any work, among it a checkpoint that is damaged or of another
@@ -104,6 +120,8 @@ def prune(
         OSError: the checkpoint's directory cannot be written to.
         TimeoutError: the trials take longer than ``analysis_seconds``.
     """
+    if not isinstance(structured, bool):
+        raise TypeError(f"expected structured to be True or False, got {structured!r}")
     goal = Goal(rho, target, allocation, round_to, ignore)
     if refresh not in ("lazy", "full"):
         raise ValueError(f"expected refresh 'lazy' or 'full', got {refresh!r}")
@@ -119,7 +137,14 @@ def prune(
     checks.integer("seed", seed, 0)
     if seed >= 2**40:
         raise ValueError(f"expected seed < 2**40, got {seed}")
-    chosen = resolve(criterion)
+    if not structured:
+        _refuse_of_neurons(
+            target=target, round_to=round_to, refresh=refresh, compensate=compensate,
+            compensation_images=compensation_images, analysis_seconds=analysis_seconds, checkpoint=checkpoint,
+        )  # fmt: skip
+        if finetune is not None and finetune.when == "neuron":
+            raise ValueError("expected finetune.when 'layer' or 'after' with structured=False, got 'neuron'")
+    chosen = resolve(criterion) if structured else resolve_elementwise(criterion)
     model = unwrapped(model)
     device = checks.sound_model(model)
     check_precision(precision, model, device)
@@ -127,8 +152,9 @@ def prune(
     stream = Stream(loader, device, task)
     if finetune is not None and not _shuffles(loader):
         log.warning(
-            "the loader does not shuffle: every group of neurons begins a new epoch, so fine-tuning will see its first "
-            "batches again and again"
+            "the loader does not shuffle: every %s begins a new epoch, so fine-tuning will see its first batches again "
+            "and again",
+            "group of neurons" if structured else "layer",
         )
     options = Options(
         goal,
@@ -147,10 +173,25 @@ def prune(
         checkpoint,
     )
     with plain_torch(device), preserved_random_state(loader):
+        if not structured:
+            sparse = UnstructuredRun(model, stream, options)
+            sparse.rehearse()
+            sparse.plan_shares()
+            return sparse.execute()
         run = Run(model, stream, options)
         run.rehearse()
         run.plan_widths(analysis_seconds)
         return run.execute()
+
+
+def _refuse_of_neurons(**options: Any) -> None:
+    """Raises ValueError for options that say something about neurons, where they are not as they are by default."""
+    parameters = inspect.signature(prune).parameters
+    for name, value in options.items():
+        if value != (default := parameters[name].default):
+            raise ValueError(
+                f"expected {name}={default!r} with structured=False, where it has no meaning, got {value!r}"
+            )
 
 
 def _shuffles(loader: Iterable[Any]) -> bool:

@@ -15,7 +15,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from .batches import Batch
+from .copies import copy_of
 from .criteria import Criterion, LossChange, Magnitude, PathCriterion, Random, Reconstruction, resolve
+from .elementwise import resolve_elementwise
 from .graph import batchnorm
 from .graph.analysis import find_groups
 from .graph.groups import Group, module_of
@@ -124,6 +126,33 @@ def score(
         (g, _Literal(work, graph, g, batch, task).scores(chosen)) for g in groups_of(layer, find_groups(graph), work)
     ]
     return in_layer_order(layer, parts)
+
+
+def weight_scores(
+    model: nn.Module,
+    batch: Batch,
+    parameter: str,
+    *,
+    criterion: str | Criterion = "integrated_gradient",
+    loss: Loss | None = None,
+    forward: Forward | None = None,
+) -> Tensor:
+    """Twin of `singe.elementwise.WeightScorer`: the whole network for every node; float64, of the parameter's shape."""
+    work, chosen = copy_of(unwrapped(model)).eval(), resolve_elementwise(criterion)
+    judged, weight = _Judged(work, Task(forward, loss or cross_entropy)), work.get_parameter(parameter).detach()
+    if isinstance(chosen, Random):
+        return torch.rand(weight.shape, dtype=torch.float64)
+    if isinstance(chosen, Magnitude):
+        return weight.abs().double()
+    assert isinstance(chosen, PathCriterion)
+    rule, total = chosen.rule(), torch.zeros_like(weight, dtype=torch.float64)
+    for t, node_weight in zip(*(v.tolist() for v in rule.nodes), strict=True):
+        faded = (t * weight).requires_grad_()
+        with torch.enable_grad():
+            value = torch.func.functional_call(judged, {f"model.{parameter}": faded}, (batch,))  # tied ones too
+            (gradient,) = torch.autograd.grad(value, faded)
+        total += node_weight * gradient.double().abs()
+    return total * weight.abs() if rule.with_norm else total
 
 
 @torch.no_grad()

@@ -6,8 +6,10 @@ import json
 import os
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
+from . import masks
 from .copies import copy_of
 from .files import digest, read_text, replace, tensor_file, write_tensors
 from .graph.trace import named_tensors
@@ -15,6 +17,7 @@ from .plan import Plan
 from .wrappers import unwrapped
 
 PLAN_FILE = "plan.json"
+MASKS_FILE = "masks.safetensors"
 WEIGHTS_FILE = "model.safetensors"
 
 
@@ -29,41 +32,54 @@ def save(model: nn.Module, plan: Plan, directory: str | os.PathLike[str]) -> Non
     Raises:
         ValueError: the model has state that is no tensor (``get_extra_state``).
     """
-    extra = [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]
-    if extra:
-        raise ValueError(f"expected a model whose state is tensors only, got {', '.join(extra)}")
-    path = Path(directory)
-    path.mkdir(parents=True, exist_ok=True)
+    path = _made(model, directory)
     text = json.dumps(plan.to_json(), separators=(",", ":"))
     # between the two files a process may be killed: the weights know which plan they are of
     write_tensors(path / WEIGHTS_FILE, _persistent(model), {"format": "pt", "plan": digest(text, {})})
     replace(path / PLAN_FILE, lambda part: part.write_text(text, encoding="utf-8"))
+    (path / MASKS_FILE).unlink(missing_ok=True)  # of another result
+
+
+def save_masked(model: nn.Module, kept: masks.Masks, directory: str | os.PathLike[str]) -> None:
+    """Writes a model without some of its weights as ``masks.safetensors`` and ``model.safetensors``.
+
+    Args:
+        model: the pruned model, with masks on or without.
+        kept: parameter name -> bool tensor, True for weights that stay.
+        directory: created if it does not exist; files in it are replaced.
+
+    Raises:
+        ValueError: the model has state that is no tensor (``get_extra_state``).
+    """
+    path, permanent = _made(model, directory), not masks.are_on(model, kept)
+    bare = model if permanent else masks.take_off(copy_of(model), kept)
+    write_tensors(path / WEIGHTS_FILE, _persistent(bare), {"format": "pt", "masks": digest("", kept)})
+    write_tensors(path / MASKS_FILE, kept, {"format": "pt", "permanent": json.dumps(permanent)})
+    (path / PLAN_FILE).unlink(missing_ok=True)
 
 
 def load(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Module:
-    """A pruned copy of ``model`` from the files that ``PruneResult.save`` wrote.
+    """A pruned copy of ``model`` from the files that ``PruneResult.save`` or ``SparseResult.save`` wrote.
 
     Args:
         model: of the same architecture as the one that was pruned, unpruned; its weights do not matter. Not modified.
             Wrapped or compiled, the module inside is taken.
-        directory: holds ``plan.json`` and ``model.safetensors``.
+        directory: holds ``model.safetensors`` and ``plan.json`` or ``masks.safetensors``.
 
     Returns:
-        the pruned model, on the device and in the train mode of ``model``.
+        the pruned model, on the device and in the train mode of ``model``; with masks on, unless they were made
+        permanent before it was saved.
 
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: a file is damaged, of another version, does not fit the model, or is not of the same saving.
     """
     path = Path(directory)
+    if (path / MASKS_FILE).exists():
+        return _load_masked(copy_of(unwrapped(model)), path)
     text, plan = _read_plan(path / PLAN_FILE)
     pruned = plan.apply(copy_of(unwrapped(model)))
-    tensors = _persistent(pruned)
-    with tensor_file(path / WEIGHTS_FILE) as file:
-        if file.metadata.get("plan", own := digest(text, {})) != own:
-            raise ValueError(f"expected {file.path} to be of {PLAN_FILE} beside it, it was saved with another plan")
-        file.check(tensors)
-        file.copy(tensors)
+    _read_weights(pruned, path, "plan", digest(text, {}))
     return pruned
 
 
@@ -75,6 +91,45 @@ def load_plan(directory: str | os.PathLike[str]) -> Plan:
         ValueError: it is damaged or of another version.
     """
     return _read_plan(Path(directory) / PLAN_FILE)[1]
+
+
+def _load_masked(model: nn.Module, path: Path) -> nn.Module:
+    """Fills and masks a model in place."""
+    parameters = dict(model.named_parameters())
+    with tensor_file(path / MASKS_FILE) as file:
+        if unknown := file.names - set(parameters):
+            raise ValueError(f"expected masks of the model's parameters in {file.path}, got {sorted(unknown)}")
+        kept = {name: torch.empty(parameters[name].shape, dtype=torch.bool) for name in file.names}
+        file.check(kept)
+        file.copy(kept)
+        permanent = file.metadata.get("permanent") == "true"
+    _read_weights(model, path, "masks", digest("", kept))
+    for name, mask in kept.items():
+        kept[name] = mask.to(parameters[name].device)
+        masks.zero(parameters[name], kept[name])
+    return model if permanent else masks.put_on(model, kept)
+
+
+def _read_weights(model: nn.Module, path: Path, beside: str, own: str) -> None:
+    """Copies the weights in a directory into a model, unless they were saved beside another plan or other masks."""
+    tensors = _persistent(model)
+    with tensor_file(path / WEIGHTS_FILE) as file:
+        if file.metadata.get(beside, own) != own:
+            other = {"plan": f"{PLAN_FILE} beside it, it was saved with another plan"}
+            other["masks"] = f"{MASKS_FILE} beside it, it was saved with other masks"
+            raise ValueError(f"expected {file.path} to be of {other[beside]}")
+        file.check(tensors)
+        file.copy(tensors)
+
+
+def _made(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
+    """The directory, for a model that can be saved."""
+    extra = [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]
+    if extra:
+        raise ValueError(f"expected a model whose state is tensors only, got {', '.join(extra)}")
+    path = Path(directory)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _read_plan(path: Path) -> tuple[str, Plan]:

@@ -15,8 +15,9 @@ from singe import files
 from singe.graph.analysis import find_groups
 from singe.graph.groups import Group, Slice
 from singe.graph.trace import named_tensors, trace
+from singe.masks import put_on, zero
 from singe.plan import Plan
-from singe.saved import load, load_plan, save
+from singe.saved import load, load_plan, save, save_masked
 
 
 @pytest.fixture(scope="module")
@@ -277,3 +278,84 @@ def test_state_that_is_no_tensor_is_refused_by_name(tmp_path):
 
     with pytest.raises(ValueError, match=r"0\._extra_state"):
         save(nn.Sequential(Scaled(2, 2)), Plan(), tmp_path)
+
+
+# -- networks without some of their weights ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def masked(tmp_path):
+    """A model with masks on, and where it is saved."""
+    model = randomised(PlainNet())
+    kept = {n: normal(*model.get_parameter(n).shape) > 0 for n in ("features.0.weight", "classifier.3.weight")}
+    for name, mask in kept.items():
+        zero(model.get_parameter(name), mask)
+    save_masked(put_on(model, kept), kept, tmp_path / "sparse")
+    return model, tmp_path / "sparse"
+
+
+def test_weights_beside_masks_are_the_state_of_a_plain_network(masked):
+    model, path = masked
+    assert sorted(p.name for p in path.iterdir()) == ["masks.safetensors", "model.safetensors"]
+    plain = PlainNet().eval()
+    plain.load_state_dict(load_file(path / "model.safetensors"))
+    x = images()[0]
+    assert torch.equal(plain(x), model(x)) and torch.equal(load(PlainNet().eval(), path)(x), model(x))
+
+
+def test_a_directory_holds_a_plan_or_masks(masked, pruned):
+    model, path = masked
+    save(*pruned, path)
+    assert sorted(p.name for p in path.iterdir()) == ["model.safetensors", "plan.json"]
+    assert load(PlainNet(), path).features[0].out_channels == 5
+    save_masked(model, {}, path)
+    assert sorted(p.name for p in path.iterdir()) == ["masks.safetensors", "model.safetensors"]
+
+
+def other_masks(path):
+    kept = load_file(path / "masks.safetensors")
+    save_file({name: ~mask for name, mask in kept.items()}, path / "masks.safetensors")
+
+
+def masks_of_nothing(path):
+    save_file({"features.99.weight": torch.ones(3, dtype=torch.bool)}, path / "masks.safetensors")
+
+
+def masks_of_numbers(path):
+    kept = load_file(path / "masks.safetensors")
+    save_file({name: mask.float() for name, mask in kept.items()}, path / "masks.safetensors")
+
+
+def masks_cut_off(path):
+    file = path / "masks.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (other_masks, "saved with other masks"),
+        (masks_of_nothing, r"expected masks of the model's parameters .*features\.99\.weight"),
+        (masks_of_numbers, "torch.bool, got .*torch.float32"),
+        (masks_cut_off, "damaged file"),
+        (truncate, "damaged file"),
+    ],
+)
+def test_masks_that_do_not_fit_are_refused(masked, damage, message):
+    _, path = masked
+    damage(path)
+    fresh = PlainNet()
+    before = snapshot(fresh)
+    with pytest.raises(ValueError, match=message):
+        load(fresh, path)
+    assert unchanged(fresh, before)
+
+
+def test_weights_that_another_tool_trained_on_get_their_zeros_back(masked):
+    _, path = masked
+    values = {name: value + 1 if value.is_floating_point() else value
+              for name, value in load_file(path / "model.safetensors").items()}  # fmt: skip
+    save_file(values, path / "model.safetensors")
+    loaded, kept = load(PlainNet(), path), load_file(path / "masks.safetensors")
+    for name, mask in kept.items():
+        assert torch.equal(loaded.get_parameter(f"{name}_orig").detach() != 0, mask)
