@@ -65,7 +65,9 @@ def prune(
     which the least relevant of its weights go, then fine-tuning with all masks held, then the next layer. Weights are
     the parameters that convolutions and linear layers take as they are; ``rho`` is then the share of all weights of
     convolutions and linear layers, tied ones once and those that are left whole included, and is met to within one
-    weight; biases, norms and embeddings stay and do not count. At least one weight of a tensor stays.
+    weight; biases, norms and embeddings stay and do not count. At least one weight of a tensor stays. Left whole are
+    weights that are computed (a weight norm's), that eval mode does not use, or that code reads without calling the
+    module that holds them, where no mask of ``torch.nn.utils.prune`` would be applied.
 
     Args:
         model: any module ``model(x)`` that ``torch.export`` can trace; not modified. Its hooks go with the copies that
@@ -87,7 +89,9 @@ def prune(
             {module name or glob: relative rate} says it for some groups (1 for the others, 0 leaves whole); "global"
             ranks the neurons of all groups by their first scores per parameter (or multiply-add) that they save;
             "sensitivity" by what the loss rises by per parameter when their group alone loses more and more, in the
-            order of first scores and compensated as ``compensate`` says, measured on 256 samples at eight widths.
+            order of first scores and compensated as ``compensate`` says, measured on 256 samples at eight widths. With
+            ``structured=False`` likewise, of weights instead of neurons and tensors instead of groups, but for
+            "sensitivity".
         round_to: a layer that loses rows keeps a multiple of this many; one that has no more is left whole.
         refresh: after a removal, re-score all of the group ("full", the paper's) or only the least relevant
             candidates until the least is up to date ("lazy").
@@ -144,6 +148,8 @@ def prune(
         )  # fmt: skip
         if finetune is not None and finetune.when == "neuron":
             raise ValueError("expected finetune.when 'layer' or 'after' with structured=False, got 'neuron'")
+        if allocation == "sensitivity":
+            raise ValueError("expected an allocation other than 'sensitivity' with structured=False")
     chosen = resolve(criterion) if structured else resolve_elementwise(criterion)
     model = unwrapped(model)
     device = checks.sound_model(model)

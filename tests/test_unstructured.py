@@ -468,6 +468,7 @@ def test_a_share_of_less_than_a_weight_removes_nothing(caplog):
         ({"analysis_seconds": 5}, "expected analysis_seconds=600 with structured=False"),
         ({"checkpoint": "run"}, "expected checkpoint=None with structured=False"),
         ({"finetune": FineTune(when="neuron")}, "expected finetune.when 'layer' or 'after'"),
+        ({"allocation": "sensitivity"}, "an allocation other than 'sensitivity' with structured=False"),
         ({"criterion": "loss_change"}, "scores single weights"),
         ({"criterion": singe.IntegratedGradient()}, "expected path='layer'"),
         ({"rho": 1.0}, r"expected rho in \(0, 1\)"),
