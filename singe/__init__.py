@@ -2,6 +2,7 @@
 
 from . import reference
 from .criteria import (
+    FeatureRelevance,
     Gradient,
     IntegratedGradient,
     LossChange,
@@ -25,6 +26,7 @@ from .sparse import SparseResult, WeightRecord
 __version__ = "0.1.0"
 
 __all__ = [
+    "FeatureRelevance",
     "FineTune",
     "Folding",
     "GaussLegendre",

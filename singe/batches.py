@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,12 @@ def length(batch: Batch) -> int:
 def head(batch: Batch, count: int) -> Batch:
     """The first ``count`` samples."""
     return pytree.tree_map(lambda t: t[:count], batch)
+
+
+def parts(batch: Batch, count: int) -> Iterator[Batch]:
+    """All samples, ``count`` at a time."""
+    for start in range(0, length(batch), count):
+        yield pytree.tree_map(lambda t, start=start: t[start : start + count], batch)
 
 
 def joined(batches: Sequence[Batch]) -> Batch:

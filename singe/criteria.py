@@ -156,6 +156,23 @@ class Reconstruction(Criterion):
 
 
 @dataclass(frozen=True)
+class FeatureRelevance(Criterion):
+    """How much the neuron contributes to the true class, by relevance propagated from there back (Aketi et al. 2020).
+
+    See ``singe.relevance``. Batches are (x, y) with class indices y, and the network puts out logits [B, classes].
+
+    Args:
+        alpha: share of what excites in layers with weights, at least 1; beta = alpha - 1 is that of what inhibits.
+    """
+
+    alpha: float = 2
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.alpha < math.inf:
+            raise ValueError(f"expected alpha >= 1, got {self.alpha!r}")
+
+
+@dataclass(frozen=True)
 class Random(Criterion):
     """A number from torch's global generator, which is seeded for every group: the baseline that others must beat."""
 
@@ -168,6 +185,7 @@ _BY_NAME: dict[str, Criterion] = {
     "integrated_gradient": IntegratedGradient(),
     "loss_change": LossChange(),
     "reconstruction": Reconstruction(),
+    "feature_relevance": FeatureRelevance(),
     "random": Random(),
 }
 
@@ -185,6 +203,6 @@ def resolve(criterion: str | Criterion) -> Criterion:
         return _BY_NAME[criterion]
     if isinstance(criterion, type):
         raise TypeError(f"expected a criterion's name or object, got the class {criterion.__name__}: call it first")
-    if not isinstance(criterion, (Magnitude, LossChange, PathCriterion, Random, Reconstruction)):
+    if not isinstance(criterion, (Magnitude, LossChange, PathCriterion, Random, Reconstruction, FeatureRelevance)):
         raise TypeError(f"expected a criterion's name or object, got {type(criterion).__name__}")
     return criterion

@@ -16,7 +16,16 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from .batches import Batch
 from .copies import copy_of
-from .criteria import Criterion, LossChange, Magnitude, PathCriterion, Random, Reconstruction, resolve
+from .criteria import (
+    Criterion,
+    FeatureRelevance,
+    LossChange,
+    Magnitude,
+    PathCriterion,
+    Random,
+    Reconstruction,
+    resolve,
+)
 from .elementwise import resolve_elementwise
 from .graph import batchnorm
 from .graph.analysis import find_groups
@@ -116,7 +125,7 @@ def score(
 ) -> Tensor:
     """Twin of `singe.score`: the whole network, one neuron and one node at a time, `autograd.grad` to the weights."""
     model, chosen = unwrapped(model), resolve(criterion)
-    if isinstance(chosen, Reconstruction):
+    if isinstance(chosen, (Reconstruction, FeatureRelevance)):
         raise ValueError(f"expected a criterion made of losses, gradients or weights, got {chosen}")
     work = plain_copy(model).eval()  # batch norms are folded in here
     task = Task(forward, loss or cross_entropy)

@@ -21,7 +21,7 @@ from .batches import Batch
 from .checkpoint import Checkpoint, Progress, fingerprint
 from .collapse import Watch
 from .compensation import Compensate, Compensator
-from .criteria import Criterion, Reconstruction
+from .criteria import Criterion, FeatureRelevance, Reconstruction
 from .data import Stream
 from .engine import Engine
 from .equations import Unpruned
@@ -34,8 +34,10 @@ from .isolation import same_modes
 from .plan import Plan
 from .precision import Precision
 from .recalibration import recalibrate, running_norms
-from .reconstruction import Reconstructor, unfit
+from .reconstruction import Reconstructor
+from .relevance import RelevanceScorer
 from .result import GroupRecord, PruneResult, count_macs, count_parameters
+from .scoring import unscorable
 from .selection import Refresh, Scorer, Selection, order
 from .sensitivity import SAMPLES, Sensitivity
 from .stopwatch import Stopwatch
@@ -128,9 +130,8 @@ class Run:
         left_whole = partial(goal.left_whole, self._original)
         found = survey(self._work, self._trace, self._sample, task, left_whole, seconds)
         able, self._frozen = found.able, found.frozen
-        if isinstance(self._options.criterion, Reconstruction):
-            blind = {g.name: reason for g in able if (reason := unfit(self._trace, g)) is not None}
-            able, self._frozen = [g for g in able if g.name not in blind], self._frozen | blind
+        blind = unscorable(self._trace, able, self._options.criterion, self._probe)
+        able, self._frozen = [g for g in able if g.name not in blind], self._frozen | blind
         for name, reason in self._frozen.items():
             log.info("%s is not pruned: %s", name, reason)
         if not able:
@@ -345,6 +346,8 @@ class Run:
             network, gone = before
             memory, loss = self._progress.memory, self._evaluate(batch)
             return Reconstructor(self._work, self._trace, group, network, gone.removed(), loss, memory)
+        if isinstance(o.criterion, FeatureRelevance):
+            return RelevanceScorer(self._work, self._trace, group, batch, o.task, self._progress.memory)
         return Engine(self._work, self._trace, group, batch, o.task, self._progress.memory, o.precision)
 
     def _traced(self, batch: Batch) -> Trace:

@@ -9,15 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from . import checks
-from .criteria import Criterion, Reconstruction, resolve
-from .engine import DEFAULT_MEMORY, Engine
-from .equations import Unpruned
+from .criteria import Criterion, resolve
+from .engine import DEFAULT_MEMORY
 from .graph.analysis import find_groups
 from .graph.groups import Group, module_of
 from .graph.trace import Forward, trace
 from .isolation import plain_torch, preserved_random_state
 from .precision import Precision, check_precision
-from .reconstruction import Reconstructor
+from .scoring import scores_of
 from .task import Loss, Task, cross_entropy
 from .weightnorm import without_weight_norms
 from .wrappers import remark_on, unwrapped
@@ -69,12 +68,8 @@ def score(
         checks.runs(work, here, task)
         graph = trace(work, task.inputs(here), task.call)
         groups = groups_of(layer, find_groups(graph), work)
-        if isinstance(chosen, Reconstruction):
-            unpruned = Unpruned(work, graph, here, task, memory)
-            parts = [(g, Reconstructor(work, graph, g, unpruned, {}).scores(chosen)) for g in groups]
-        else:
-            parts = [(g, Engine(work, graph, g, here, task, memory, precision).scores(chosen)) for g in groups]
-    return in_layer_order(layer, parts)
+        scores = scores_of(work, graph, groups, here, task, chosen, memory, precision)
+    return in_layer_order(layer, list(zip(groups, scores, strict=True)))
 
 
 def groups_of(layer: str, groups: Iterable[Group], model: nn.Module) -> list[Group]:

@@ -18,7 +18,9 @@ NAMES = {
     "loss_change": singe.LossChange,
     "random": singe.Random,
     "reconstruction": singe.Reconstruction,
+    "feature_relevance": singe.FeatureRelevance,
 }
+WITHOUT_NORM = (singe.LossChange, singe.Random, singe.Reconstruction, singe.FeatureRelevance)
 
 
 @pytest.mark.parametrize(("name", "kind"), NAMES.items())
@@ -52,13 +54,14 @@ def test_only_criteria_that_fade_one_neuron_at_a_time_can_score_a_few_for_less()
     for criterion in (singe.SummedGradient(), singe.IntegratedGradient(), singe.LossChange()):
         assert not criterion.scores_together
     layer = singe.IntegratedGradient(path="layer"), singe.SummedGradient(path="layer")
-    for criterion in (singe.Gradient(), singe.MagnitudeGradient(), singe.Random(), singe.Reconstruction(), *layer):
+    others = [
+        kind() for kind in (singe.Gradient, singe.MagnitudeGradient, *WITHOUT_NORM) if kind is not singe.LossChange
+    ]
+    for criterion in (*others, *layer):
         assert criterion.scores_together
 
 
-@pytest.mark.parametrize(
-    "kind", [k for k in NAMES.values() if k not in (singe.LossChange, singe.Random, singe.Reconstruction)]
-)
+@pytest.mark.parametrize("kind", [k for k in NAMES.values() if k not in WITHOUT_NORM])
 @pytest.mark.parametrize("p", [0, 3, -1, math.nan, "2", None])
 def test_an_unknown_order_of_the_norm_is_refused(kind, p):
     with pytest.raises(ValueError, match=r"\bp\b"):
@@ -122,3 +125,10 @@ def test_chance_prunes_alike_for_one_seed_and_other_neurons_for_another_and_in_e
     assert all(a != b for a, b in zip(picks[0], picks[2], strict=True))
     assert len({neurons[:2] for neurons in picks[0]}) == 3
     assert any(list(neurons) != sorted(neurons) for neurons in picks[0])
+
+
+@pytest.mark.parametrize("alpha", [0.5, -1, math.inf, math.nan])
+def test_relevance_takes_from_what_inhibits_what_it_gives_to_what_excites(alpha):
+    assert singe.FeatureRelevance().alpha == 2
+    with pytest.raises(ValueError, match="alpha >= 1"):
+        singe.FeatureRelevance(alpha=alpha)
