@@ -14,11 +14,13 @@ from .criteria import (
 )
 from .finetune import FineTune
 from .folding import Folding, fold_batchnorm
+from .gradual import GradualPruner
 from .inspection import GroupInfo, Inspection, inspect
 from .plan import Plan
+from .presets import gradual_preset
 from .prune import prune
 from .quadrature import GaussLegendre, Geometric
-from .result import GroupRecord, PruneResult
+from .result import GroupRecord, PruneResult, RoundRecord
 from .saved import load, load_plan
 from .score import score
 from .sparse import SparseResult, WeightRecord
@@ -32,6 +34,7 @@ __all__ = [
     "GaussLegendre",
     "Geometric",
     "Gradient",
+    "GradualPruner",
     "GroupInfo",
     "GroupRecord",
     "Inspection",
@@ -43,10 +46,12 @@ __all__ = [
     "PruneResult",
     "Random",
     "Reconstruction",
+    "RoundRecord",
     "SparseResult",
     "SummedGradient",
     "WeightRecord",
     "fold_batchnorm",
+    "gradual_preset",
     "inspect",
     "load",
     "load_plan",

@@ -51,6 +51,29 @@ class GroupRecord:
     uncompensated: dict[str, str]
 
 
+@dataclass(frozen=True)
+class RoundRecord:
+    """What happened in one round of gradual pruning.
+
+    Attributes:
+        epoch: behind which it took place, counted from 1.
+        removed: group -> neurons masked in this round, least relevant first, counted in the unpruned model.
+        scores: group -> the score of each, as ranked: divided by the L2 norm of its group's scores.
+        channels: how many output channels of layers these neurons own together.
+        loss_start: loss on the round's samples in eval mode before these neurons were masked.
+        loss_removed: after.
+        seconds: that the round took.
+    """
+
+    epoch: int
+    removed: dict[str, tuple[int, ...]]
+    scores: dict[str, tuple[float, ...]]
+    channels: int
+    loss_start: float
+    loss_removed: float
+    seconds: float
+
+
 @dataclass(frozen=True, eq=False)
 class PruneResult:
     """A pruned network and how it came about; ``print`` it for a summary.
@@ -61,7 +84,7 @@ class PruneResult:
         params_before, params_after: parameters, tied ones counted once.
         macs_before, macs_after: multiply-adds for one sample.
         loss_before, loss_after: on one batch of calibration samples, in eval mode.
-        history: one record per pruned group, in order.
+        history: one record per pruned group, in order; of gradual pruning, one per round.
         frozen: the groups that were left whole, and the modules whose weights could not be followed -> why.
     """
 
@@ -73,7 +96,7 @@ class PruneResult:
     macs_after: int
     loss_before: float
     loss_after: float
-    history: list[GroupRecord]
+    history: list[GroupRecord] | list[RoundRecord]
     frozen: dict[str, str]
 
     @property

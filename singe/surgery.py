@@ -18,19 +18,23 @@ Removed = Mapping[tuple[str, int], Tensor]
 """(parameter or buffer name, axis), or (name of an integer attribute, 0), -> int64 indices of that axis that go."""
 
 
-@torch.no_grad()
 def mask(model: nn.Module, slices: Iterable[Slice], neurons: Tensor, optimizer: Optimizer | None = None) -> None:
     """Zeroes all that ``neurons`` (int64) own, their readers' columns included, and the optimiser's state of it."""
-    for s in (s for s in slices if s.role != "width"):
-        tensor, index = (
-            getattr(model.get_submodule(module_of(s.tensor)), s.tensor.rpartition(".")[2]),
-            s.indices(neurons),
-        )
+    zero(model, {(s.tensor, s.dim): s.indices(neurons) for s in slices if s.role != "width"}, optimizer)
+
+
+@torch.no_grad()
+def zero(model: nn.Module, removed: Removed, optimizer: Optimizer | None = None) -> None:
+    """Zeroes what :func:`compact` would cut out of tensors, and the optimiser's state of it."""
+    for (name, dim), index in removed.items():
+        tensor = getattr(model.get_submodule(module_of(name)), name.rpartition(".")[2])
+        if not isinstance(tensor, Tensor):
+            continue
         index = index.to(tensor.device)
-        tensor.index_fill_(s.dim, index, 0)
+        tensor.index_fill_(dim, index, 0)
         for state in _matching_state(optimizer, tensor).values():
-            if state.shape[s.dim] == tensor.shape[s.dim]:
-                state.index_fill_(s.dim, index, 0)
+            if state.shape[dim] == tensor.shape[dim]:
+                state.index_fill_(dim, index, 0)
 
 
 @contextmanager

@@ -1,0 +1,393 @@
+"""The second method: channels are masked at fixed epochs of an ordinary training run (Aketi et al. 2020)."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from . import checks
+from .batches import Batch, length, parts
+from .criteria import Criterion, resolve
+from .data import Stream
+from .engine import DEFAULT_MEMORY
+from .goal import left_alone
+from .graph.groups import Group
+from .graph.trace import Forward, trace
+from .isolation import plain_torch, preserved_random_state, same_modes
+from .plan import Plan
+from .result import PruneResult, RoundRecord, count_macs, count_parameters
+from .scoring import scores_of, unscorable
+from .surgery import compact, zero
+from .survey import few, survey
+from .task import Loss, Task, cross_entropy
+from .trial import check_result
+from .weightnorm import weight_norms
+from .wrappers import unwrapped
+
+log = logging.getLogger("singe")
+
+VERSION = 1
+
+
+class GradualPruner:
+    """Masks the least relevant channels of a model at fixed epochs of its training; any training loop will do.
+
+    ::
+
+        pruner = singe.GradualPruner(model, x, every=21, per_round=120, until=150)
+        for epoch in range(200):
+            train_one_epoch(model, loader, optimizer)
+            pruner.epoch_end(loader)
+        result = pruner.finish()
+
+    Masked channels are zero: their weights, biases, batch norm entries and what reads them. They are put back to zero,
+    and what an optimiser remembers of them too, after every step of every ``torch.optim.Optimizer``; what else changes
+    weights, such as averages of earlier ones, must leave zeros alone. The model has no hooks and no other parameters or
+    buffers than before.
+
+    Scores are made comparable by dividing those of each group of coupled neurons by their L2 norm, and the neurons of
+    all groups are ranked together.
+
+    Attributes:
+        epoch: how many have ended.
+        frozen: the groups that are left whole, and the modules whose weights could not be followed -> why.
+        history: one record per round.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Any,
+        *,
+        every: int,
+        per_round: int,
+        until: int,
+        score: str | Criterion = "feature_relevance",
+        ignore: Sequence[str] = (),
+        images: int = 1024,
+        loss: Loss | None = None,
+        forward: Forward | None = None,
+        seed: int = 0,
+        memory: int = DEFAULT_MEMORY,
+        analysis_seconds: float = 600,
+    ) -> None:
+        """Finds out what can be pruned; nothing is masked yet.
+
+        Args:
+            model: masked in place from the first round on. Wrapped or compiled, the module inside is taken. On several
+                processes under DistributedDataParallel, each one calls all of this, and the first one's scores count.
+            example: inputs x [B, ...] of ``model(x)``, or whatever ``forward`` takes; a few samples are enough.
+            every: a round takes place at the end of every so many epochs.
+            per_round: output channels to mask in each, at most. A neuron that several layers write together, as in a
+                residual stream, counts once for each of its channels in each of them.
+            until: the last epoch that may end with a round, counted from 1.
+            score: what relevance is: a name or an object of ``singe.criteria``.
+            ignore: module names or glob patterns; a group with a member among them is left alone.
+            images: samples that a round scores on, drawn anew each time.
+            loss: (outputs, batch) -> scalar; mean cross-entropy by default.
+            forward: (model, batch) -> outputs, for a model that is not ``model(x)``.
+            seed: of everything random in a round; the same seed gives the same masks, in a resumed run too.
+            memory: bytes that the activations of one scoring pass may take, so far as samples can pass in parts.
+            analysis_seconds: how long it may take to try on copies what can be removed.
+
+        Raises:
+            TypeError, ValueError: bad input; see the message. Feature relevance needs a rule for every operator behind
+                the first layer that may be pruned, and logits [B, classes]; operators without one are named.
+            TimeoutError: the trials take longer than ``analysis_seconds``.
+        """
+        for name, value in (("every", every), ("per_round", per_round), ("images", images), ("memory", memory)):
+            checks.integer(name, value, 1)
+        checks.integer("seed", seed, 0)
+        if checks.integer("until", until, 1) < every:
+            raise ValueError(f"expected until >= every, so that there is a round, got until={until} and every={every}")
+        checks.patterns("ignore", ignore)
+        checks.positive("analysis_seconds", analysis_seconds)
+        self._processes = model.process_group if isinstance(model, DistributedDataParallel) else None
+        self._model = unwrapped(model)
+        self._device = checks.sound_model(self._model)
+        if norms := weight_norms(self._model):
+            raise ValueError(f"expected a model without weight norms, got one in {norms[0].module}")
+        self._every, self._per_round, self._until = every, per_round, until
+        self._criterion, self._ignore, self._images, self._seed, self._memory = (
+            resolve(score), tuple(ignore), images, seed, memory,
+        )  # fmt: skip
+        self._task = Task(forward, cross_entropy if loss is None else loss)
+        with plain_torch(self._device), torch.no_grad(), preserved_random_state():
+            self._look(checks.example(example, self._device, self._task), analysis_seconds)
+        self.epoch = 0
+        self.history: list[RoundRecord] = []
+        self._loader: Iterable[Any] | None = None
+        self._masked: dict[str, list[int]] = {}  # group -> neurons in the order they went
+        self._zeros: dict[tuple[str, int], Tensor] = {}  # the same, as surgery takes it
+        hook = register_optimizer_step_post_hook(partial(_hold, weakref.ref(self)))
+        self._release = weakref.finalize(self, hook.remove)
+
+    def _look(self, batch: Batch, seconds: float) -> None:
+        """Finds the groups that may lose neurons, and refuses what cannot be scored."""
+        work = checks.copied(self._model)
+        checks.runs(work, batch, self._task)
+        self._trace = trace(work, self._task.inputs(batch), self._task.call)
+        checks.own_weights(self._model, self._trace)
+        self._sample = few(batch, self._trace, self._task)
+        left_whole = partial(left_alone, self._model, ignore=self._ignore)
+        found = survey(work, self._trace, self._sample, self._task, left_whole, seconds)
+        blind = unscorable(self._trace, found.able, self._criterion, None)
+        self.frozen = found.frozen | blind
+        for name, reason in self.frozen.items():
+            log.info("%s is not pruned: %s", name, reason)
+        self._groups = {g.name: g for g in found.able if g.name not in blind}
+        if not self._groups:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in self.frozen.items())
+            raise ValueError(f"expected a model with neurons to prune, found none ({reasons or 'no layers'})")
+        self._macs = count_macs(work, self._sample, self._task.call)
+
+    # -- while training --------------------------------------------------------------------------------------
+
+    def epoch_end(self, loader: Iterable[Any]) -> RoundRecord | None:
+        """Says that an epoch has ended; scores and masks if a round is due.
+
+        The model's modes, gradients and ``requires_grad`` and all random states, the loader's too, are as before.
+
+        Args:
+            loader: yields batches (x, y), for feature relevance with class indices y; those trained on will do.
+
+        Returns:
+            what the round did, or None where none was due.
+
+        Raises:
+            TypeError, ValueError: what the loader yields cannot be scored. The epoch then does not count.
+        """
+        self._check_running()
+        stream, epoch = Stream(loader, self._device, self._task), self.epoch + 1
+        done = None
+        if epoch % self._every == 0 and epoch <= self._until:
+            with plain_torch(self._device), preserved_random_state(loader):
+                done = self._round(stream, epoch)
+            self.history.append(done)
+        self.epoch, self._loader = epoch, loader
+        return done
+
+    def _round(self, stream: Stream, epoch: int) -> RoundRecord:
+        began, batch, work = time.perf_counter(), self._samples(stream, epoch), checks.copied(self._model)
+        groups = list(self._groups.values())
+        loss_start = self._evaluate(work, batch)
+        found = scores_of(work, self._trace, groups, batch, self._task, self._criterion, self._memory)
+        scores = {g.name: s for g, s in zip(groups, self._agreed(found), strict=True)}
+        ranked = {name: _comparable(s, self._masked.get(name, ())) for name, s in scores.items()}
+        removed = self._least(ranked)
+        self._mask(removed)
+        zero(work, self._zeros)
+        channels = sum(len(neurons) * _channels(self._groups[name]) for name, neurons in removed.items())
+        if channels < self._per_round:
+            log.info("epoch %d: %d channels are masked, not %d: no others can go", epoch, channels, self._per_round)
+        return RoundRecord(
+            epoch=epoch,
+            removed={name: tuple(neurons) for name, neurons in removed.items()},
+            scores={name: tuple(ranked[name][neurons].tolist()) for name, neurons in removed.items()},
+            channels=channels,
+            loss_start=loss_start,
+            loss_removed=self._evaluate(work, batch),
+            seconds=time.perf_counter() - began,
+        )
+
+    def _samples(self, stream: Stream, epoch: int) -> Batch:
+        stream.restart((self._seed << 20) + epoch)
+        step = 1 if self._trace.dynamic else self._trace.example_batch
+        return stream.take(-(-self._images // step) * step)
+
+    @torch.no_grad()
+    def _evaluate(self, model: nn.Module, batch: Batch) -> float:
+        """The loss of a copy in eval mode."""
+        largest = max(self._trace.nbytes([node], self._trace.example_batch) for node in self._trace.nodes)
+        room = max(1, self._memory * self._trace.example_batch // (8 * largest))
+        losses = [
+            float(self._task(model, part)) * length(part)
+            for part in parts(batch, room if self._trace.dynamic else self._trace.example_batch)
+        ]
+        return sum(losses) / length(batch)
+
+    def _agreed(self, scores: list[Tensor]) -> list[Tensor]:
+        """The first process's, where there are several."""
+        if self._processes is None:
+            return scores
+        every = torch.cat(scores).to(self._device)
+        torch.distributed.broadcast(every, group=self._processes, group_src=0)
+        return list(every.cpu().split([len(s) for s in scores]))
+
+    def _least(self, ranked: Mapping[str, Tensor]) -> dict[str, list[int]]:
+        """The least relevant neurons that fit into a round, by group; the last of a group stays."""
+        room, taken = self._per_round, dict[str, list[int]]()
+        left = {name: len(s) - len(self._masked.get(name, ())) for name, s in ranked.items()}
+        order = sorted(
+            (v, i, n) for i, s in enumerate(ranked.values()) for n, v in enumerate(s.tolist()) if v < math.inf
+        )
+        names = list(ranked)
+        for _, i, neuron in order:
+            name, cost = names[i], _channels(self._groups[names[i]])
+            if cost <= room and left[name] > 1:
+                taken.setdefault(name, []).append(neuron)
+                left[name], room = left[name] - 1, room - cost
+        return taken
+
+    def _mask(self, removed: Mapping[str, Sequence[int]]) -> None:
+        for name, neurons in removed.items():
+            self._masked.setdefault(name, []).extend(neurons)
+        self._zeros = {key: index.to(self._device) for key, index in self._plan().removed().items()}
+        zero(self._model, self._zeros)
+
+    def _plan(self) -> Plan:
+        plan = Plan()
+        for name, group in self._groups.items():
+            if name in self._masked:
+                plan.add(group, self._masked[name])
+        return plan
+
+    # -- the end ---------------------------------------------------------------------------------------------
+
+    def finish(self) -> PruneResult:
+        """Cuts what is masked out of a copy of the model; masks are no longer held.
+
+        Returns:
+            the smaller copy, checked against the masked model. ``loss_before`` is that before the first round,
+            ``loss_after`` is of the result, both on the samples of the first round, drawn anew from the last loader;
+            NaN where there was none. ``plan.apply(model, optimizer)`` cuts the model itself, to train on.
+
+        Raises:
+            ValueError: called before.
+        """
+        self._check_running()
+        plan, task = self._plan(), self._task
+        if not plan.removals:
+            log.warning("nothing is removed: no round has taken place until epoch %d", self.epoch)
+        with plain_torch(self._device), torch.no_grad(), preserved_random_state(self._loader):
+            zero(self._model, self._zeros)
+            work = checks.copied(self._model)
+            compact(work, plan.removed())
+            check_result(self._model, work, plan, self._sample, task.call)
+            loss_before, loss_after = self._losses(work)
+            macs_after = count_macs(work, self._sample, task.call)
+            same_modes(work, self._model)
+        self._release()
+        return PruneResult(
+            model=work, plan=plan,
+            params_before=count_parameters(self._model), params_after=count_parameters(work),
+            macs_before=self._macs, macs_after=macs_after,
+            loss_before=loss_before, loss_after=loss_after, history=self.history, frozen=self.frozen,
+        )  # fmt: skip
+
+    def _losses(self, pruned: nn.Module) -> tuple[float, float]:
+        if not self.history:
+            return math.nan, math.nan
+        if self._loader is None:
+            return self.history[0].loss_start, math.nan
+        batch = self._samples(Stream(self._loader, self._device, self._task), self.history[0].epoch)
+        return self.history[0].loss_start, self._evaluate(pruned, batch)
+
+    def _check_running(self) -> None:
+        if not self._release.alive:
+            raise ValueError("expected a pruner that goes on, got one that has finished")
+
+    # -- checkpoints -----------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far it has come, as tensors, numbers and strings, for the checkpoints of the training loop.
+
+        The model's and the optimiser's state are not in it.
+        """
+        return {
+            "version": VERSION,
+            "settings": self._settings(),
+            "groups": {name: group.size for name, group in self._groups.items()},
+            "epoch": self.epoch,
+            "history": [_plain(record) for record in self.history],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where another pruner of the same model with the same settings was; masks the model at once.
+
+        Load the weights, too, as they were when the state was taken.
+
+        Raises:
+            ValueError: not such a state, or one of another model or other settings. Nothing is changed then.
+        """
+        self._check_running()
+        try:
+            epoch, history = self._read(state)
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise ValueError(
+                f"expected what GradualPruner.state_dict returns, got something else: {error!r}"
+            ) from error
+        self.epoch, self.history, self._masked = epoch, history, {}
+        for record in history:
+            self._mask(record.removed)
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "every": self._every, "per_round": self._per_round, "until": self._until, "score": repr(self._criterion),
+            "ignore": list(self._ignore), "images": self._images, "seed": self._seed,
+        }  # fmt: skip
+
+    def _read(self, state: Mapping[str, Any]) -> tuple[int, list[RoundRecord]]:
+        if state["version"] != VERSION:
+            raise ValueError(f"expected a state of version {VERSION}, got version {state['version']!r}")
+        settings, sizes = self._settings(), {name: group.size for name, group in self._groups.items()}
+        if other := [key for key in settings if state["settings"][key] != settings[key]]:
+            said = "; ".join(f"{k} was {state['settings'][k]!r} and is {settings[k]!r}" for k in other)
+            raise ValueError(f"expected a state of the same settings, but {said}")
+        if state["groups"] != sizes:
+            raise ValueError(f"expected a state of a model with the groups {sizes}, got one with {state['groups']}")
+        history, gone = [_record(data) for data in state["history"]], dict[str, list[int]]()
+        for record in history:
+            for name, neurons in record.removed.items():
+                gone.setdefault(name, []).extend(neurons)
+        for name, all_gone in gone.items():
+            if not (len(set(all_gone)) == len(all_gone) < sizes[name] and set(all_gone) <= set(range(sizes[name]))):
+                raise ValueError(f"expected different neurons of {name}, which has {sizes[name]}, got {all_gone}")
+        epoch = checks.integer("epoch", state["epoch"], max((record.epoch for record in history), default=0))
+        return epoch, history
+
+
+def _hold(pruner: weakref.ref[GradualPruner], optimizer: Optimizer, args: object, kwargs: object) -> None:
+    """Keeps what is masked at zero, whatever optimiser has made a step."""
+    held = pruner()
+    if held is not None and held._zeros:
+        zero(held._model, held._zeros, optimizer)
+
+
+def _channels(group: Group) -> int:
+    """How many output channels of layers each neuron of a group owns."""
+    return sum(group.written(weight).multiplicity for weight in group.writers)
+
+
+def _comparable(scores: Tensor, masked: Sequence[int]) -> Tensor:
+    """Scores over their L2 norm; infinite for those that are gone."""
+    scores = scores.clone()
+    scores[list(masked)] = 0
+    scores = scores / (scores.norm() or 1.0)
+    scores[list(masked)] = math.inf
+    return scores
+
+
+def _plain(record: RoundRecord) -> dict[str, Any]:
+    data = dict(vars(record))
+    data["removed"] = {name: torch.tensor(neurons) for name, neurons in record.removed.items()}
+    data["scores"] = {name: torch.tensor(s, dtype=torch.float64) for name, s in record.scores.items()}
+    return data
+
+
+def _record(data: Mapping[str, Any]) -> RoundRecord:
+    nested = {
+        key: {name: tuple(values.tolist()) for name, values in data[key].items()} for key in ("removed", "scores")
+    }
+    return RoundRecord(**{**data, **nested})

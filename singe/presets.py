@@ -1,0 +1,54 @@
+"""The settings that gradual pruning was published with (Aketi et al. 2020)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from . import checks
+
+
+@dataclass(frozen=True)
+class _Published:
+    """So many channels every so many epochs, until one epoch of so many in all."""
+
+    per_round: int
+    every: int
+    until: int
+    epochs: int
+
+
+_PUBLISHED = {
+    "vgg16_cifar10": _Published(160, 15, 150, 200),
+    "vgg16_cifar100": _Published(100, 15, 150, 200),
+    "resnet56_cifar": _Published(120, 21, 150, 200),
+    "resnet110_cifar": _Published(120, 21, 150, 200),
+    "resnet34_imagenet": _Published(250, 9, 50, 90),
+}
+
+
+def gradual_preset(name: str, epochs: int | None = None) -> dict[str, int]:
+    """Published settings as arguments: ``GradualPruner(model, x, **gradual_preset("resnet110_cifar"))``.
+
+    Args:
+        name: "vgg16_cifar10", "vgg16_cifar100", "resnet56_cifar", "resnet110_cifar" (200 epochs) or
+            "resnet34_imagenet" (90 epochs).
+        epochs: how long training takes, where not as long as it did there. Rounds then come at about the same shares of
+            it, as many of them as fit, and mask as many channels in all.
+
+    Returns:
+        ``every``, ``per_round`` and ``until``.
+
+    Raises:
+        TypeError, ValueError: no such preset; fewer than two epochs.
+    """
+    if name not in _PUBLISHED:
+        raise ValueError(f"expected a preset among {', '.join(_PUBLISHED)}, got {name!r}")
+    published = _PUBLISHED[name]
+    total = published.epochs if epochs is None else checks.integer("epochs", epochs, 2)
+    every = max(1, round(published.every * total / published.epochs))
+    until = max(every, published.until * total // published.epochs)
+    rounds = published.until // published.every
+    if until // every > rounds:  # every so many epochs was rounded down
+        every = math.ceil(until / rounds)
+    return {"every": every, "per_round": round(published.per_round * rounds / (until // every)), "until": until}
