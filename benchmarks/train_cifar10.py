@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -62,8 +62,22 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def train(model: nn.Module, loader: Loader, test: tuple[Tensor, Tensor], options: argparse.Namespace) -> list[float]:
-    """Trains in place; returns the accuracy on ``test`` after each epoch."""
+def train(
+    model: nn.Module,
+    loader: Loader,
+    test: tuple[Tensor, Tensor],
+    options: argparse.Namespace,
+    epoch_end: Callable[[Loader], object] | None = None,
+) -> list[float]:
+    """Trains in place; returns the accuracy on ``test`` after each epoch.
+
+    Args:
+        model: in any mode; left in eval mode.
+        loader: of training images.
+        test: images and labels.
+        options: epochs, lr and bf16.
+        epoch_end: called behind each epoch, before it is tested.
+    """
     weight_groups = [
         {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 5e-4},
         {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
@@ -84,6 +98,8 @@ def train(model: nn.Module, loader: Loader, test: tuple[Tensor, Tensor], options
                 optimizer.step()
                 schedule.step()
                 bar.update()
+            if epoch_end is not None:
+                epoch_end(loader)
             top1.append(accuracy(model, *test))
             bar.set_postfix(loss=f"{loss.item():.3f}", top1=f"{top1[-1]:.2%}")
     return top1

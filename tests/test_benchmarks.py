@@ -5,6 +5,7 @@ import sys
 
 import cifar10
 import folding
+import gradual
 import pytest
 import reliability
 import torch
@@ -14,6 +15,7 @@ import zoo
 import zoo_checks
 import zoo_singe
 from cifar10_data import Loader, normalised, read
+from cifar_models import CifarResNet
 from isolated import findings
 from models import CIFAR10_MODELS, MODELS, load, random_images
 from records import PER_FILE, write_records
@@ -488,3 +490,31 @@ def test_the_table_of_the_zoo_says_what_failed():
     assert f"| `own/unet` | 1,000 | 2 | 20 | {whole} | {pruned} | {peer} |" in text
     assert "singe: 0 of 1 models" in text and "Torch-Pruning: 0 of 1 models" in text
     assert "1 GiB" in text and "abacus" in text and "timm 1, singe at 1a, today" in text
+
+
+def test_gradual_pruning_is_compared_with_the_same_training_unpruned_and_by_magnitude(
+    data, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(gradual, "load", lambda _: CifarResNet(1))
+    text = f"--data {data} --epochs 2 --every 1 --until 1 --per-round 40 --images 8 --batch-size 80"
+    gradual.main([*text.split(), "--json", str(tmp_path / "report.json")])
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["schedule"] == {"every": 1, "per_round": 40, "until": 1}
+    assert list(report["runs"]) == ["none", "feature_relevance", "magnitude"]
+    for score, found in report["runs"].items():
+        assert len(found["top1_of_epochs"]) == 2
+        assert ("channels" in found) == (score != "none")
+    by_relevance, by_magnitude = report["runs"]["feature_relevance"], report["runs"]["magnitude"]
+    assert by_relevance["channels"] == by_magnitude["channels"] == 40
+    assert by_relevance["widths"] != by_magnitude["widths"]
+    assert by_relevance["params_before"] > by_relevance["params_after"]
+    assert by_relevance["round_per_epoch"] > 0
+    assert "feature_relevance" in capsys.readouterr().out
+
+
+def test_the_published_run_is_a_command():
+    options = gradual.parse(["--data", "somewhere", "--full"])
+    assert (options.model, options.epochs) == ("resnet110", 200)
+    assert gradual.schedule(options) == singe.gradual_preset("resnet110_cifar")
+    shorter = gradual.parse(["--data", "somewhere", "--model", "vgg16_bn", "--epochs", "40", "--per-round", "50"])
+    assert gradual.schedule(shorter) == singe.gradual_preset("vgg16_cifar10", 40) | {"per_round": 50}
