@@ -17,13 +17,13 @@ from pathlib import Path
 from types import ModuleType
 
 from models import CIFAR10_MODELS
-from paper import figure2, imagenet, oracle, peers, table1, table2, table3, tables
+from paper import figure2, imagenet, oracle, peers, table1, table2, table3, table6, tables
 from paper.recipe import cifar10_baseline
 from paper.records import Record, Records
 
 SCRIPTS = {
     "peers": peers, "table1": table1, "table2": table2, "oracle": oracle, "figure2": figure2, "table3": table3,
-    "imagenet": imagenet,
+    "table6": table6, "imagenet": imagenet,
 }  # fmt: skip
 RESULTS = Path(__file__).parent / "results" / "paper"
 

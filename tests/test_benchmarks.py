@@ -10,7 +10,6 @@ import pytest
 import reliability
 import torch
 import train_cifar10
-import unstructured
 import zoo
 import zoo_checks
 import zoo_singe
@@ -291,20 +290,6 @@ def test_pruning_refuses_random_weights(data, capsys):
     with pytest.raises(SystemExit):
         cifar10.main(["--data", str(data)])
     assert "random weights" in capsys.readouterr().err
-
-
-def test_single_weights_are_masked_by_every_criterion_at_every_share(weights, data, tmp_path, capsys):
-    arguments = ["--model", "resnet20", "--weights", str(weights), "--data", str(data), "--rho", "0.5", "0.9"]
-    arguments += ["--criteria", "magnitude", "random", "--steps", "2", "--batch-size", "32", "--recalibrate-bn", "32"]
-    unstructured.main([*arguments, "--json", str(tmp_path / "report.json")])
-    report = json.loads((tmp_path / "report.json").read_text())
-    runs = [(rho, criterion) for rho in (0.5, 0.9) for criterion in ("magnitude", "random")]
-    assert [(o["rho"], o["criterion"]) for o in report["outcomes"]] == runs
-    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == report["outcomes"]
-    for outcome in report["outcomes"]:
-        assert outcome["weights_after"] == pytest.approx(outcome["weights_before"] * (1 - outcome["rho"]), abs=1)
-        assert outcome["params_before"] == PARAMETERS["resnet20"]
-        assert 0 <= outcome["top1"] <= 1 and 0 < outcome["seconds_tuning"] < outcome["seconds"]
 
 
 # -- folding ----------------------------------------------------------------------------------------------------

@@ -10,7 +10,19 @@ import reproduce
 import torch
 from common import spearman
 from models import load
-from paper import figure2, imagenet, oracle, peers, recipe, table1, table2, table3, tables, torch_pruning_peer
+from paper import (
+    figure2,
+    imagenet,
+    oracle,
+    peers,
+    recipe,
+    table1,
+    table2,
+    table3,
+    table6,
+    tables,
+    torch_pruning_peer,
+)
 from paper.recipe import cifar10_baseline
 from paper.records import Records
 from records import write_records
@@ -200,6 +212,16 @@ def test_table_2_entwines_and_folds(run, tmp_path, monkeypatch):
     assert "when='layer'" in found[0]["settings"]["finetune"]
     assert all(r["params_removed"] == pytest.approx(0.5, abs=0.01) for r in found)
     assert "| True | layer |" in (tmp_path / "table2.md").read_text()
+
+
+def test_table_6_masks_single_weights_of_all_layers(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(table6, "CRITERIA", ("magnitude",))
+    found = run("table6", "--rates", "0.8", "--steps", "0", "2")
+    assert [(r["settings"]["steps"], r["settings"]["ignore"]) for r in found] == [(0, []), (2, [])]
+    assert all(r["params_removed"] == pytest.approx(0.8, abs=0.02) and r["macs_removed"] == 0 for r in found)
+    assert "top1_pruned" in found[0] and "top1_tuned" in found[1]
+    assert run("table6", "--rates", "0.8", "--steps", "0", "2") == found
+    assert "| resnet20 | 80% | magnitude |" in (tmp_path / "table6.md").read_text()
 
 
 def test_what_diverges_is_a_finding(run, tmp_path, monkeypatch):
