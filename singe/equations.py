@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from .batches import Batch, length, tensors
 from .budget import CPU_VALUE
 from .graph import batchnorm
-from .graph.nodes import ancestors
+from .graph.layer import is_affine
 from .graph.point import Point, find_point
-from .graph.trace import Env, Trace, named_tensors
+from .graph.trace import Trace, named_tensors
 from .surgery import Removed
 from .task import Task
+from .values import Values
 
 _EQUATIONS = 64
 """For each unknown of an output channel, as far as there are so many; four times as many win a little and cost more."""
@@ -71,6 +69,8 @@ class Unpruned:
     def __init__(self, model: nn.Module, trace: Trace, batch: Batch, task: Task, memory: int) -> None:
         self._original, self._unpruned, self._memory = model, trace, memory
         self._inputs = task.inputs(batch)
+        self._step = self._fitting(trace)
+        self._whole = self._pruned = Values(trace, self._inputs, self._step, memory // 4)
 
     @torch.no_grad()
     def equations(self, model: nn.Module, trace: Trace, weight: str, removed: Removed) -> Equations | str:
@@ -103,9 +103,9 @@ class Unpruned:
         goal = then.total if summed else then.layer.output
         picks = torch.Generator().manual_seed(0)
         seen, missing = [], []
-        for inputs in self._parts(trace, ends):
-            values = _values(trace, here, ends, inputs)
-            (wanted,) = _values(self._unpruned, self._unpruned.live(self._original), [goal], inputs)
+        self._look_into(trace)
+        looks = self._pruned(model, ends, again=_in_front(layer.x)), self._whole(self._original, [goal])
+        for values, (wanted,) in zip(*looks, strict=True):
             z, x, *other = map(layer.channels_first, values)
             wanted = layer.channels_first(wanted)[:, kept.to(x.device)]
             if other:
@@ -124,16 +124,38 @@ class Unpruned:
         whole = min(_EQUATIONS * unknowns, self._memory // (12 * seen))
         return max(1, -(-whole * len(z) // length(self._inputs)))
 
-    def _parts(self, trace: Trace, ends: Sequence[fx.Node]) -> Iterator[Any]:
-        """The samples, so many at a time that a few values of the network fit the memory."""
-        before = [node for node in ancestors(ends) if node.op == "call_function"]
-        largest = max(trace.nbytes([node], trace.example_batch) for node in before) // trace.example_batch
-        room = self._memory // 8
+    def _look_into(self, trace: Trace) -> None:
+        """Makes values of a pruned network's graph, where it is not that of the last time."""
+        if self._pruned is not self._whole and self._pruned.graph is trace:
+            return
+        room, step = self._memory // 4, self._step if trace.dynamic else trace.example_batch
+        self._pruned = Values(trace, self._inputs, step, room)
+        if step != self._whole.step:
+            self._whole = Values(self._unpruned, self._inputs, step, room)
+
+    def _fitting(self, graph: Trace) -> int:
+        """How many samples to pass at a time, so that a few values of the network fit the memory."""
+        if not graph.dynamic:
+            return graph.example_batch
+        room, largest = self._memory // 8, max(graph.nbytes([node], graph.example_batch) for node in graph.nodes)
         if tensors(self._inputs)[0].device.type == "cpu":
             room = min(room, CPU_VALUE * torch.get_num_threads())
-        step = max(1, room // max(1, largest)) if trace.dynamic else trace.example_batch
-        for start in range(0, length(self._inputs), step):
-            yield pytree.tree_map(lambda t, start=start: t[start : start + step], self._inputs)
+        return max(1, room * graph.example_batch // max(1, largest))
+
+
+def _in_front(node: fx.Node) -> set[fx.Node]:
+    """What the layers in front of a value read: they are what is pruned, and the value is looked at again then."""
+    found, stack, seen = set(), [node], set()
+    while stack:
+        at = stack.pop()
+        if at in seen or at.op != "call_function":
+            continue
+        seen.add(at)
+        if is_affine(at):
+            found.add(at.all_input_nodes[0])
+        else:
+            stack.extend(at.all_input_nodes)
+    return found
 
 
 def _offset(trace: Trace, point: Point) -> tuple[str, int] | None:
@@ -151,10 +173,3 @@ def _before(norm: batchnorm.Affine, y: Tensor, z: Tensor) -> Tensor:
     scale, shift = norm.scale.view(shape), norm.shift.view(shape)
     dead = scale.abs() <= 1e-6 * scale.abs().max()
     return torch.where(dead, z, (y - shift) / torch.where(dead, 1, scale))
-
-
-def _values(graph: Trace, live: Env, ends: Sequence[fx.Node], inputs: Any) -> list[Tensor]:
-    """What some nodes hold for some inputs."""
-    env, needed = live | graph.feed(inputs), ancestors(ends)
-    graph.run([node for node in graph.nodes if node in needed], env, length(inputs), keep=ends)
-    return [env[node] for node in ends]
