@@ -101,7 +101,8 @@ def prune(
             itself before it lost the group's neurons. Takes seconds a group, no labels, no gradients.
         compensation_images: samples for that.
         finetune: how to train between removals; None for not at all. For single weights ``when="neuron"`` is refused.
-        images: samples that scores are computed on, drawn anew for every group.
+        images: samples that scores are computed on, drawn anew for every group or layer. Single weights need more of
+            them than neurons, whose scores sum up many gradients: some hundred.
         loss: (outputs, batch) -> scalar; mean cross-entropy by default.
         forward: (model, batch) -> outputs, for a model that is not ``model(x)``; batches are then any nested tensors.
         ignore: module names or glob patterns; a group with a member among them, or a weight in them, is left alone.

@@ -216,6 +216,7 @@ def test_table_2_entwines_and_folds(run, tmp_path, monkeypatch):
 
 def test_table_6_masks_single_weights_of_all_layers(run, tmp_path, monkeypatch):
     monkeypatch.setattr(table6, "CRITERIA", ("magnitude",))
+    monkeypatch.setattr(table6, "IMAGES", 16)
     found = run("table6", "--rates", "0.8", "--steps", "0", "2")
     assert [(r["settings"]["steps"], r["settings"]["ignore"]) for r in found] == [(0, []), (2, [])]
     assert all(r["params_removed"] == pytest.approx(0.8, abs=0.02) and r["macs_removed"] == 0 for r in found)

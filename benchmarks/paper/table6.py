@@ -22,6 +22,8 @@ from paper.size import Size
 
 CPU = Size(rates=(0.8, 0.9), steps=(0, 1000))
 FULL = Size(rates=(0.8, 0.9), steps=(0, 1000, 5000), seeds=(0, 1, 2))
+IMAGES = 512
+"""To score on: the gradient at a single weight is noisy."""
 CRITERIA = ("integrated_gradient", "magnitude", "magnitude_gradient", "random")
 
 
@@ -44,12 +46,14 @@ def _row(criterion: str, rate: float, seed: int, plan: singe.FineTune | None) ->
     def prune(baseline: Baseline) -> nn.Module:
         result = singe.prune(
             baseline.model, baseline.loader, rate, structured=False, criterion=criterion, finetune=plan, seed=seed,
-            progress=False,
+            images=IMAGES, progress=False,
         )  # fmt: skip
         result.make_permanent()
         return result.model
 
-    return Row(criterion, {"tool": "singe", "method": criterion, "rate": rate, "seed": seed}, prune, plan)
+    return Row(
+        criterion, {"tool": "singe", "method": criterion, "rate": rate, "seed": seed, "images": IMAGES}, prune, plan
+    )
 
 
 def page(records: Sequence[Record]) -> str:
