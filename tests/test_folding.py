@@ -559,7 +559,7 @@ def test_a_scale_that_leaves_cannot_undo_stays(scale):
 
 class Chaos(nn.Module):
     def forward(self, x):
-        for _ in range(12):
+        for _ in range(9):
             x = 4 * x * (1 - x)
         return x
 
@@ -570,7 +570,7 @@ def test_a_network_that_amplifies_rounding_folds_all_the_same():
     folding = singe.fold_batchnorm(model, x)
     assert folding.folded == ("n",)
     gap = (folding.model(x) - model(x)).abs().max()
-    assert 1e-4 < gap < 1e-2 and error(folding.model.a(x), model.n(model.a(x))) < 1e-6
+    assert 1e-5 < gap < 1e-2 and error(folding.model.a(x), model.n(model.a(x))) < 1e-6
 
 
 def test_a_batch_norm_takes_in_others_from_either_side():
