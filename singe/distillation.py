@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from . import checks
 from .batches import Batch
+from .precision import wide
 from .task import Task
 
 TEMPERATURE = 4.0
@@ -50,6 +51,6 @@ class Teacher:
                 f"expected the same answer in train and in eval mode to distil from, got shapes {tuple(outputs.shape)} "
                 f"and {tuple(wanted.shape)}; pass distill=0"
             )
-        ours, theirs = (F.log_softmax(logits / TEMPERATURE, 1) for logits in (outputs, wanted.detach()))
+        ours, theirs = (F.log_softmax(wide(logits) / TEMPERATURE, 1) for logits in (outputs, wanted.detach()))
         each = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)
         return TEMPERATURE**2 * each.mean()

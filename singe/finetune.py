@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +16,7 @@ from . import checks
 from .batches import Batch, described, length
 from .data import Stream
 from .distillation import Teacher
+from .precision import Precision, arithmetic, check_name
 from .task import Task, cross_entropy
 
 When = Literal["layer", "neuron", "after"]
@@ -37,6 +39,8 @@ class FineTune:
         distill: share of the loss, in [0, 1], that is the divergence from what the unpruned network answers (see
             ``singe.distillation``), for networks that return logits [B, classes, ...]; None for a half with the default
             loss and for nothing with one of the user's own.
+        precision: of the training steps: "bfloat16", autocast; "float32" without or "tf32" with TF32 on CUDA; None for
+            the model's own dtype as torch's settings have it.
     """
 
     steps: int = 1000
@@ -46,6 +50,7 @@ class FineTune:
     weight_decay: float = 5e-4
     decay: float = 0.3
     distill: float | None = None
+    precision: Precision | None = None
 
     def __post_init__(self) -> None:
         checks.integer("steps", self.steps, 1)
@@ -63,6 +68,8 @@ class FineTune:
             raise ValueError(f"expected weight_decay >= 0, got {self.weight_decay!r}")
         if self.distill is not None and not 0 <= checks.number("distill", self.distill) <= 1:
             raise ValueError(f"expected distill in [0, 1] or None, got {self.distill!r}")
+        if self.precision is not None:
+            check_name(self.precision)
 
     def distilled(self, task: Task) -> float:
         """The share of the loss that is learnt from the unpruned network."""
@@ -153,7 +160,7 @@ class Tuner:
         model, batch = copy.deepcopy(self._model), self._stream.next()
         self._train_mode(model)
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), self._arithmetic():
                 loss = self._loss(model, batch)
                 torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
         except (RuntimeError, ValueError) as error:
@@ -173,7 +180,7 @@ class Tuner:
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.optimizer.zero_grad(set_to_none=True)
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), self._arithmetic():
                 loss = self._loss(self._model, batch)
                 loss.backward(inputs=trained)
         except ValueError as error:
@@ -193,6 +200,11 @@ class Tuner:
             return self._task.judge(outputs, batch)
         divergence = self._distill * self._teacher.divergence(outputs, batch)
         return (1 - self._distill) * self._task.judge(outputs, batch) + divergence
+
+    def _arithmetic(self) -> AbstractContextManager[None]:
+        if self._plan.precision is None:
+            return nullcontext()
+        return arithmetic(self._plan.precision, next(self._model.parameters()).device)
 
     def _learning_rate(self) -> float:
         falling = self._plan.decay * self._plan.steps

@@ -1,4 +1,4 @@
-"""In which arithmetic scores are computed."""
+"""In which arithmetic scores are computed, and training steps."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 
 
-def check_precision(precision: Any, model: nn.Module, device: torch.device) -> None:
-    """Raises ValueError for what is no precision, or none for this model on its device."""
+def check_name(precision: Any) -> None:
+    """Raises ValueError for what is no precision."""
     if precision not in get_args(Precision):
         raise ValueError(f"expected precision {', '.join(map(repr, get_args(Precision)))}, got {precision!r}")
+
+
+def check_precision(precision: Any, model: nn.Module, device: torch.device) -> None:
+    """Raises ValueError for what is no precision, or none for this model on its device."""
+    check_name(precision)
     if precision == "tf32" and device.type != "cuda":
         raise ValueError(f"expected precision 'tf32' with a model on a CUDA device, got one on {device}")
     if precision == "bfloat16" and any(p.dtype == torch.float16 for p in model.parameters()):
@@ -45,6 +50,11 @@ def _tf32(allowed: bool, device: torch.device) -> Iterator[None]:
     finally:
         for switch, value in zip(switches, before, strict=True):
             switch.fp32_precision = value
+
+
+def wide(value: Tensor) -> Tensor:
+    """The same in float32 where it is of a half type, whose small differences and sums would be lost."""
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
 def prefers_channels_last(precision: Precision, device: torch.device) -> bool:

@@ -110,8 +110,8 @@ def prune(
         analysis_seconds: how long it may take to try on copies what can be removed.
         seed: of everything random in the run; the same seed gives the same plan on the same machine.
         memory: bytes that the activations of one scoring pass may take, so far as images can pass in parts.
-        precision: of the passes that compute scores: "float32", the model's own dtype without TF32; "tf32" on CUDA; or
-            "bfloat16", autocast.
+        precision: of the passes that compute scores, training has its own: "float32", the model's own dtype without
+            TF32; "tf32" on CUDA; or "bfloat16", autocast.
         progress: whether to show a progress bar on stderr.
         checkpoint: a directory in which the run leaves, after every group, all that it needs to go on from there when
             the same call is made again, in another process too. Model, loader and loss have to be the same as well.
@@ -155,6 +155,8 @@ def prune(
     model = unwrapped(model)
     device = checks.sound_model(model)
     check_precision(precision, model, device)
+    if finetune is not None and finetune.precision is not None:
+        check_precision(finetune.precision, model, device)
     task = Task(forward, cross_entropy if loss is None else loss)
     stream = Stream(loader, device, task)
     if finetune is not None and not _shuffles(loader):

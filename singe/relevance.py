@@ -26,6 +26,7 @@ from .graph.layer import Layer, find_layers
 from .graph.nodes import described
 from .graph.suffix import cut
 from .graph.trace import Env, Trace
+from .precision import wide
 from .relevance_rules import Relevances, Step, rule_of
 from .task import Task
 
@@ -79,8 +80,8 @@ class Propagation:
             start: logits [B, classes] -> their relevance.
         """
         steps: dict[fx.Node, Step] = {}
-        live = {node: _wide(value) for node, value in live.items()}
-        env, batch = live | pytree.tree_map_only(Tensor, _wide, self._trace.feed(inputs)), length(inputs)
+        live = {node: wide(value) for node, value in live.items()}
+        env, batch = live | pytree.tree_map_only(Tensor, wide, self._trace.feed(inputs)), length(inputs)
 
         def size_or_value(node: fx.Node) -> Any:
             return self._trace.size(node.meta["val"], batch) if self._trace.is_size(node) else env[node]
@@ -107,11 +108,6 @@ class Propagation:
                 for i, share in rule(step, here).items():
                     flowing[i] = pytree.tree_map(torch.add, flowing[i], share) if i in flowing else share
         return {node: flowing[node] for node in self._wanted if node in flowing}
-
-
-def _wide(value: Tensor) -> Tensor:
-    """Relevance is divided by sums of small numbers, which half types cannot tell from zero."""
-    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
 @dataclass(eq=False)

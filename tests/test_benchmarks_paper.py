@@ -23,6 +23,7 @@ from paper import (
     tables,
     torch_pruning_peer,
 )
+from paper.methods import BEST, PAPER
 from paper.recipe import cifar10_baseline
 from paper.records import Records
 from records import write_records
@@ -204,14 +205,17 @@ def test_table_1_has_all_criteria(run, tmp_path):
 
 
 def test_table_2_entwines_and_folds(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(table2, "ARGUMENTS", {"criterion": "magnitude"})
-    found = run("table2", "--rates", "0.5", "--steps", "2", "--only", "*layer", "folded*after")
+    monkeypatch.setattr(table2, "METHODS", {name: {"criterion": "magnitude"} for name in (PAPER, BEST)})
+    only = ("--only", "integrated gradient, *layer", "integrated gradient, folded, after")
+    found = run("table2", "--rates", "0.5", "--steps", "2", *only, "--precision", "bfloat16")
     told = [(r["settings"]["folded"], r["settings"]["when"], r["settings"]["steps"]) for r in found]
     assert told == [(False, "layer", 2), (True, "after", 0), (True, "after", 2), (True, "layer", 2)]
     assert found[1]["top1_recalibrated"] is None and "top1_pruned" not in found[0]
     assert "when='layer'" in found[0]["settings"]["finetune"]
     assert all(r["params_removed"] == pytest.approx(0.5, abs=0.01) for r in found)
-    assert "| True | layer |" in (tmp_path / "table2.md").read_text()
+    assert "precision='bfloat16'" in found[0]["settings"]["finetune"] and found[0]["tuned_in"] == "bfloat16"
+    text = (tmp_path / "table2.md").read_text()
+    assert "| integrated gradient | True | layer |" in text and "fine-tuned in bfloat16" in text
 
 
 def test_table_6_masks_single_weights_of_all_layers(run, tmp_path, monkeypatch):
@@ -230,8 +234,8 @@ def test_what_diverges_is_a_finding(run, tmp_path, monkeypatch):
         raise ValueError("expected a finite loss, got nan")
 
     names = {row.name for row in table3.rows(sized(table3))}
-    assert names == {name + kind for name in table3.NAMES for kind in ("", ", entwined")}
-    monkeypatch.setattr(table3, "METHODS", {name: {"criterion": "magnitude"} for name in table3.NAMES})
+    assert names == {name + kind for name in (PAPER, BEST) for kind in ("", ", entwined")}
+    monkeypatch.setattr(table3, "METHODS", {name: {"criterion": "magnitude"} for name in (PAPER, BEST)})
     monkeypatch.setattr(recipe.Baseline, "tune", tune)
     found = run("table3", "--rates", "0.5", "--steps", "1", "--only", "integrated gradient")
     assert found[1]["problem"] == "expected a finite loss, got nan" and "top1_tuned" not in found[1]
@@ -239,7 +243,7 @@ def test_what_diverges_is_a_finding(run, tmp_path, monkeypatch):
 
 
 def sized(script):
-    return argparse.Namespace(**vars(script.CPU))
+    return argparse.Namespace(**vars(script.CPU), precision=None)
 
 
 def test_the_oracle_ranks_as_the_true_loss_changes_do(run, tmp_path, baseline, monkeypatch):

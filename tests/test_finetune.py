@@ -178,3 +178,37 @@ def test_bad_arguments_are_refused_by_name(option, value, kind):
 def test_the_boundaries_of_the_arguments_are_allowed():
     plan = singe.FineTune(steps=1, momentum=0.0, weight_decay=0.0, decay=0.0)
     assert tuner_of(small_model(), **vars(plan)).pause() == 1
+
+
+def test_steps_in_bfloat16_compute_in_it_and_keep_weights_and_the_loss_wide():
+    model, seen = small_model(), []
+    model[0].register_forward_hook(lambda m, x, y: seen.append((torch.is_autocast_enabled("cpu"), y.dtype)))
+    losses = []
+
+    def loss(outputs, batch):
+        losses.append(F.cross_entropy(outputs, batch[1]))
+        return losses[-1]
+
+    tuner_of(model, loss=loss, steps=3, precision="bfloat16").pause()
+    assert seen == [(True, torch.bfloat16)] * 3
+    assert not torch.is_autocast_enabled("cpu")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert {value.dtype for value in losses} == {torch.float32}
+
+
+def test_bfloat16_trains_about_as_float32_does():
+    tuned = {}
+    for precision in (None, "bfloat16"):
+        tuned[precision] = small_model()
+        tuner_of(tuned[precision], steps=10, lr=0.05, distill=0.5, precision=precision).pause()
+    a, b = (m[0].weight for m in tuned.values())
+    start = small_model()[0].weight
+    assert 0 < (a - b).norm() < 0.1 * (a - start).norm()
+
+
+def test_a_precision_of_training_is_refused_before_work_where_it_cannot_be_had():
+    with pytest.raises(ValueError, match="expected precision 'float32', 'tf32', 'bfloat16', got 'half'"):
+        singe.FineTune(precision="half")
+    x, y = small_stream().take(8)
+    with pytest.raises(ValueError, match="expected precision 'tf32' with a model on a CUDA device"):
+        singe.prune(small_model(), [(x, y)], 0.5, finetune=singe.FineTune(precision="tf32"))

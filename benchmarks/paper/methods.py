@@ -38,6 +38,9 @@ METHODS: dict[str, Mapping[str, Any]] = {
 }
 """What peers.py compares with others. A new method is a line here."""
 
+PAPER, BEST = "integrated gradient", "reconstruction + least squares, sensitivity"
+"""The paper's method, and what does best of all above."""
+
 CRITERIA: dict[str, singe.criteria.Criterion] = {
     "random": singe.criteria.Random(),
     "L1": singe.criteria.Magnitude(1),

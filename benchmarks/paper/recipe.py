@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import singe
 from singe.data import Stream
-from singe.finetune import Tuner
+from singe.finetune import Tuner, When
 from singe.recalibration import recalibrate, running_norms
 from singe.result import count_macs
 from singe.task import Task
@@ -106,6 +106,11 @@ def cifar10_baseline(options: argparse.Namespace) -> Baseline:
         device=torch.device(options.device),
         ignore=streams(model) if options.open == "inner" else (),
     )
+
+
+def training(options: argparse.Namespace, steps: int, when: When) -> singe.FineTune:
+    """The fine-tuning that all methods get."""
+    return singe.FineTune(steps=steps, when=when, precision=options.precision)
 
 
 def _nonzeros(model: nn.Module) -> int:

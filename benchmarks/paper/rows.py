@@ -14,7 +14,7 @@ from common import machine
 from torch import nn
 
 import singe
-from paper.recipe import Baseline, Stopwatch
+from paper.recipe import Baseline, Stopwatch, training
 from paper.records import Records, Settings
 
 
@@ -66,7 +66,7 @@ def measure(rows: Sequence[Row], baseline: Baseline, records: Records, options: 
             for plan, found in _measured(row, baseline, records, options):
                 settings = key(row, baseline, options, plan)
                 origin = {"machine": machine(), "checksums": baseline.checksums}
-                records.add(settings, found | origin)
+                records.add(settings, found | ({"tuned_in": plan.precision or "float32"} if plan else {}) | origin)
                 print(row.name, {k: settings[k] for k in ("rate", "seed", "steps")}, found, flush=True)
 
 
@@ -87,7 +87,7 @@ def _measured(
     def missing(plan: singe.FineTune | None) -> bool:
         return records.find(key(row, baseline, options, plan)) is None
 
-    after = [singe.FineTune(steps=steps, when="after") if steps else None for steps in sorted(set(options.steps))]
+    after = [training(options, steps, "after") if steps else None for steps in sorted(set(options.steps))]
     wanted = [plan for plan in ([row.tuned] if row.tuned else after) if missing(plan)]
     if not wanted:
         return

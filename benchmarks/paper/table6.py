@@ -15,7 +15,7 @@ from torch import nn
 
 import singe
 from paper import tables
-from paper.recipe import Baseline
+from paper.recipe import Baseline, training
 from paper.records import Record, Records
 from paper.rows import Row, measure
 from paper.size import Size
@@ -37,7 +37,7 @@ def run(baseline: Baseline, records: Records, options: argparse.Namespace) -> No
 def rows(options: argparse.Namespace) -> list[Row]:
     """A row for each criterion, rate, seed and number of steps: masks hold only where the training is singe's own."""
     return [
-        _row(*which, singe.FineTune(steps) if steps else None)
+        _row(*which, training(options, steps, "layer") if steps else None)
         for *which, steps in itertools.product(CRITERIA, options.rates, options.seeds, options.steps)
     ]
 

@@ -85,10 +85,12 @@ def origin(records: Sequence[Record]) -> str:
 
     sums = {k: sorted({r["checksums"][k][:12] for r in records}) for k in records[0]["checksums"]}
     of = "; ".join(f"{name} {', '.join(values)}" for name, values in sums.items())
+    tuned_in = sorted({r["tuned_in"] for r in records if "tuned_in" in r})
+    training = f", fine-tuned in {', '.join(tuned_in)}" if tuned_in else ""
     seeds = sorted({r["settings"]["seed"] for r in records if "seed" in r["settings"]})
     return (
-        f"Seeds {', '.join(map(str, seeds))}; {told('processor')}, {told('threads')} threads, {told('device')}, torch "
-        f"{told('torch')}, singe at {told('revision')}, {told('date')}. SHA-256: {of}."
+        f"Seeds {', '.join(map(str, seeds))}; {told('processor')}, {told('threads')} threads, {told('device')}"
+        f"{training}, torch {told('torch')}, singe at {told('revision')}, {told('date')}. SHA-256: {of}."
     )
 
 
