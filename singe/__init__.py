@@ -12,6 +12,7 @@ from .criteria import (
     Reconstruction,
     SummedGradient,
 )
+from .export import export_onnx
 from .finetune import FineTune
 from .folding import Folding, fold_batchnorm
 from .gradual import GradualPruner
@@ -50,6 +51,7 @@ __all__ = [
     "SparseResult",
     "SummedGradient",
     "WeightRecord",
+    "export_onnx",
     "fold_batchnorm",
     "gradual_preset",
     "inspect",

@@ -39,7 +39,7 @@ def exported(model: nn.Module, inputs: Any, forward: Forward) -> ExportedProgram
     """
     tensors, spec = pytree.tree_flatten(copied(inputs))
     try:
-        with torch.no_grad(), _quietly(), _caches_as_before(), _cycles_broken() as inside:
+        with torch.no_grad(), quietly(_SHAPES), _caches_as_before(), _cycles_broken() as inside:
             call = _Call(model, forward, spec, inside)
             shapes = (tuple({0: Dim.AUTO} for _ in tensors),)
             program = export(call, tuple(tensors), dynamic_shapes=shapes, strict=False).run_decompositions({})
@@ -48,7 +48,7 @@ def exported(model: nn.Module, inputs: Any, forward: Forward) -> ExportedProgram
     except Exception as error:
         raise ValueError(
             f"expected a model that torch.export can trace, but exporting {type(model).__name__} on inputs of shape "
-            f"{', '.join(str(tuple(t.shape)) for t in tensors)} failed{_line_of(error)}: {first_line(error)}"
+            f"{', '.join(str(tuple(t.shape)) for t in tensors)} failed{line_of(error)}: {first_line(error)}"
         ) from error
     _restore_batch_norm(program.graph)
     _infer_flattened_widths(program.graph)
@@ -78,17 +78,22 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+_SHAPES = "torch.fx.experimental.symbolic_shapes"
+
+
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Keeps export from telling the user about its own internals."""
-    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    disabled, logger.disabled = logger.disabled, True
+def quietly(*loggers: str) -> Iterator[None]:
+    """Keeps export from telling the user about its own internals, through these loggers, warnings or stderr."""
+    levels = {name: logging.getLogger(name).level for name in loggers}
+    for name in loggers:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.disabled = disabled
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 @contextlib.contextmanager
@@ -123,7 +128,7 @@ def _cycles_broken() -> Iterator[Callable[[FakeTensorMode | None], None]]:
                 mode.shape_env.tracked_fakes = None
 
 
-def _line_of(error: BaseException) -> str:
+def line_of(error: BaseException) -> str:
     """Where in the user's code an export failed: the innermost line outside of torch and this package."""
     while error.__cause__ is not None:
         error = error.__cause__
