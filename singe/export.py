@@ -35,6 +35,9 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 
 _HALF_TOLERANCE = 3e-2
 
+_TALKATIVE = ("torch.onnx", "torch._dynamo", "torch._guards", "onnxscript", "onnx_ir")
+"""Loggers of what is none of the user's business."""
+
 
 def export_onnx(
     model: nn.Module,
@@ -141,6 +144,24 @@ def _converted(network: _Flat, example: Batch, dynamic: bool, opset: int | None)
     return file
 
 
+def _program(network: _Flat, inputs: Sequence[Tensor], dynamic: bool) -> torch.export.ExportedProgram:
+    batch = {0: Dim("batch")} if dynamic else None
+    shapes = (tuple(batch for _ in inputs),)
+    failed: Exception | None = None
+    for strict in (False, True):  # reading the code, too, follows some batch sizes that running it does not: len(x)
+        try:
+            with quietly(*_TALKATIVE), callers_device():
+                return torch.export.export(network, tuple(inputs), dynamic_shapes=shapes, strict=strict)
+        except Exception as error:
+            failed = failed or error
+    assert failed is not None
+    number = "any number of samples (dynamic_batch=False: only as many as in inputs)" if dynamic else "these inputs"
+    raise ValueError(
+        f"expected a model that torch.export can trace for {number}, but exporting {type(network.network).__name__} "
+        f"failed{line_of(failed)}: {first_line(failed)}"
+    ) from failed
+
+
 def _tidy(graph: Any) -> None:
     """Takes out inputs that nothing reads, and makes way for the names of inputs and outputs."""
     for value in [value for value in graph.inputs if not value.uses()]:
@@ -158,27 +179,6 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return first_line(error)
-
-
-_TALKATIVE = ("torch.onnx", "torch._dynamo", "torch._guards", "onnxscript", "onnx_ir")
-
-
-def _program(network: _Flat, inputs: Sequence[Tensor], dynamic: bool) -> torch.export.ExportedProgram:
-    batch = {0: Dim("batch")} if dynamic else None
-    shapes = (tuple(batch for _ in inputs),)
-    failed: Exception | None = None
-    for strict in (False, True):  # reading the code, too, follows some batch sizes that running it does not: len(x)
-        try:
-            with quietly(*_TALKATIVE), callers_device():
-                return torch.export.export(network, tuple(inputs), dynamic_shapes=shapes, strict=strict)
-        except Exception as error:
-            failed = failed or error
-    assert failed is not None
-    number = "any number of samples (dynamic_batch=False: only as many as in inputs)" if dynamic else "these inputs"
-    raise ValueError(
-        f"expected a model that torch.export can trace for {number}, but exporting {type(network.network).__name__} "
-        f"failed{line_of(failed)}: {first_line(failed)}"
-    ) from failed
 
 
 def _tensors(nested: Any) -> list[tuple[pytree.KeyPath, Tensor]]:
