@@ -21,6 +21,7 @@ from .graph.export import first_line, line_of, quietly
 from .graph.trace import Forward, answer
 from .isolation import callers_device, plain_torch, preserved_random_state
 from .numerics import distance
+from .outputs import leaves, with_paths
 from .task import Task
 from .weightnorm import without_weight_norms
 from .wrappers import unwrapped
@@ -118,7 +119,7 @@ class _Flat(nn.Module):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         own = pytree.tree_unflatten([t.clone() for t in tensors], self._spec)  # some models work in place on them
         outputs = self._forward(self.network, own)
-        return tuple(tensor for _, tensor in _tensors(outputs))
+        return tuple(value for value in leaves(outputs) if isinstance(value, Tensor))
 
 
 def _converted(network: _Flat, example: Batch, dynamic: bool, opset: int | None) -> bytes:
@@ -181,32 +182,20 @@ def _reason(error: BaseException) -> str:
     return first_line(error)
 
 
-def _tensors(nested: Any) -> list[tuple[pytree.KeyPath, Tensor]]:
-    """The tensors of a batch or of outputs in a fixed order, with where they are."""
-    return [(path, leaf) for path, leaf in pytree.tree_flatten_with_path(nested)[0] if isinstance(leaf, Tensor)]
+def _tensors(nested: Any) -> list[tuple[tuple[str, ...], Tensor]]:
+    """The tensors of a batch or of outputs in a fixed order, with the paths to them."""
+    return [(path, leaf) for path, leaf in with_paths(nested) if isinstance(leaf, Tensor)]
 
 
 def _names(nested: Any, kind: str, taken: Sequence[str]) -> Iterator[str]:
     """A name for each tensor, by the keys that lead to it; none of ``taken``, and none twice."""
     used = set(taken)
     for path, _ in _tensors(nested):
-        words = [str(_word(key)) for key in path]
-        name = "_".join(words if words and not words[0].isdecimal() else [kind, *words])
+        name = "_".join(path if path and not path[0].isdecimal() else (kind, *path))
         while name in used:
             name = f"{kind}_{name}"
         used.add(name)
         yield name
-
-
-def _word(key: pytree.KeyEntry) -> Any:
-    match key:
-        case pytree.MappingKey():
-            return key.key
-        case pytree.SequenceKey():
-            return key.idx
-        case pytree.GetAttrKey():
-            return key.name
-    return key
 
 
 def _check(file: bytes, inputs: Batch, outputs: Any) -> None:

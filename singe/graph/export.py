@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 
 from ..batches import copied
 from ..isolation import callers_device
+from ..outputs import Form, leaves
 from .nodes import MODEL
 from .operators import aten
 
@@ -31,8 +32,11 @@ Forward = Callable[[nn.Module, Any], Any]
 """(model, inputs) -> outputs, with inputs any nested tensors [B, ...]."""
 
 
-def exported(model: nn.Module, inputs: Any, forward: Forward) -> ExportedProgram:
+def exported(model: nn.Module, inputs: Any, forward: Forward) -> tuple[ExportedProgram, Form]:
     """The graph of ``forward(model, inputs)``: functional, and with a dynamic batch axis where possible.
+
+    Returns:
+        the graph, whose outputs are what the model's hold, one by one; and the form of these.
 
     Raises:
         ValueError: the model cannot be exported; names the model, the line and export's reason.
@@ -52,11 +56,20 @@ def exported(model: nn.Module, inputs: Any, forward: Forward) -> ExportedProgram
         ) from error
     _restore_batch_norm(program.graph)
     _infer_flattened_widths(program.graph)
-    return program
+    return program, call.form
+
+
+_KNOWN = (Tensor, bool, int, float, str, type(None), torch.SymInt, torch.SymFloat, torch.SymBool)
+"""What outputs may hold for ``torch.export``."""
 
 
 class _Call(nn.Module):
-    """Gives every model one signature: the tensors that go in, in order. Tells ``inside`` what mode it is called in."""
+    """Gives every model one signature: what goes in and what comes out one by one, in order.
+
+    Tells ``inside`` what mode it is called in, and keeps the form of the outputs.
+    """
+
+    form: Form
 
     def __init__(
         self, model: nn.Module, forward: Forward, spec: pytree.TreeSpec, inside: Callable[[FakeTensorMode | None], None]
@@ -70,7 +83,15 @@ class _Call(nn.Module):
     def forward(self, *tensors: Tensor) -> Any:
         self._inside(detect_fake_mode(tensors))
         with callers_device():
-            return self._forward(self.get_submodule(MODEL), pytree.tree_unflatten(tensors, self._spec))
+            outputs = self._forward(self.get_submodule(MODEL), pytree.tree_unflatten(tensors, self._spec))
+        self.form, values = Form(outputs), tuple(leaves(outputs))
+        for value in values:
+            if not isinstance(value, _KNOWN):
+                raise TypeError(
+                    f"it puts out a {type(value).__name__}, which is no tensor and no list, tuple, dict or dataclass "
+                    "of tensors; a forward= can take out what it holds"
+                )
+        return values
 
 
 def first_line(error: BaseException) -> str:
