@@ -25,6 +25,7 @@ from .result import GroupRecord, PruneResult, RoundRecord
 from .saved import load, load_plan
 from .score import score
 from .sparse import SparseResult, WeightRecord
+from .torch_pruning import SingeImportance
 
 __version__ = "0.1.0"
 
@@ -48,6 +49,7 @@ __all__ = [
     "Random",
     "Reconstruction",
     "RoundRecord",
+    "SingeImportance",
     "SparseResult",
     "SummedGradient",
     "WeightRecord",
