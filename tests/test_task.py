@@ -225,13 +225,15 @@ class TextClassifier(nn.Module):
     def __init__(self):
         super().__init__()
         self.words, self.places = nn.Embedding(20, 8), nn.Embedding(7, 8)
+        self.num_attention_heads, self.attention_head_size = 2, 4
         self.query, self.key, self.value, self.out = (nn.Linear(8, 8) for _ in range(4))
         self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 14), nn.Linear(14, 8)
         self.pooler, self.classifier = nn.Linear(8, 9), nn.Linear(9, 4)
 
     def forward(self, input_ids, attention_mask=None, labels=None):
         x = self.words(input_ids) + self.places.weight[: input_ids.shape[1]]
-        q, k, v = (layer(x).view(*x.shape[:2], 2, 4).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        heads = (*x.shape[:-1], -1, self.attention_head_size)
+        q, k, v = (layer(x).view(heads).transpose(1, 2) for layer in (self.query, self.key, self.value))
         mask = None if attention_mask is None else attention_mask[:, None, None].bool()
         mixed = F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
         x = self.norm(x + self.out(mixed))
@@ -270,7 +272,7 @@ EITHER_WAY = pytest.mark.parametrize(("forward", "loss"), WAYS.values(), ids=WAY
 
 @EITHER_WAY
 def test_scores_of_a_model_that_answers_in_a_dataclass_equal_the_reference(forward, loss):
-    model, batch = randomised(TextClassifier()).double(), encoded()
+    model, batch = randomised(TextClassifier()).double(), dict(encoded())
     for layer in ("up", "pooler"):
         options = {"criterion": singe.LossChange(), "forward": forward, "loss": loss}
         expected = reference.score(model, batch, layer, **options)
@@ -285,6 +287,7 @@ def test_such_a_model_is_pruned_and_tuned_on_batches_in_mappings(forward, loss):
         model, loader, 0.2, forward=forward, loss=loss, images=10, progress=False, finetune=singe.FineTune(steps=3)
     )
     assert 0.15 < result.params_removed < 0.25
+    assert result.model.value.out_features == result.model.out.in_features == 4  # of two heads one is left
     assert type(result.model(**encoded())) is ModelOutput
     assert torch.equal(loader[0]["labels"], encoded(seed=0)["labels"])
 
