@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from . import checks
-from .batches import Batch, head, joined, length
+from .batches import Batch, head, joined, length, tensors
 from .files import replace
 from .graph.export import first_line, line_of, quietly
 from .graph.trace import Forward, answer
@@ -31,7 +31,7 @@ log = logging.getLogger("singe")
 LARGEST = 2**31 - 2**20
 """Bytes of weights that one ONNX file has room for: protobuf ends at 2 GiB."""
 
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 """How far outputs may be from the model's, as a share of the largest; ONNX Runtime fuses and reorders operators."""
 
 _HALF_TOLERANCE = 3e-2
@@ -91,7 +91,10 @@ def export_onnx(
         example = task.inputs(batch)
         if dynamic_batch and length(example) == 1:  # a single sample would be taken for a constant
             example = joined([example, example])
-        file = _converted(_Flat(work, example, task.call), example, dynamic_batch, opset)
+        names = list(_names(example, "input", ()))
+        names_out = list(_names(answer(work, example, task.call), "output", names))
+        program = _program(_Flat(work, example, task.call), tensors(example), dynamic_batch)
+        file = _converted(program, names, names_out, dynamic_batch, opset)
         for part in [example, head(example, 1)] if dynamic_batch else [example]:
             _check(file, part, answer(work, part, task.call))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -116,36 +119,14 @@ class _Flat(nn.Module):
         self.eval()
         self._forward, self._spec = forward, pytree.tree_structure(example)
 
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        own = pytree.tree_unflatten([t.clone() for t in tensors], self._spec)  # some models work in place on them
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        own = pytree.tree_unflatten([t.clone() for t in inputs], self._spec)  # some models work in place on them
         outputs = self._forward(self.network, own)
         return tuple(value for value in leaves(outputs) if isinstance(value, Tensor))
 
 
-def _converted(network: _Flat, example: Batch, dynamic: bool, opset: int | None) -> bytes:
-    """The ONNX file of a network."""
-    inputs = [tensor for _, tensor in _tensors(example)]
-    program = _program(network, inputs, dynamic)
-    outputs = answer(network.network, example, network._forward)
-    input_names = list(_names(example, "input", ()))
-    output_names = list(_names(outputs, "output", input_names))
-    try:
-        with quietly(*_TALKATIVE):
-            onnx = torch.onnx.export(
-                program, opset_version=opset, input_names=input_names, output_names=output_names, verbose=False,
-                dynamic_shapes=(tuple({0: "batch"} for _ in inputs),) if dynamic else None,
-            )  # fmt: skip
-        assert onnx is not None
-        _tidy(onnx.model.graph)
-        file: bytes = onnx.model_proto.SerializeToString()
-    except Exception as error:
-        raise ValueError(f"expected a model of operators that ONNX has, got {_reason(error)}") from error
-    if opset is not None and (version := onnx.model.opset_imports[""]) != opset:
-        raise ValueError(f"expected a model of operators that opset {opset} has, got one that needs opset {version}")
-    return file
-
-
-def _program(network: _Flat, inputs: Sequence[Tensor], dynamic: bool) -> torch.export.ExportedProgram:
+def _program(network: _Flat, inputs: Sequence[Tensor], dynamic: bool) -> ExportedProgram:
+    """The graph of a network."""
     batch = {0: Dim("batch")} if dynamic else None
     shapes = (tuple(batch for _ in inputs),)
     failed: Exception | None = None
@@ -161,6 +142,26 @@ def _program(network: _Flat, inputs: Sequence[Tensor], dynamic: bool) -> torch.e
         f"expected a model that torch.export can trace for {number}, but exporting {type(network.network).__name__} "
         f"failed{line_of(failed)}: {first_line(failed)}"
     ) from failed
+
+
+def _converted(
+    program: ExportedProgram, input_names: Sequence[str], output_names: Sequence[str], dynamic: bool, opset: int | None
+) -> bytes:
+    """The ONNX file of a program."""
+    try:
+        with quietly(*_TALKATIVE):
+            onnx = torch.onnx.export(
+                program, opset_version=opset, input_names=input_names, output_names=output_names, verbose=False,
+                dynamic_shapes=(tuple({0: "batch"} for _ in input_names),) if dynamic else None,
+            )  # fmt: skip
+        assert onnx is not None
+        _tidy(onnx.model.graph)
+        file: bytes = onnx.model_proto.SerializeToString()
+    except Exception as error:
+        raise ValueError(f"expected a model of operators that ONNX has, got {_reason(error)}") from error
+    if opset is not None and (version := onnx.model.opset_imports[""]) != opset:
+        raise ValueError(f"expected a model of operators that opset {opset} has, got one that needs opset {version}")
+    return file
 
 
 def _tidy(graph: Any) -> None:
@@ -205,7 +206,7 @@ def _check(file: bytes, inputs: Batch, outputs: Any) -> None:
     except ImportError:
         log.warning("the ONNX file is not compared with the model: pip install onnxruntime")
         return
-    given = dict(zip(_names(inputs, "input", ()), (t for _, t in _tensors(inputs)), strict=True))
+    given = dict(zip(_names(inputs, "input", ()), tensors(inputs), strict=True))
     try:
         session = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
         found = session.run(None, {value.name: given[value.name].cpu().numpy() for value in session.get_inputs()})
@@ -215,7 +216,7 @@ def _check(file: bytes, inputs: Batch, outputs: Any) -> None:
     for value, actual, tensor in zip(session.get_outputs(), map(torch.from_numpy, found), expected, strict=True):
         if actual.shape != tensor.shape:
             problem = f"has shape {tuple(actual.shape)} instead of {tuple(tensor.shape)}"
-        elif (gap := distance(actual, tensor)) > TOLERANCE.get(tensor.dtype, _HALF_TOLERANCE):
+        elif (gap := distance(actual, tensor)) > _TOLERANCE.get(tensor.dtype, _HALF_TOLERANCE):
             problem = f"differs by {gap:.1e} of its largest value"
         else:
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checks
+from .batches import Batch, tensors
 from .criteria import Criterion, resolve
 from .engine import DEFAULT_MEMORY
 from .graph.analysis import find_groups
@@ -84,7 +86,7 @@ class SingeImportance:
         check_precision(precision, self._model, self._device)
         checks.batch_of(batch, self._device, self._task)
         self.batch = batch
-        self._traced: tuple[dict[str, torch.Size], Trace, list[Group]] | None = None
+        self._traced: tuple[list[tuple[str | int, torch.Size]], Trace, list[Group]] | None = None
 
     def __call__(self, group: Any) -> Tensor | None:
         """The scores of the channels of a ``tp.Group``.
@@ -107,27 +109,27 @@ class SingeImportance:
         work = checks.copied(self._model)
         graph, groups = self._look(work, batch)
         writers = self._writers(group)
-        touched = [g for g in groups if any(_written(g, name) for name, _, _ in writers)]
-        blind = unscorable(graph, touched, self._criterion, batch) if touched else {}
-        touched = [g for g in touched if g.name not in blind]
-        found = scores_of(work, graph, touched, batch, self._task, self._criterion, self._memory, self._precision)
-        place = {channel: i for i, channel in enumerate(group[0].idxs)}
-        scores = torch.full((len(place),), torch.nan, dtype=torch.float64)
-        for name, channels, roots in reversed(writers):  # of several that write one channel, the first counts
-            for own, values in zip(touched, found, strict=True):
-                for written in _written(own, name):
-                    for channel, root in zip(channels, roots, strict=True):
-                        if root is not None and (neuron := int(written.neuron[channel])) >= 0:
-                            scores[place[root]] = values[neuron]
-        if scores.isnan().any():
+        own = [g for g in groups if any(_written(g, name) for name, _, _ in writers)]
+        blind = unscorable(graph, own, self._criterion, batch) if own else {}
+        own = [g for g in own if g.name not in blind]
+        scores = scores_of(work, graph, own, batch, self._task, self._criterion, self._memory, self._precision)
+        scored = list(zip(own, scores, strict=True))
+        of_root = dict.fromkeys(group[0].idxs, math.nan)
+        for name, channels, roots in writers:
+            by_channel = _by_channel(name, scored)
+            for channel, root in zip(channels, roots, strict=True):
+                if root is not None and math.isnan(of_root[root]):
+                    of_root[root] = by_channel.get(channel, math.nan)
+        if any(map(math.isnan, of_root.values())):
             reason = "; ".join(blind.values()) or "what its layers write cannot be followed"
             log.warning("no scores for the channels of %s, which stay: %s", ", ".join(w[0] for w in writers), reason)
             return None
-        return scores
+        return torch.tensor([*of_root.values()], dtype=torch.float64)
 
-    def _look(self, work: nn.Module, batch: Any) -> tuple[Trace, list[Group]]:
-        """The graph and the groups of the network, which is exported anew where it has become smaller."""
-        shapes = {name: tensor.shape for name, tensor in named_tensors(work).items()}
+    def _look(self, work: nn.Module, batch: Batch) -> tuple[Trace, list[Group]]:
+        """The graph and the groups of the network, which is exported anew where shapes are not what they were."""
+        held = [*named_tensors(work).items(), *enumerate(tensors(batch))]
+        shapes = [(name, tensor.shape) for name, tensor in held]
         if self._traced is None or self._traced[0] != shapes:
             checks.runs(work, batch, self._task)
             graph = trace(work, self._task.inputs(batch), self._task.call)
@@ -148,6 +150,17 @@ class SingeImportance:
                 )
             found.append((names[module], item.idxs, item.root_idxs))
         return found
+
+
+def _by_channel(module: str, scored: Sequence[tuple[Group, Tensor]]) -> dict[int, float]:
+    """Channel of a module -> score of the neuron that it belongs to."""
+    return {
+        channel: float(scores[neuron])
+        for group, scores in scored
+        for written in _written(group, module)
+        for channel, neuron in enumerate(written.neuron.tolist())
+        if neuron >= 0
+    }
 
 
 def _written(group: Group, module: str) -> list[Slice]:

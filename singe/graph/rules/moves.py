@@ -43,18 +43,14 @@ class Moves(Base):
                 continue
             if kind_of(node) == "MultiheadAttention":
                 self._owners.freeze(part, "torch.nn.MultiheadAttention takes as many channels as it has heads for")
-            self._owners.box(part, self._heads(node, out, axes))
+            heads = [axis for axis in axes if self._counts_heads(node, out.shape[axis])]
+            # where as many tensors as heads lie in one, they come first
+            self._owners.box(part, heads[-1] if heads else None)
         return out
 
-    def _heads(self, node: fx.Node, out: Tensor, axes: list[int]) -> int | None:
-        """The one of these axes along which attention heads lie, as far as the module's attributes tell."""
-        about = {n: v for n, v in self._trace.attributes.get(place_of(node), {}).items() if "head" in n}
-        widths = {value for name, value in about.items() if "dim" in name or "size" in name}
-        counts = {value for name, value in about.items() if not ("dim" in name or "size" in name)}
-        heads = [axis for axis in axes if out.shape[axis] in counts]
-        if len(heads) > 1 and out.shape[heads[-1]] in widths:  # as many heads as each is wide: its width comes last
-            heads.pop()
-        return heads[-1] if heads else None  # where as many tensors as heads lie in one, they come first
+    def _counts_heads(self, node: fx.Node, size: int) -> bool:
+        counts = {n: v for n, v in self._trace.attributes.get(place_of(node), {}).items() if "head" in n}
+        return any(value == size for name, value in counts.items() if "dim" not in name and "size" not in name)
 
     def _split(self, node: fx.Node, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Parts of one size are halves, thirds ...: a channel goes from all of them or the split moves."""
