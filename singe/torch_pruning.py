@@ -86,7 +86,7 @@ class SingeImportance:
         check_precision(precision, self._model, self._device)
         checks.batch_of(batch, self._device, self._task)
         self.batch = batch
-        self._traced: tuple[list[tuple[str | int, torch.Size]], Trace, list[Group]] | None = None
+        self._traced: tuple[list[torch.Size], Trace, list[Group]] | None = None
 
     def __call__(self, group: Any) -> Tensor | None:
         """The scores of the channels of a ``tp.Group``.
@@ -128,8 +128,7 @@ class SingeImportance:
 
     def _look(self, work: nn.Module, batch: Batch) -> tuple[Trace, list[Group]]:
         """The graph and the groups of the network, which is exported anew where shapes are not what they were."""
-        held = [*named_tensors(work).items(), *enumerate(tensors(batch))]
-        shapes = [(name, tensor.shape) for name, tensor in held]
+        shapes = [tensor.shape for tensor in (*named_tensors(work).values(), *tensors(batch))]
         if self._traced is None or self._traced[0] != shapes:
             checks.runs(work, batch, self._task)
             graph = trace(work, self._task.inputs(batch), self._task.call)

@@ -17,7 +17,7 @@ LEAST = {
     "detector": {"count": 32, "size": 32, "width": 4, "epochs": 1, "steps": 4},
     "export_onnx": {"width": 4, "epochs": 1, "steps": 4},
     "gradual": {"width": 4, "epochs": 3, "every": 1, "per_round": 6, "until": 2},
-    "timm_model": {"name": "test_vit.r160_in1k", "count": 8, "batch": 4, "steps": 2, "images": 4},
+    "timm_model": {"name": "test_vit.r160_in1k", "count": 8, "batch": 4, "rho": 0.1, "steps": 2, "images": 4},
     "torchvision_model": {
         "name": "shufflenet_v2_x0_5", "size": 32, "count": 8, "batch": 4, "rho": 0.1, "steps": 2, "images": 4,
     },

@@ -81,7 +81,7 @@ def test_every_step_is_scored_on_the_network_as_it_is_then_and_on_the_batch_of_t
     model, (x, y) = digit_net()
     importance = singe.SingeImportance(model, (x, y), criterion=QUICK)
     pruned_by(model, importance, x, pruning_ratio=0.5, iterative_steps=2)
-    importance.batch = images(8, channels=1, classes=10, seed=9)
+    importance.batch = images(6, channels=1, classes=10, seed=9)
     root, group = next(iter(grouped(model, x).items()))
     assert torch.equal(importance(group), singe.score(model, importance.batch, root, criterion=QUICK))
 
