@@ -12,6 +12,7 @@ from .criteria import (
     Reconstruction,
     SummedGradient,
 )
+from .export import export_onnx
 from .finetune import FineTune
 from .folding import Folding, fold_batchnorm
 from .gradual import GradualPruner
@@ -24,6 +25,7 @@ from .result import GroupRecord, PruneResult, RoundRecord
 from .saved import load, load_plan
 from .score import score
 from .sparse import SparseResult, WeightRecord
+from .torch_pruning import SingeImportance
 
 __version__ = "0.1.0"
 
@@ -47,9 +49,11 @@ __all__ = [
     "Random",
     "Reconstruction",
     "RoundRecord",
+    "SingeImportance",
     "SparseResult",
     "SummedGradient",
     "WeightRecord",
+    "export_onnx",
     "fold_batchnorm",
     "gradual_preset",
     "inspect",
