@@ -16,6 +16,7 @@ from .finetune import FineTune
 from .folding import Folding, fold_batchnorm
 from .gradual import GradualPruner
 from .inspection import GroupInfo, Inspection, inspect
+from .latency import Latency, latencies, latency
 from .plan import Plan
 from .presets import gradual_preset
 from .prune import prune
@@ -39,6 +40,7 @@ __all__ = [
     "GroupRecord",
     "Inspection",
     "IntegratedGradient",
+    "Latency",
     "LossChange",
     "Magnitude",
     "MagnitudeGradient",
@@ -53,6 +55,8 @@ __all__ = [
     "fold_batchnorm",
     "gradual_preset",
     "inspect",
+    "latencies",
+    "latency",
     "load",
     "load_plan",
     "prune",
