@@ -10,6 +10,7 @@ import pytest
 import torch
 from networks import MLP, DigitNet, MobileNet, PlainNet, images, randomised
 from states import same
+from terminal import Terminal
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -450,13 +451,15 @@ def test_an_untrained_network_that_loses_nothing_is_not_called_collapsed(caplog)
     ]
 
 
-def test_nothing_is_printed_without_progress_and_a_bar_goes_to_stderr(capfd):
+def test_nothing_is_printed_without_progress_and_a_bar_goes_to_stderr_where_that_is_a_terminal(capfd, monkeypatch):
     prune(mlp(), finetune=FineTune(steps=2), progress=False)
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")
     prune(mlp(), progress=True)
-    out, err = capfd.readouterr()
-    assert out == "" and "neuron" in err
+    assert capfd.readouterr() == ("", "")  # stderr is no terminal
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    prune(mlp(), progress=True)
+    assert "group" in terminal.getvalue() and capfd.readouterr() == ("", "")
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------
