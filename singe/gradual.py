@@ -107,8 +107,8 @@ class GradualPruner:
             memory: bytes that the activations of one scoring pass may take, so far as samples can pass in parts.
             analysis_seconds: how long it may take to try on copies what can be removed.
             evaluate: (model) -> a number, the higher the better, such as accuracy on test data. Called on copies in
-                eval mode, without gradients, before and after every round's neurons are masked, and on the result; recorded in ``history``
-                and in the result. Decides nothing.
+                eval mode, without gradients, before and after every round's neurons are masked, and on the result;
+                recorded in ``history`` and in the result. Decides nothing.
             callbacks: functions of a record, called with each one once its round is over; with those of a state that is
                 loaded first. They decide nothing either, and an exception comes out of ``epoch_end``.
 
@@ -179,8 +179,8 @@ class GradualPruner:
             what the round did, or None where none was due.
 
         Raises:
-            TypeError, ValueError: what the loader yields cannot be scored, or ``evaluate`` returns no finite number. The
-                epoch then does not count, nor if ``evaluate`` itself fails.
+            TypeError, ValueError: what the loader yields cannot be scored, or ``evaluate`` returns no finite number.
+                The epoch then does not count, nor does it if ``evaluate`` itself fails.
         """
         self._check_running()
         stream, epoch = Stream(loader, self._device, self._task), self.epoch + 1
@@ -287,7 +287,8 @@ class GradualPruner:
             ValueError: called before.
         """
         self._check_running()
-        plan, task, seconds = self._plan(self._masked), self._task, {"rounds": sum(r.seconds for r in self.history)}
+        plan, task = self._plan(self._masked), self._task
+        seconds = {"rounds": sum(record.seconds for record in self.history)}
         if not plan.removals:
             log.warning("nothing is removed: no round has taken place until epoch %d", self.epoch)
         with plain_torch(self._device), torch.no_grad(), preserved_random_state(self._loader):

@@ -34,7 +34,9 @@ class Observer:
         TypeError: not functions.
     """
 
-    def __init__(self, evaluate: Evaluate | None = None, callbacks: Iterable[Callback] = (), loader: Any = None) -> None:
+    def __init__(
+        self, evaluate: Evaluate | None = None, callbacks: Iterable[Callback] = (), loader: Any = None
+    ) -> None:
         if evaluate is not None and not callable(evaluate):
             raise TypeError(f"expected evaluate to be a function of a model, got {type(evaluate).__name__}")
         if callable(callbacks) or not isinstance(callbacks, Iterable):

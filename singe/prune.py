@@ -119,8 +119,8 @@ def prune(
         checkpoint: a directory in which the run leaves, after every group, all that it needs to go on from there when
             the same call is made again, in another process too. Model, loader and loss have to be the same as well.
         evaluate: (model) -> a number, the higher the better, such as accuracy on test data. Called on copies in eval
-            mode, without gradients, of the unpruned network, of the network behind every group (or layer), and of the result; recorded in
-            ``history`` and in the result. Decides nothing, and what it draws at random does not either.
+            mode, without gradients: of the unpruned network, of the network behind every group (or layer), and of the
+            result; recorded in ``history`` and in the result. Decides nothing, nor does what it draws at random.
         callbacks: functions of a record, called with each one (``GroupRecord``, or ``WeightRecord``) as soon as it is
             there; with those of a checkpoint first. They decide nothing either, but an exception ends the run.
 

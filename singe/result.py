@@ -23,7 +23,6 @@ from .records import GroupRecord, LatencyChange, Record, RoundRecord
 from .report import Facts, table
 from .task import Task
 
-
 ROUNDS, TIMED = 20, 8
 """In which latencies are measured at the end of a run, and of how many samples, where the model takes any number."""
 
@@ -120,8 +119,8 @@ class PruneResult:
 
 def compared(before: nn.Module, after: nn.Module, inputs: Any, task: Task) -> LatencyChange:
     """What a forward pass of two networks takes; in eval mode, on copies of the first."""
-    pair = latencies([checks.copied(before), after], inputs, forward=task.forward, rounds=ROUNDS)
-    return LatencyChange(*pair, length(inputs))
+    first, second = latencies([checks.copied(before), after], inputs, forward=task.forward, rounds=ROUNDS)
+    return LatencyChange(first, second, length(inputs))
 
 
 def widths(before: nn.Module, after: nn.Module) -> dict[str, tuple[int, int]]:

@@ -37,7 +37,7 @@ def read(kind: Any, value: Any, at: str = "") -> Any:
     Raises:
         ValueError: it is not of that kind; says where.
     """
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         return _dataclass(kind, value, at)
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:

@@ -4,6 +4,7 @@ import logging
 import math
 import random
 import threading
+from contextlib import redirect_stderr
 
 import numpy as np
 import pytest
@@ -451,14 +452,14 @@ def test_an_untrained_network_that_loses_nothing_is_not_called_collapsed(caplog)
     ]
 
 
-def test_nothing_is_printed_without_progress_and_a_bar_goes_to_stderr_where_that_is_a_terminal(capfd, monkeypatch):
+def test_nothing_is_printed_without_progress_and_a_bar_goes_to_stderr_where_that_is_a_terminal(capfd):
     prune(mlp(), finetune=FineTune(steps=2), progress=False)
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")
     prune(mlp(), progress=True)
     assert capfd.readouterr() == ("", "")  # stderr is no terminal
-    monkeypatch.setattr("sys.stderr", terminal := Terminal())
-    prune(mlp(), progress=True)
+    with redirect_stderr(Terminal()) as terminal:
+        prune(mlp(), progress=True)
     assert "group" in terminal.getvalue() and capfd.readouterr() == ("", "")
 
 

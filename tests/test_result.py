@@ -5,7 +5,6 @@ from torch import nn
 
 import singe
 from singe.plan import Plan
-from singe.report import table
 from singe.result import PruneResult, count_macs, count_parameters
 
 
@@ -52,10 +51,3 @@ def test_multiply_adds_are_counted_by_hand():
     convolutions = 7 * 27 * 64 + 9 * 63 * 16 + 6 * 81 * 4
     assert count_macs(model, x[:1]) == convolutions + 6 * 11 + 11 * 4
     assert count_macs(model, x) == count_macs(model, x[:1])
-
-
-def test_a_table_keeps_its_columns():
-    text = table(["name", "n"], [["a", "1,000"], ["longer", "2"]])
-    assert text.splitlines() == ["name        n", "------  -----", "a       1,000", "longer      2"]
-    assert table(["a", "b"], []).splitlines() == ["a  b", "-  -"]
-    assert table(["a", "b"], [["x", ""]]).splitlines()[-1] == "x"

@@ -25,7 +25,7 @@ _OF_THE_PAGE = {
 WIDTH = 7.6
 """Inches, of every figure."""
 
-_STYLE = {
+_STYLE: dict[str, Any] = {
     "font.size": 9, "font.family": "sans-serif", "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": LINE,
     "axes.titlesize": 9, "axes.labelsize": 9, "xtick.color": INK, "ytick.color": INK, "xtick.labelsize": 8,
     "ytick.labelsize": 8, "xtick.major.size": 0, "ytick.major.size": 0, "xtick.minor.size": 0, "ytick.minor.size": 0,
@@ -47,7 +47,8 @@ def style() -> Iterator[None]:
         from matplotlib import rc_context, rcParamsDefault
     except ImportError as error:
         raise ImportError("the report's plots are made with matplotlib: pip install 'singe[plot]'") from error
-    with warnings.catch_warnings(), rc_context({k: v for k, v in rcParamsDefault.items() if k != "backend"} | _STYLE):
+    settings: dict[Any, Any] = {k: v for k, v in rcParamsDefault.items() if k != "backend"} | _STYLE
+    with warnings.catch_warnings(), rc_context(settings):
         warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
         yield
 
@@ -57,13 +58,21 @@ def figure(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tu
 
     Args:
         height: in inches.
-        rows, columns: of axes.
+        rows: of axes.
+        columns: likewise.
         options: of ``Figure.subplots``.
     """
     from matplotlib.figure import Figure
 
     made = Figure(figsize=(WIDTH, height))
     return made, list(made.subplots(rows, columns, squeeze=False, **options).flat)
+
+
+def laid_out(figure: Figure) -> Figure:
+    """The figure with everything in its place, once for all that is made of it."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return figure
 
 
 def png(figure: Figure) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,8 +84,8 @@ def load(directory: str | os.PathLike[str]) -> Facts:
     path = Path(directory)
     if not (path / FILE).exists():
         raise FileNotFoundError(
-            f"expected {path / FILE}, which PruneResult.save and SparseResult.save write, got no such file; a directory "
-            "that an older version saved has none"
+            f"expected {path / FILE}, which result.save(directory) writes, got no such file; directories that older "
+            "versions saved have none"
         )
     try:
         data: Any = json.loads(read_text(path / FILE))
@@ -137,7 +137,11 @@ def _is_sound(record: Record) -> bool:
         return 0 < record.removed <= record.size
     if isinstance(record, RoundRecord):
         fits = [len(neurons) == len(record.scores.get(name, ())) for name, neurons in record.removed.items()]
-        return all(fits) and record.removed.keys() == record.scores.keys() and all(map(_different, record.removed.values()))
+        return (
+            all(fits)
+            and record.removed.keys() == record.scores.keys()
+            and all(map(_different, record.removed.values()))
+        )
     points = [len(c.t) == len(c.norms) and all(0 < t <= 1 for t in c.t) for c in record.curves]
     return (
         len(record.removed) == len(record.scores) < record.size
@@ -148,5 +152,5 @@ def _is_sound(record: Record) -> bool:
     )
 
 
-def _different(neurons: Iterable[int]) -> bool:
-    return len(set(neurons)) == len([*neurons])
+def _different(neurons: Collection[int]) -> bool:
+    return len(set(neurons)) == len(neurons)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..files import replace
+from ..records import LatencyChange
 from . import drawing, plots
 from .facts import Facts
+from .markup import folded, section, table
 from .style import CSS
 
 if TYPE_CHECKING:
@@ -36,7 +38,8 @@ def write(facts: Facts, directory: Path) -> Path:
         ImportError: matplotlib is missing.
     """
     with drawing.style():
-        figures = {name: made for name, (draw, _) in PLOTS.items() if (made := draw(facts)) is not None}
+        drawn = {name: made for name, (draw, _) in PLOTS.items() if (made := draw(facts)) is not None}
+        figures = {name: drawing.laid_out(made) for name, made in drawn.items()}
         pictures = {name: drawing.png(made) for name, made in figures.items()}
         inline = {name: drawing.svg(made, name, PLOTS[name][1]) for name, made in figures.items()}
     directory.mkdir(parents=True, exist_ok=True)
@@ -59,11 +62,11 @@ def page(facts: Facts, inline: dict[str, str]) -> str:
         inline: name of a plot -> its ``<svg>`` element.
     """
     sections = [
-        _section("What is left", "", inline.get("size", "")),
+        section("What is left", "", inline.get("size", "")),
         _widths(facts, inline.get("widths", "")),
         _course(facts, inline.get("course", "")),
         _scores(facts, inline.get("scores", "")),
-        _section("Fading curves", _FADING, inline["fading"]) if "fading" in inline else "",
+        section("Fading curves", _FADING, inline["fading"]) if "fading" in inline else "",
         _frozen(facts),
         _uncompensated(facts),
         _time(facts, inline.get("time", "")),
@@ -102,17 +105,21 @@ def _tiles(facts: Facts) -> str:
         if pair is not None:
             tiles.append(_tile(name, f"{pair[0]:,}", f"{pair[1]:,}", _change(*pair)))
     if facts.latency is not None:
-        pair = facts.latency.before, facts.latency.after
-        samples = f"of {facts.latency.samples} sample{'s' * (facts.latency.samples != 1)}"
-        ratio = f"{pair[0].median / pair[1].median:.2f}× as fast"
-        spread = "; quartiles " + ", ".join(f"{1e3 * own.lower:.3g} to {1e3 * own.upper:.3g}" for own in pair)
-        tiles.append(_tile(f"latency {samples}", *(f"{1e3 * own.median:.3g} ms" for own in pair), ratio + spread))
+        tiles.append(_latency(facts.latency))
     before, after = facts.evaluation
     if before is not None or after is not None:
         difference = f"{after - before:+.4g}" if before is not None and after is not None else ""
         tiles.append(_tile("evaluation", _number(before), _number(after), difference))
-    tiles.append(_tile("loss", *map(_number, facts.loss), "on calibration samples"))
+    tiles.append(_tile("loss", _number(facts.loss[0]), _number(facts.loss[1]), "on calibration samples"))
     return f"<div class=tiles>{''.join(tiles)}</div>"
+
+
+def _latency(latency: LatencyChange) -> str:
+    name = f"latency of {latency.samples} sample{'s' * (latency.samples != 1)}"
+    before, after = latency.before, latency.after
+    spread = ", ".join(f"{1e3 * own.lower:.3g} to {1e3 * own.upper:.3g}" for own in (before, after))
+    note = f"{before.median / after.median:.2f}× as fast; quartiles {spread}"
+    return _tile(name, f"{1e3 * before.median:.3g} ms", f"{1e3 * after.median:.3g} ms", note)
 
 
 def _tile(name: str, before: str, after: str, note: str) -> str:
@@ -124,18 +131,14 @@ def _tile(name: str, before: str, after: str, note: str) -> str:
 
 # -- sections ----------------------------------------------------------------------------------------------------
 
+_BEFORE = ["before", "after", "change"]
+
 _FADING = (
-    "Of the neurons that went last in a few groups: the norm of the loss's gradient while the neuron's weights fade from "
-    "as they are (t = 1) to nothing, looked at just before it went. A criterion that looks at the network as it is knows "
-    "the left end of each line alone; the integrated gradient knows all of it. Lines that rise are neurons that would "
-    "have been taken for irrelevant."
+    "Of the neurons that went last in a few groups: the norm of the loss's gradient while a neuron's weights fade, "
+    "from as they are (t = 1) to nothing, looked at just before the neuron went. A criterion that looks at the network "
+    "as it is knows the left end of each line alone, the integrated gradient all of it: where a line rises, the neuron "
+    "matters more than its gradient says."
 )
-
-
-def _section(title: str, text: str, *content: str) -> str:
-    told = f"<p>{text}</p>" if text else ""
-    body = "".join(f"<figure>{own}</figure>" if own.startswith("<svg") else own for own in content if own)
-    return f"<section><h2>{title}</h2>{told}{body}</section>" if body else ""
 
 
 def _widths(facts: Facts, plot: str) -> str:
@@ -143,31 +146,38 @@ def _widths(facts: Facts, plot: str) -> str:
         rows = [[t.weight, f"{t.size:,}", f"{t.size - t.removed:,}", _change(t.size, t.size - t.removed)]
                 for t in facts.tensors]  # fmt: skip
         text = "Single weights of each tensor; those that are masked are zero and stay it while the masks are on."
-        return _section("Weights, tensor by tensor", text, plot, _folded("All tensors", ["tensor", *_BEFORE], rows))
+        return section("Weights, tensor by tensor", text, plot, folded("All tensors", ["tensor", *_BEFORE], rows))
     rows = [[name, f"{a:,}", f"{b:,}", _change(a, b)] for name, (a, b) in facts.widths.items()]
     text = "Output channels of every convolution and linear layer, in the order in which the model lists them."
-    return _section("Widths", text, plot, _folded("All layers", ["layer", *_BEFORE], rows))
-
-
-_BEFORE = ["before", "after", "change"]
+    return section("Widths", text, plot, folded("All layers", ["layer", *_BEFORE], rows))
 
 
 def _course(facts: Facts, plot: str) -> str:
     if not facts.history:
         return ""
     if facts.rounds:
-        text = "Before and after channels were masked, on samples drawn anew for each round; training goes on between them."
-        return _section("Along the run", text, plot, _folded("All rounds", *_rounds(facts)))
+        text = "Before and after each round, on samples drawn anew for it; training goes on between rounds."
+        return section("Along the run", text, plot, folded("All rounds", *_rounds(facts)))
     text = (
-        "Losses are measured in eval mode on the samples that each step was scored on, drawn anew for each one, so they "
-        "scatter; evaluation is what <code>evaluate</code> said behind each step, and at the very end."
+        "Losses are measured in eval mode on the samples that a step was scored on, drawn anew for each step, so they "
+        "scatter. Evaluation is what <code>evaluate</code> said behind each step, and of the result."
     )
-    folded = ("All tensors", *_tensors(facts)) if facts.tensors else ("All groups", *_groups(facts))
-    return _section("Along the run", text, plot, _folded(*folded))
+    steps = ("All tensors", *_tensors(facts)) if facts.tensors else ("All groups", *_groups(facts))
+    return section("Along the run", text, plot, folded(*steps))
 
 
 def _groups(facts: Facts) -> tuple[list[str], list[list[str]]]:
-    header = ["group", "neurons", "gone", "loss before", "removed", "at the end", "evaluation", "scoring", "fine-tuning"]
+    header = [
+        "group",
+        "neurons",
+        "gone",
+        "loss before",
+        "removed",
+        "at the end",
+        "evaluation",
+        "scoring",
+        "fine-tuning",
+    ]
     rows = [
         [
             g.group, f"{g.size:,}", f"{len(g.removed):,}", _number(g.loss_start), _number(g.loss_removed),
@@ -206,53 +216,43 @@ def _rounds(facts: Facts) -> tuple[list[str], list[list[str]]]:
 def _scores(facts: Facts, plot: str) -> str:
     criterion = escape(facts.settings.get("criterion", facts.settings.get("score", "the criterion")))
     text = (
-        f"What <code>{criterion}</code> gave every neuron of a group before the first of them went. Scores are computed "
-        "again as neurons go, so that those that went need not be the leftmost here."
+        f"What <code>{criterion}</code> gave every neuron of a group before the first of them went. Scores are "
+        "computed again as neurons go, so that those that went need not be the leftmost here."
     )
     if facts.rounds:
-        text = f"What <code>{criterion}</code> gave the neurons that each round took, over the norm of their group's scores."
-    return _section("Scores", text, plot)
+        text = (
+            f"What <code>{criterion}</code> gave the neurons that a round took, over the norm of their group's scores."
+        )
+    return section("Scores", text, plot)
 
 
 def _frozen(facts: Facts) -> str:
     if not facts.frozen:
-        return _section("Left whole", "", "<p>Nothing.</p>")
+        return section("Left whole", "", "<p>Nothing.</p>")
     names: dict[str, list[str]] = {}
     for name, reason in facts.frozen.items():
         names.setdefault(reason, []).append(name)
     rows = [[reason, ", ".join(own)] for reason, own in names.items()]
-    return _section("Left whole", "What kept all it had, and why.", _table(["reason", "where"], rows, numbers=False))
+    return section("Left whole", "What kept all it had, and why.", table(["reason", "where"], rows, numbers=False))
 
 
 def _uncompensated(facts: Facts) -> str:
     rows = [[g.group, name, reason] for g in facts.groups for name, reason in g.uncompensated.items()]
     text = "Layers that read a pruned group and could not be refitted, and why."
-    return _section("Not compensated", text, _table(["group", "layer", "reason"], rows, numbers=False)) if rows else ""
+    return section("Not compensated", text, table(["group", "layer", "reason"], rows, numbers=False)) if rows else ""
 
 
 def _time(facts: Facts, plot: str) -> str:
     total = sum(facts.seconds.values())
-    return _section("Where the time went", f"{plots.duration(total)} in all, as far as it was measured.", plot)
+    return section("Where the time went", f"{plots.duration(total)} in all, as far as it was measured.", plot)
 
 
 def _settings(facts: Facts) -> str:
     rows = [[name, value] for name, value in facts.settings.items()]
-    return _section("Settings", "", _table(["setting", "value"], rows, numbers=False)) if rows else ""
+    return section("Settings", "", table(["setting", "value"], rows, numbers=False)) if rows else ""
 
 
-# -- parts -------------------------------------------------------------------------------------------------------
-
-
-def _folded(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return f"<details><summary>{title}</summary>{_table(header, rows)}</details>" if rows else ""
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = True) -> str:
-    """A table of texts, which are escaped; of numbers but for the first column, or of words."""
-    head = "".join(f"<th scope=col>{escape(cell)}</th>" for cell in header)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    look = "numbers" if numbers else "words"
-    return f"<div class=scroll><table class={look}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+# -- numbers -----------------------------------------------------------------------------------------------------
 
 
 def _number(value: float | None) -> str:

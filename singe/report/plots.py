@@ -124,6 +124,7 @@ def fading(facts: Facts) -> Figure | None:
         _gradients(panel, [norm for curve in group.curves for norm in curve.norms])
         panel.legend(fontsize=7, handlelength=1.2)
         panel.set_xlim(1.03, 0)
+        panel.margins(y=0.15)
     for index, panel in enumerate(axes):
         panel.set_visible(index < len(shown))
         if index % columns == 0:
@@ -187,7 +188,7 @@ def _rounds(axes: Sequence[Axes], facts: Facts) -> None:
         _line(axes[0], x, [r.evaluation_start for r in facts.rounds], KEPT, "o", "before the round")
         _line(axes[0], x, [r.evaluation_removed for r in facts.rounds], GONE, "o", "after")
     axes[-1].set_xlabel("epoch")
-    axes[-1].xaxis.get_major_locator().set_params(integer=True)
+    axes[-1].set_xticks([x[i] for i in every(len(x), 30)])
 
 
 def _evaluated(axes: Axes, facts: Facts, x: Sequence[int], between: Sequence[float | None]) -> None:
