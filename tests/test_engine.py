@@ -295,3 +295,30 @@ def test_a_loss_that_is_not_finite_is_refused():
     engine = setting.engine(task=Task(loss=lambda o, b: (o - o.detach()).sum().sqrt()))  # 0, with an infinite slope
     with pytest.raises(ValueError, match=r"layers\.0.*not finite"):
         engine.scores(singe.Gradient())
+
+
+# -- fading curves -----------------------------------------------------------------------------------------------
+
+
+class At:
+    """A quadrature of one node."""
+
+    def __init__(self, t):
+        self.t = t
+
+    def log_dt(self):
+        return torch.tensor([self.t], dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+
+    dt = log_dt
+
+
+@pytest.mark.parametrize("memory", [DEFAULT_MEMORY, 1])
+def test_a_fading_curve_is_the_norm_of_the_gradient_at_its_points(setting, memory):
+    t = [0.25, 0.5, 1.0]
+    curve = setting.engine(memory=memory).fading(1, torch.tensor(t, dtype=torch.float64), 2)
+    expected = [
+        reference.score(setting.model, setting.batch, setting.group.writers[0].removesuffix(".weight"),
+                        criterion=singe.SummedGradient(quadrature=At(point)))[1]
+        for point in t
+    ]  # fmt: skip
+    assert close(curve, torch.stack(expected))

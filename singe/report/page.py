@@ -108,7 +108,7 @@ def _tiles(facts: Facts) -> str:
         tiles.append(_latency(facts.latency))
     before, after = facts.evaluation
     if before is not None or after is not None:
-        difference = f"{after - before:+.4g}" if before is not None and after is not None else ""
+        difference = "" if before is None or after is None else f"{after - before:+.4g}".replace("-", "−")
         tiles.append(_tile("evaluation", _number(before), _number(after), difference))
     tiles.append(_tile("loss", _number(facts.loss[0]), _number(facts.loss[1]), "on calibration samples"))
     return f"<div class=tiles>{''.join(tiles)}</div>"
@@ -118,7 +118,7 @@ def _latency(latency: LatencyChange) -> str:
     name = f"latency of {latency.samples} sample{'s' * (latency.samples != 1)}"
     before, after = latency.before, latency.after
     spread = ", ".join(f"{1e3 * own.lower:.3g} to {1e3 * own.upper:.3g}" for own in (before, after))
-    note = f"{before.median / after.median:.2f}× as fast; quartiles {spread}"
+    note = f"{before.median / after.median:.2f}× as fast; quartiles {spread} ms"
     return _tile(name, f"{1e3 * before.median:.3g} ms", f"{1e3 * after.median:.3g} ms", note)
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from ..records import GroupRecord, WeightRecord
 from .drawing import GONE, INK, KEPT, PALE, THIRD, every, figure, label
 from .facts import Facts
 
@@ -85,7 +86,7 @@ def course(facts: Facts) -> Figure | None:
 def scores(facts: Facts) -> Figure | None:
     """What the first scoring of each group gave, the removed neurons apart; of rounds, the scores of what they took."""
     rows = [
-        (g.group, [s for n, s in enumerate(g.first_scores) if n not in set(g.removed)],
+        (g.group, [g.first_scores[n] for n in sorted({*range(g.size)} - {*g.removed})],
          [g.first_scores[n] for n in g.removed])
         for g in facts.groups if g.first_scores
     ]  # fmt: skip
@@ -97,10 +98,11 @@ def scores(facts: Facts) -> Figure | None:
     made, (axes,) = figure(0.9 + _height(len(rows)))
     floor = _logarithmic(axes, values)
     for colour, which, text in ((KEPT, 1, "stay"), (GONE, 2, "go")):
-        points = [(max(floor, value), row) for row, own in enumerate(rows) for value in own[which]]
-        if points:
+        x = [max(floor, value) for own in rows for value in own[which]]
+        y = [row for row, own in enumerate(rows) for _ in own[which]]
+        if x:
             axes.scatter(
-                *zip(*points, strict=True), marker="|", s=38, linewidths=1.1, alpha=0.8, color=colour, label=text,
+                x, y, marker="|", s=38, linewidths=1.1, alpha=0.8, color=colour, label=text,
                 rasterized=len(values) > MANY,
             )  # fmt: skip
     _rows(axes, [name for name, _, _ in rows])
@@ -116,15 +118,17 @@ def fading(facts: Facts) -> Figure | None:
         return None
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
-    made, axes = figure(0.3 + 2.1 * rows, rows, columns, sharex=True)
+    made, axes = figure(0.3 + 2.2 * rows, rows, columns, sharex=True)
     for panel, group in zip(axes, shown, strict=False):
         for curve, colour in zip(group.curves, (THIRD, KEPT, GONE), strict=False):
-            panel.plot(curve.t, curve.norms, color=colour, label=f"neuron {curve.neuron}", marker="o", markersize=2.5)
-        panel.set_title(label(group.group, 26))
+            panel.plot(curve.t, curve.norms, color=colour, label=f"no. {curve.neuron}", marker="o", markersize=2.5)
+        panel.set_title(label(group.group, 30), pad=16)
         _gradients(panel, [norm for curve in group.curves for norm in curve.norms])
-        panel.legend(fontsize=7, handlelength=1.2)
+        panel.legend(
+            loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, fontsize=7, handlelength=1, columnspacing=0.8,
+            handletextpad=0.4, borderaxespad=0.1,
+        )  # fmt: skip
         panel.set_xlim(1.03, 0)
-        panel.margins(y=0.15)
     for index, panel in enumerate(axes):
         panel.set_visible(index < len(shown))
         if index % columns == 0:
@@ -165,7 +169,7 @@ def duration(seconds: float) -> str:
 
 def _steps(axes: Sequence[Axes], facts: Facts) -> None:
     """Groups or tensors one after the other; 0 is the network before any of them."""
-    records = [*facts.groups, *facts.tensors]
+    records: list[GroupRecord | WeightRecord] = [*facts.groups, *facts.tensors]
     names = [*(g.group for g in facts.groups), *(t.weight for t in facts.tensors)]
     x = range(1, len(records) + 1)
     _line(axes[-1], [0], [facts.loss[0]], PALE, "o", "of the unpruned network")
@@ -177,6 +181,8 @@ def _steps(axes: Sequence[Axes], facts: Facts) -> None:
     names = ["unpruned", *(label(name, 24) for name in names)]
     named = every(len(names), 45)
     axes[-1].set_xticks(list(named), [names[i] for i in named], rotation=90)
+    for panel in axes:
+        panel.grid(visible=False, axis="x")
 
 
 def _rounds(axes: Sequence[Axes], facts: Facts) -> None:

@@ -84,7 +84,7 @@ def test_what_was_measured_is_on_the_page():
     text = " ".join(Reader(page(neurons(), {"time": "<svg></svg>"})).text.split())
     for said in (
         "60.0% of 1,000 parameters are gone, in 2 groups of neurons.", "9,000 → 4,000", "10 ms → 5 ms",
-        "latency of 8 samples", "2.00× as fast", "0.95 → 0.91", "-0.04", "0.25 → 0.5", "network output", "lstm, gru",
+        "latency of 8 samples", "2.00× as fast", "0.95 → 0.91", "−0.04", "0.25 → 0.5", "network output", "lstm, gru",
         "conv2", "no rule", "2.1 min in all", "IntegratedGradient()",
     ):  # fmt: skip
         assert said in text, said
