@@ -173,8 +173,8 @@ def _steps(axes: Sequence[Axes], facts: Facts) -> None:
     names = [*(g.group for g in facts.groups), *(t.weight for t in facts.tensors)]
     x = range(1, len(records) + 1)
     _line(axes[-1], [0], [facts.loss[0]], PALE, "o", "of the unpruned network")
-    _line(axes[-1], x, [r.loss_removed for r in records], GONE, "x", "once its neurons were gone")
-    _line(axes[-1], x, [r.loss_end for r in records], KEPT, "o-", "at the end of each step")
+    _line(axes[-1], x, [r.loss_removed for r in records], GONE, "x", "once neurons were gone")
+    _line(axes[-1], x, [r.loss_end for r in records], KEPT, "o-", "at the end of the step")
     if len(axes) > 1:
         _evaluated(axes[0], facts, [0, *x, len(records) + 1], [r.evaluation for r in records])
         names.append("result")

@@ -39,6 +39,7 @@ table { border-collapse: collapse; margin-top: .35rem; font-size: .85rem; }
 th, td { padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th { color: var(--soft); font-weight: 400; }
 td { overflow-wrap: anywhere; min-width: 4rem; }
+.numbers td:first-child { min-width: 9rem; }
 .words td:first-child { white-space: nowrap; }
 .numbers th:not(:first-child), .numbers td:not(:first-child) { text-align: right; white-space: nowrap; }
 .numbers td { font-variant-numeric: tabular-nums; }
