@@ -121,9 +121,9 @@ def fading(facts: Facts) -> Figure | None:
     made, axes = figure(0.3 + 2.2 * rows, rows, columns, sharex=True)
     for panel, group in zip(axes, shown, strict=False):
         for curve, colour in zip(group.curves, (THIRD, KEPT, GONE), strict=False):
-            panel.plot(curve.t, curve.norms, color=colour, label=f"no. {curve.neuron}", marker="o", markersize=2.5)
+            _line(panel, curve.t, curve.norms, colour, ".-", f"no. {curve.neuron}")
         panel.set_title(label(group.group, 30), pad=16)
-        _gradients(panel, [norm for curve in group.curves for norm in curve.norms])
+        _gradients(panel, _finite(norm for curve in group.curves for norm in curve.norms))
         panel.legend(
             loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, fontsize=7, handlelength=1, columnspacing=0.8,
             handletextpad=0.4, borderaxespad=0.1,
@@ -205,7 +205,8 @@ def _evaluated(axes: Axes, facts: Facts, x: Sequence[int], between: Sequence[flo
 
 
 def _line(axes: Axes, x: Iterable[float], y: Iterable[float | None], colour: str, look: str, text: str) -> None:
-    axes.plot([*x], [math.nan if value is None else value for value in y], look, color=colour, label=text)
+    """With gaps where there is nothing to draw."""
+    axes.plot([*x], [value if _is_drawn(value) else math.nan for value in y], look, color=colour, label=text)
 
 
 def _rows(axes: Axes, names: Sequence[str]) -> None:
@@ -226,12 +227,17 @@ def _legend(axes: Axes) -> None:
 
 
 def _finite(values: Iterable[float]) -> list[float]:
-    return [value for value in values if math.isfinite(value)]
+    return [value for value in values if _is_drawn(value)]
+
+
+def _is_drawn(value: float | None) -> bool:
+    """Whether a number is there and not beyond what axes can be made for."""
+    return value is not None and abs(value) < 1e100
 
 
 def _gradients(axes: Axes, norms: Sequence[float]) -> None:
     """The axis of norms, logarithmic where they differ by much."""
-    if min(norms) > 0 and max(norms) > 10 * min(norms):
+    if norms and 0 < 10 * min(norms) < max(norms):
         axes.set_yscale("log")
         axes.yaxis.set_minor_formatter(lambda value, _: "")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")

@@ -3,6 +3,7 @@ import math
 import pytest
 from reported import KINDS, group, neurons, rounds, weights
 
+from singe.records import Curve
 from singe.report import drawing, plots
 
 
@@ -65,6 +66,12 @@ def test_scores_of_those_that_stay_and_of_those_that_go():
     assert plots.scores(weights()) is None
 
 
+def test_many_scores_are_a_picture():
+    many = group(size=5000, first_scores=tuple(range(5000)))
+    text = drawing.svg(plots.scores(neurons(history=(many,))), "scores", "")
+    assert text.count("<use") < 100 and "data:image/png" in text
+
+
 def test_curves_of_the_groups_that_have_some():
     history = (group("a"), group("b", curves=()), group("c"), group("d"), group("e"))
     figure = plots.fading(neurons(history=history))
@@ -92,7 +99,9 @@ def test_durations_in_a_unit_to_read(seconds, text):
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("facts", KINDS.values(), ids=KINDS)
 def test_numbers_that_are_not_finite_are_left_out(facts):
-    broken = facts(loss=(math.nan, math.inf))
+    bad = {"loss_end": math.inf, "first_scores": (math.nan,) * 4, "curves": (Curve(0, (0.5, 1), (math.inf, math.nan)),)}
+    history = (group(**bad),) if facts is neurons else facts().history
+    broken = facts(loss=(math.nan, math.inf), evaluation=(math.nan, 0.5), history=history)
     for draw in (plots.size, plots.widths, plots.course, plots.scores, plots.fading, plots.time):
         if (figure := draw(broken)) is not None:
             assert drawing.png(figure)
