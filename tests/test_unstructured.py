@@ -19,6 +19,7 @@ from singe import FineTune, reference
 from singe.batches import described
 from singe.data import Stream
 from singe.graph.trace import trace
+from singe.report.facts import load as load_facts
 from singe.unstructured import without_least
 
 
@@ -234,6 +235,12 @@ def test_what_is_saved_loads_as_it_was(run, permanent, tmp_path):
     assert torch.equal(loaded(x), result.model.eval()(x))
     assert same(dict(sorted(loaded.state_dict().items())), dict(sorted(result.model.state_dict().items())))
     assert torch_prune.is_pruned(loaded) != permanent and not torch_prune.is_pruned(fresh)
+    assert load_facts(tmp_path).tensors == result.history  # whose report.json is of these masks
+
+
+def test_a_result_writes_a_report(run, tmp_path):
+    page = run.result.report(tmp_path).read_text()
+    assert "parameters are masked, in 10 weight tensors" in page and (tmp_path / "report-widths.png").exists()
 
 
 # -- the algorithm -----------------------------------------------------------------------------------------------

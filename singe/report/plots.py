@@ -140,8 +140,8 @@ def fading(facts: Facts) -> Figure | None:
 
 
 def time(facts: Facts) -> Figure | None:
-    """What the time went into."""
-    spent = sorted(((s, name) for name, s in facts.seconds.items() if s > 0), reverse=True)
+    """What the time went into, a millisecond at least."""
+    spent = sorted(((s, name) for name, s in facts.seconds.items() if s >= 1e-3), reverse=True)
     if not spent:
         return None
     made, (axes,) = figure(0.55 + 0.27 * len(spent))
@@ -173,7 +173,7 @@ def _steps(axes: Sequence[Axes], facts: Facts) -> None:
     names = [*(g.group for g in facts.groups), *(t.weight for t in facts.tensors)]
     x = range(1, len(records) + 1)
     _line(axes[-1], [0], [facts.loss[0]], PALE, "o", "of the unpruned network")
-    _line(axes[-1], x, [r.loss_removed for r in records], GONE, "x", "once neurons were gone")
+    _line(axes[-1], x, [r.loss_removed for r in records], GONE, "x", "after removal")
     _line(axes[-1], x, [r.loss_end for r in records], KEPT, "o-", "at the end of the step")
     if len(axes) > 1:
         _evaluated(axes[0], facts, [0, *x, len(records) + 1], [r.evaluation for r in records])
