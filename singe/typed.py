@@ -7,7 +7,7 @@ import reprlib
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import Any
 
@@ -29,8 +29,7 @@ def read(kind: Any, value: Any, at: str = "") -> Any:
     Args:
         kind: a dataclass, or what its fields may be annotated with here: str, bool, int (a number of things, so not
             below 0), float (NaN where the data has None), ``tuple[X, ...]``, ``tuple[X, Y]``, ``dict[str, X]`` and
-            unions of such, of which
-            the first that fits is taken.
+            unions of such, of which the first that fits is taken.
         value: as ``json`` reads it.
         at: where that stands, for messages.
 
@@ -71,7 +70,7 @@ def _one_of(kinds: tuple[Any, ...], value: Any, at: str) -> Any:
 
 
 def _dataclass(kind: type, value: Any, at: str) -> Any:
-    known, kinds = _fields(kind), typing.get_type_hints(kind)
+    known, kinds = {field.name: field for field in fields(kind)}, _annotations(kind)
     data = _of(dict, value, at)
     needed = {name for name, f in known.items() if f.default is MISSING and f.default_factory is MISSING}
     if missing := sorted(needed - set(data)):
@@ -82,8 +81,8 @@ def _dataclass(kind: type, value: Any, at: str) -> Any:
 
 
 @cache
-def _fields(kind: type) -> dict[str, Field[Any]]:
-    return {field.name: field for field in fields(kind)}
+def _annotations(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _of(kind: type, value: Any, at: str) -> Any:
