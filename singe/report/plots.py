@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from ..records import GroupRecord, WeightRecord
 from .drawing import GONE, INK, KEPT, PALE, THIRD, every, figure, label
@@ -230,7 +230,7 @@ def _finite(values: Iterable[float]) -> list[float]:
     return [value for value in values if _is_drawn(value)]
 
 
-def _is_drawn(value: float | None) -> bool:
+def _is_drawn(value: float | None) -> TypeGuard[float]:
     """Whether a number is there and not beyond what axes can be made for."""
     return value is not None and abs(value) < 1e100
 
