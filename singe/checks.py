@@ -191,17 +191,25 @@ def copied(model: nn.Module) -> nn.Module:
 
 def runs(model: nn.Module, batch: Batch, task: Task) -> None:
     """Raises ValueError if the model fails on a batch or does not answer the same twice."""
+    if not alike(*(answers(model, batch, task) for _ in range(2))):
+        raise ValueError(f"expected {type(model).__name__} to answer alike in eval mode, got two different answers")
+
+
+def answers(model: nn.Module, batch: Batch, task: Task) -> Any:
+    """What the model answers to a batch.
+
+    Raises:
+        ValueError: it fails on it.
+    """
     try:
         with torch.no_grad():
-            twice = [task.outputs(model, batch) for _ in range(2)]
+            return task.outputs(model, batch)
     except Exception as error:
         call = "model(x)" if task.forward is None else "forward(model, batch)"
         raise ValueError(
             f"expected batches that fit {type(model).__name__}, but {call} failed for inputs of "
             f"{described(task.inputs(batch))}: {error}"
         ) from error
-    if not alike(*twice):
-        raise ValueError(f"expected {type(model).__name__} to answer alike in eval mode, got two different answers")
 
 
 def own_weights(model: nn.Module, graph: Trace) -> None:

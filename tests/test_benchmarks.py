@@ -345,7 +345,7 @@ def test_in_a_lively_model_nothing_is_constant_and_all_is_repeatable(name):
 def test_mutants_of_good_files_are_refused_or_read(tmp_path):
     reliability.main(["files", "--count", "60", "--json", str(tmp_path / "out.json")])
     found = json.loads((tmp_path / "out.json").read_text())["files"]
-    assert found["inputs"] == 180 and found["errors"] == {} and found["executed"] == []
+    assert found["inputs"] == 240 and found["errors"] == {} and found["executed"] == []
     assert all(n["refused"] + n["read"] == 60 and n["refused"] > 30 for n in found["files"].values())
     assert found["mebibytes_at_most"] is None or found["mebibytes_at_most"] < 50
 

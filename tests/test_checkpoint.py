@@ -117,6 +117,23 @@ def test_a_run_that_had_ended_ends_again(tmp_path):
     assert os.listdir(tmp_path) == [FILE]
 
 
+def test_callbacks_see_the_whole_run_whoever_watched_before(tmp_path):
+    class Enough(Exception):
+        pass
+
+    def stop(record):
+        raise Enough
+
+    with pytest.raises(Enough):
+        prune(mlp(), vectors(), tmp_path, callbacks=[stop])
+    told = []
+    result = prune(mlp(), vectors(), tmp_path, callbacks=[told.append], evaluate=lambda model: 0.5)
+    assert told == result.history and len(told) > 1
+    assert [r.evaluation for r in told] == [None, *[0.5] * (len(told) - 1)]
+    same_runs(result, prune(mlp(), vectors(), None))
+    assert [r.first_scores for r in told] == [r.first_scores for r in prune(mlp(), vectors(), tmp_path).history]
+
+
 def test_a_graph_that_a_cut_broke_is_made_anew_of_the_same_widths(tmp_path, monkeypatch):
     class Split(nn.Module):
         """Its code asks for widths, which the graph holds."""
