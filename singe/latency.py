@@ -115,9 +115,9 @@ def timed(model: nn.Module, batch: Batch, task: Task) -> float:
     """Seconds of one call, until its last kernel is done; the batch is copied before, as some models write into it."""
     inputs, device = copied(task.inputs(batch)), checks.device_of(model)
     with callers_device():
-        start = _now(device)
+        start = now(device)
         task.call(model, inputs)
-        return _now(device) - start
+        return now(device) - start
 
 
 @contextmanager
@@ -133,7 +133,7 @@ def evaluating(models: Sequence[nn.Module]) -> Iterator[None]:
             module.training = training
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
     """Seconds on a clock that waits for the device."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from . import saved
 from .batches import length
 from .graph.trace import Forward, answer, plain
+from .latency import Latency
 from .plan import Plan
 from .report import table
 
@@ -86,6 +87,8 @@ class PruneResult:
         loss_before, loss_after: on one batch of calibration samples, in eval mode.
         history: one record per pruned group, in order; of gradual pruning, one per round.
         frozen: the groups that were left whole, and the modules whose weights could not be followed -> why.
+        latency_before, latency_after: of a forward pass of the unpruned network and of this one, measured in turns
+            where ``target`` is "latency"; else None.
     """
 
     model: nn.Module
@@ -98,6 +101,8 @@ class PruneResult:
     loss_after: float
     history: list[GroupRecord] | list[RoundRecord]
     frozen: dict[str, str]
+    latency_before: Latency | None = None
+    latency_after: Latency | None = None
 
     @property
     def params_removed(self) -> float:
@@ -108,6 +113,13 @@ class PruneResult:
     def macs_removed(self) -> float:
         """Share of the multiply-adds that is gone, in [0, 1]."""
         return 1 - self.macs_after / self.macs_before if self.macs_before else 0.0
+
+    @property
+    def latency_removed(self) -> float | None:
+        """Share of the latency that is gone, below 0 where it has grown; None where it was not measured."""
+        if self.latency_before is None or self.latency_after is None:
+            return None
+        return 1 - self.latency_after.median / self.latency_before.median
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes ``plan.json`` and ``model.safetensors`` into a directory, which is created; see ``singe.load``."""
@@ -124,6 +136,9 @@ class PruneResult:
             ["multiply-adds", f"{self.macs_before:,}", f"{self.macs_after:,}", f"-{self.macs_removed:.1%}"],
             ["loss", f"{self.loss_before:.4f}", f"{self.loss_after:.4f}", ""],
         ]
+        if self.latency_removed is not None:
+            change = f"{-self.latency_removed:+.1%}"
+            rows.insert(2, ["latency", str(self.latency_before), str(self.latency_after), change])
         frozen = "".join(f"\nleft whole: {name} ({reason})" for name, reason in self.frozen.items())
         return table(["", "before", "after", "change"], rows) + frozen
 

@@ -21,6 +21,7 @@ from .batches import Batch
 from .checkpoint import Checkpoint, Progress, fingerprint
 from .collapse import Watch
 from .compensation import Compensate, Compensator
+from .copies import copy_of
 from .criteria import Criterion, FeatureRelevance, Reconstruction
 from .data import Stream
 from .engine import Engine
@@ -31,6 +32,8 @@ from .goal import Goal
 from .graph.groups import Group
 from .graph.trace import Trace, named_tensors, trace
 from .isolation import same_modes
+from .latency import Latency, latencies
+from .latency_budget import Machine, counts_within
 from .plan import Plan
 from .precision import Precision
 from .recalibration import recalibrate, running_norms
@@ -81,8 +84,9 @@ class Options:
         }  # fmt: skip
 
 
-_COMPARED, _MEASURED = (1 << 20) - 1, (1 << 20) - 2
-"""The phases that samples to compare networks and to measure their sensitivity on are drawn in: behind all others."""
+_COMPARED, _MEASURED, _TIMED = (1 << 20) - 1, (1 << 20) - 2, (1 << 20) - 3
+"""The phases that samples to compare networks, to measure their sensitivity and to time them on are drawn in: behind
+all others."""
 
 
 class Run:
@@ -114,6 +118,7 @@ class Run:
         compared = options.compensate != "none" or isinstance(options.criterion, Reconstruction)
         self._compared = self._drawn(options.compensation_images) if compared else None
         self._unpruned = self._as_it_is(self._original) if compared else None
+        self._timed = self._to_time() if options.goal.target == "latency" else None
 
     # -- before the first removal ----------------------------------------------------------------------------
 
@@ -138,8 +143,7 @@ class Run:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self._frozen.items())
             raise ValueError(f"expected a model with neurons to prune, found none ({reasons or 'no layers'})")
         if not self._resumes:
-            counts = goal.counts(self._original, able, self._trace, self._macs_before, lambda: self._ranking(able))
-            self._progress.widths = [(g.name, g.size, n) for g, n in zip(able, counts, strict=True) if n]
+            self._progress.widths = [(g.name, g.size, n) for g, n in zip(able, self._counts(able), strict=True) if n]
         groups = {(g.name, g.size): g for g in able}
         other = [name for name, size, _ in self._progress.widths if (name, size) not in groups]
         if other:
@@ -147,6 +151,14 @@ class Run:
         self._todo = [(groups[name, size], count) for name, size, count in self._progress.widths]
         if not self._todo:
             log.warning("nothing is removed: rho=%g is less than half of the smallest step", goal.rho)
+
+    def _counts(self, groups: Sequence[Group]) -> list[int]:
+        """How many neurons each group will lose."""
+        goal, task = self._options.goal, self._options.task
+        if self._timed is None:
+            return goal.counts(self._original, groups, self._trace, self._macs_before, lambda: self._ranking(groups))
+        machine = Machine(self._given, groups, self._timed, task)
+        return counts_within(goal, self._original, groups, machine, lambda: self._ranking(groups))
 
     def _ranking(self, groups: Sequence[Group]) -> list[Tensor]:
         """What ranks every neuron of the unpruned network among all: its score, or what the loss makes of its group."""
@@ -243,6 +255,21 @@ class Run:
         step = 1 if self._trace.dynamic else self._trace.example_batch
         return self._stream.take(-(-images // step) * step)
 
+    def _to_time(self) -> Batch:
+        """The samples that networks are timed on, as many as asked for."""
+        self._restart(_TIMED)
+        batch = self._stream.take(self._options.goal.latency_batch)
+        checks.answers(self._work, batch, self._options.task)
+        return batch
+
+    def _latencies(self) -> tuple[Latency, Latency] | tuple[None, None]:
+        """Of the unpruned network and the pruned one, where time is what was to go."""
+        if self._timed is None:
+            return None, None
+        models, task = [copy_of(self._given), self._work], self._options.task
+        before, after = latencies(models, task.inputs(self._timed), forward=task.forward)
+        return before, after
+
     def _as_it_is(self, model: nn.Module) -> Unpruned:
         """What pruned networks are compared with: ``model``, of which the trace is one."""
         o = self._options
@@ -303,12 +330,14 @@ class Run:
         check_result(self._original, self._work, plan, self._sample, self._options.task.call)
         loss_after = self._watch.loss_after(self._work)
         macs_after = count_macs(self._work, self._sample, self._options.task.call)
+        latency_before, latency_after = self._latencies()
         same_modes(self._work, self._given)
         return PruneResult(
             model=self._work, plan=plan,
             params_before=count_parameters(self._given), params_after=count_parameters(self._work),
             macs_before=self._macs_before, macs_after=macs_after,
             loss_before=self._watch.loss, loss_after=loss_after, history=history, frozen=self._frozen,
+            latency_before=latency_before, latency_after=latency_after,
         )  # fmt: skip
 
     def _evaluate(self, batch: Batch) -> float:

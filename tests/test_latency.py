@@ -29,7 +29,7 @@ class Noted(nn.Module):
 def clock(monkeypatch):
     """A clock that every look at moves on by a second, so that every call takes one."""
     ticks = count()
-    monkeypatch.setattr(module, "_now", lambda device: next(ticks))
+    monkeypatch.setattr(module, "now", lambda device: next(ticks))
 
 
 def fake(seconds):

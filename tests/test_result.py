@@ -4,6 +4,7 @@ from networks import PlainNet, images, randomised
 from torch import nn
 
 import singe
+from singe.latency import Latency
 from singe.plan import Plan
 from singe.report import table
 from singe.result import PruneResult, count_macs, count_parameters
@@ -30,6 +31,15 @@ def test_printing_shows_the_numbers_and_what_was_left_whole():
     assert lines[3].split() == ["multiply-adds", "10,000", "4,000", "-60.0%"]
     assert lines[4].split() == ["loss", "0.2500", "0.5000"]
     assert lines[5:] == ["left whole: head (network output)"]
+
+
+def test_latency_is_shown_where_it_was_measured():
+    measured = result(latency_before=Latency(0.02, 0.019, 0.022, 9), latency_after=Latency(0.015, 0.014, 0.0161, 9))
+    assert measured.latency_removed == pytest.approx(0.25)
+    lines = str(measured).splitlines()
+    assert lines[4].split() == ["latency", "20", "ms", "(19", "to", "22)", "15", "ms", "(14", "to", "16.1)", "-25.0%"]
+    slower = result(latency_before=Latency(1, 1, 1, 9), latency_after=Latency(1.1, 1, 2, 9))
+    assert "+10.0%" in str(slower)
 
 
 def test_a_saved_result_loads(tmp_path):
