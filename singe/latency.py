@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -43,8 +44,7 @@ class Latency:
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Latency:
         """The latency that these calls, one at least, had."""
-        shares = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
-        lower, median, upper = torch.tensor(seconds, dtype=torch.float64).quantile(shares).tolist()
+        lower, median, upper = np.quantile(seconds, [0.25, 0.5, 0.75]).tolist()
         return cls(median, lower, upper, len(seconds))
 
     def __str__(self) -> str:

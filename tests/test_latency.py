@@ -101,6 +101,13 @@ def test_models_run_in_eval_mode_without_gradients_and_are_left_as_they_were(clo
     assert torch.equal(given, X) and all(torch.equal(x, X) for *_, x in calls)  # though the model writes into it
 
 
+@pytest.mark.parametrize("setting", [torch.inference_mode(), torch.device("meta")], ids=["inference", "device"])
+def test_the_callers_settings_change_nothing(setting, clock):
+    model = nn.Linear(4, 2)
+    with setting:
+        assert latency(model, X, rounds=2) == Latency(1, 1, 1, 2)
+
+
 def test_a_failure_leaves_modes_and_random_state_as_they_were():
     class Broken(nn.Module):
         def __init__(self) -> None:
