@@ -2,7 +2,7 @@
 
 python benchmarks/latency.py [--models resnet56 mobilenet_v2] [--rho .5 .75] [--round-to 1 8] [--json FILE]
 
-Networks are pruned by magnitude, without fine-tuning: which neurons go makes no difference to time. The unpruned network
+Networks are pruned by magnitude, without fine-tuning: which neurons go makes no difference to time. The unpruned one
 and all that came of it run in turns in one process, so that other work on the machine slows them all down. Beside the
 times of whole passes stand sums of the medians of all modules: on a busy machine these are steadier, as an interruption
 falls into one module; but they hold the microseconds that it takes to look at the clock. Weights are random.

@@ -1,6 +1,6 @@
 """Pruning by integrated gradients along a weight-fading path (SInGE, Yvinec et al., NeurIPS 2022)."""
 
-from . import reference
+from . import reference, report
 from .criteria import (
     FeatureRelevance,
     Gradient,
@@ -21,14 +21,17 @@ from .plan import Plan
 from .presets import gradual_preset
 from .prune import prune
 from .quadrature import GaussLegendre, Geometric
-from .result import GroupRecord, PruneResult, RoundRecord
+from .records import Curve, GroupRecord, LatencyChange, RoundRecord, WeightRecord
+from .result import PruneResult
 from .saved import load, load_plan
 from .score import score
-from .sparse import SparseResult, WeightRecord
+from .sparse import SparseResult
+from .tensorboard import TensorBoard
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Curve",
     "FeatureRelevance",
     "FineTune",
     "Folding",
@@ -41,6 +44,7 @@ __all__ = [
     "Inspection",
     "IntegratedGradient",
     "Latency",
+    "LatencyChange",
     "LossChange",
     "Magnitude",
     "MagnitudeGradient",
@@ -51,6 +55,7 @@ __all__ = [
     "RoundRecord",
     "SparseResult",
     "SummedGradient",
+    "TensorBoard",
     "WeightRecord",
     "fold_batchnorm",
     "gradual_preset",
@@ -61,5 +66,6 @@ __all__ = [
     "load_plan",
     "prune",
     "reference",
+    "report",
     "score",
 ]

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from .cost import parameter_cost
-from .curve import Curve
 from .graph.groups import Group, module_of
+from .isotonic import Rising
 
 Removed = Sequence[int]
 """How many neurons each group has lost."""
@@ -48,7 +48,7 @@ class LatencyTable:
         for removed, times in zip(measured, seconds, strict=True):
             for module, taken in self._with_parameters(times).items():
                 points[module].append((self._left(module, self._elements.saved(removed)), taken))
-        self._curves = {module: Curve(own) for module, own in points.items() if module in self._held}
+        self._curves = {module: Rising(own) for module, own in points.items() if module in self._held}
 
     def saved(self, removed: Removed) -> float:
         """Seconds that are saved."""
@@ -86,14 +86,14 @@ class LatencyCost:
         self.grain = self.total // 200
         self._table = table
         self._learned = [(0.0, 0.0)]
-        self._share = Curve(self._learned)
+        self._share = Rising(self._learned)
         alone = [table.saved([n * (i == part) for i, n in enumerate(most)]) for part in range(len(most))]
         self._units = [round(1e9 * s / max(1, n)) for s, n in zip(alone, most, strict=True)]
 
     def learn(self, removed: Removed, share: float) -> None:
         """Takes in which share of the latency was gone when a network was measured as a whole."""
         self._learned.append((self._table.saved(removed), max(0.0, share)))
-        self._share = Curve(self._learned)
+        self._share = Rising(self._learned)
 
     @property
     def shares(self) -> list[float]:

@@ -21,6 +21,7 @@ from .finetune import FineTune
 from .goal import Allocation, Goal, Target
 from .graph.trace import Forward
 from .isolation import plain_torch, preserved_random_state
+from .observer import Callback, Evaluate, Observer
 from .precision import Precision, check_precision
 from .result import PruneResult
 from .run import Options, Run
@@ -59,6 +60,8 @@ def prune(
     latency_batch: int = 1,
     progress: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
+    evaluate: Evaluate | None = None,
+    callbacks: Iterable[Callback] = (),
 ) -> PruneResult | SparseResult:
     """Removes whole neurons until a share ``rho`` of the parameters (or other costs) is gone; fine-tunes in between.
 
@@ -119,9 +122,14 @@ def prune(
         precision: of the passes that compute scores, training has its own: "float32", the model's own dtype without
             TF32; "tf32" on CUDA; or "bfloat16", autocast.
         latency_batch: how many samples the forward pass that ``target="latency"`` is about takes at a time.
-        progress: whether to show a progress bar on stderr.
+        progress: whether to show progress bars on stderr, where that is a terminal.
         checkpoint: a directory in which the run leaves, after every group, all that it needs to go on from there when
             the same call is made again, in another process too. Model, loader and loss have to be the same as well.
+        evaluate: (model) -> a number, the higher the better, such as accuracy on test data. Called on copies in eval
+            mode, without gradients: of the unpruned network, of the network behind every group (or layer), and of the
+            result; recorded in ``history`` and in the result. Decides nothing, nor does what it draws at random.
+        callbacks: functions of a record, called with each one (``GroupRecord``, or ``WeightRecord``) as soon as it is
+            there; with those of a checkpoint first. They decide nothing either, but an exception ends the run.
 
     Returns:
         the pruned model with its plan and history; or, of single weights, with its masks and history.
@@ -166,6 +174,7 @@ def prune(
     if finetune is not None and finetune.precision is not None:
         check_precision(finetune.precision, model, device)
     task = Task(forward, cross_entropy if loss is None else loss)
+    observer = Observer(evaluate, callbacks, loader)
     stream = Stream(loader, device, task)
     if finetune is not None and not _shuffles(loader):
         log.warning(
@@ -188,6 +197,7 @@ def prune(
         memory,
         progress,
         checkpoint,
+        observer,
     )
     with plain_torch(device), preserved_random_state(loader):
         if not structured:

@@ -52,7 +52,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return [{name: seconds(module) for name, module in model.named_modules()} for model in models]
 
     monkeypatch.setattr(sys.modules["singe.latency_budget"], "latencies", latencies)
-    monkeypatch.setattr(sys.modules["singe.run"], "latencies", latencies)
+    monkeypatch.setattr(sys.modules["singe.result"], "latencies", latencies)
     monkeypatch.setattr(sys.modules["singe.latency_budget"], "module_times", module_times)
     return calls
 

@@ -93,11 +93,19 @@ class Run:
         before = snapshot(self.model), random_states(generator), global_settings()
         self.zeros_by_step, self.momenta = [], []
         hook = register_optimizer_step_post_hook(self.look)
+        self.told, self.counted = [], []
         self.result = prune(
-            self.model, loader, finetune=FineTune(steps=24, lr=0.1, weight_decay=0.1), images=24, seed=3
-        )
+            self.model, loader, finetune=FineTune(steps=24, lr=0.1, weight_decay=0.1), images=24, seed=3,
+            evaluate=self.count, callbacks=[self.told.append],
+        )  # fmt: skip
         hook.remove()
         self.as_before = same((snapshot(self.model), random_states(generator), global_settings()), before)
+
+    def count(self, model):
+        """How many weights are zero."""
+        torch.rand(3)
+        self.counted.append(sum(int((p == 0).sum()) for p in model.parameters() if p.dim() > 1))
+        return self.counted[-1]
 
     def look(self, optimizer, *_):
         """Counts zeros behind every step."""
@@ -160,6 +168,15 @@ def test_history_tells_of_every_layer_in_execution_order(run):
         assert record.removed == int((~run.result.masks[record.weight]).sum())
         assert min(record.loss_start, record.loss_removed, record.loss_end) > 0
         assert record.seconds_scoring > 0 and record.seconds_tuning > 0
+
+
+def test_who_watches_gets_every_record_and_the_network_behind_it(run):
+    result = run.result
+    assert run.told == result.history
+    evaluations = [result.evaluation_before, *(r.evaluation for r in result.history), result.evaluation_after]
+    gone = [sum(r.removed for r in result.history[:count]) for count in range(len(result.history) + 1)]
+    assert evaluations == run.counted == [*gone, gone[-1]]
+    assert result.settings["images"] == "24" and {"scoring", "fine-tuning", "evaluate"} <= result.seconds.keys()
 
 
 def test_masks_are_torchs_and_hold_in_training_that_goes_on(run):

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 
-class Curve:
+class Rising:
     """What rises with x and was measured with noise: of all rising curves the nearest, straight between points.
 
     Beyond the outermost points it goes on level.
