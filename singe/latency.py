@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -43,8 +44,7 @@ class Latency:
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Latency:
         """The latency that these calls, one at least, had."""
-        shares = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
-        lower, median, upper = torch.tensor(seconds, dtype=torch.float64).quantile(shares).tolist()
+        lower, median, upper = np.quantile(seconds, [0.25, 0.5, 0.75]).tolist()
         return cls(median, lower, upper, len(seconds))
 
     def __str__(self) -> str:
@@ -115,9 +115,9 @@ def timed(model: nn.Module, batch: Batch, task: Task) -> float:
     """Seconds of one call, until its last kernel is done; the batch is copied before, as some models write into it."""
     inputs, device = copied(task.inputs(batch)), checks.device_of(model)
     with callers_device():
-        start = _now(device)
+        start = now(device)
         task.call(model, inputs)
-        return _now(device) - start
+        return now(device) - start
 
 
 @contextmanager
@@ -133,7 +133,7 @@ def evaluating(models: Sequence[nn.Module]) -> Iterator[None]:
             module.training = training
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
     """Seconds on a clock that waits for the device."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

@@ -129,5 +129,10 @@ class LatencyChange:
     after: Latency
     samples: int
 
+    @property
+    def removed(self) -> float:
+        """Share of the median that is gone; below 0 where it has grown."""
+        return 1 - self.after.median / self.before.median
+
 
 Record = GroupRecord | WeightRecord | RoundRecord

@@ -33,6 +33,7 @@ from .graph.groups import Group
 from .graph.trace import Trace, named_tensors, trace
 from .info import surroundings
 from .isolation import same_modes
+from .latency_budget import Machine, counts_within
 from .observer import Observer
 from .plan import Plan
 from .precision import Precision
@@ -92,8 +93,9 @@ class Options:
         return shown | surroundings(device)
 
 
-_COMPARED, _MEASURED = (1 << 20) - 1, (1 << 20) - 2
-"""The phases that samples to compare networks and to measure their sensitivity on are drawn in: behind all others."""
+_COMPARED, _MEASURED, _SERVED = (1 << 20) - 1, (1 << 20) - 2, (1 << 20) - 3
+"""The phases that samples to compare networks, to measure their sensitivity and to time them on are drawn in: behind
+all others."""
 
 
 class Run:
@@ -126,6 +128,7 @@ class Run:
         compared = options.compensate != "none" or isinstance(options.criterion, Reconstruction)
         self._compared = self._drawn(options.compensation_images) if compared else None
         self._unpruned = self._as_it_is(self._original) if compared else None
+        self._served = self._to_serve() if options.goal.target == "latency" else None
 
     # -- before the first removal ----------------------------------------------------------------------------
 
@@ -152,7 +155,7 @@ class Run:
             raise ValueError(f"expected a model with neurons to prune, found none ({reasons or 'no layers'})")
         if not self._resumes:
             with self._timed("ranking"):
-                counts = goal.counts(self._original, able, self._trace, self._macs_before, lambda: self._ranking(able))
+                counts = self._counts(able)
             self._progress.widths = [(g.name, g.size, n) for g, n in zip(able, counts, strict=True) if n]
         groups = {(g.name, g.size): g for g in able}
         other = [name for name, size, _ in self._progress.widths if (name, size) not in groups]
@@ -161,6 +164,14 @@ class Run:
         self._todo = [(groups[name, size], count) for name, size, count in self._progress.widths]
         if not self._todo:
             log.warning("nothing is removed: rho=%g is less than half of the smallest step", goal.rho)
+
+    def _counts(self, groups: Sequence[Group]) -> list[int]:
+        """How many neurons each group will lose."""
+        goal, task = self._options.goal, self._options.task
+        if self._served is None:
+            return goal.counts(self._original, groups, self._trace, self._macs_before, lambda: self._ranking(groups))
+        machine = Machine(self._given, groups, self._served, task)
+        return counts_within(goal, self._original, groups, machine, lambda: self._ranking(groups))
 
     def _ranking(self, groups: Sequence[Group]) -> list[Tensor]:
         """What ranks every neuron of the unpruned network among all: its score, or what the loss makes of its group."""
@@ -264,6 +275,13 @@ class Run:
         step = 1 if self._trace.dynamic else self._trace.example_batch
         return self._stream.take(-(-images // step) * step)
 
+    def _to_serve(self) -> Batch:
+        """What networks are timed on where their latency is to go, of as many samples as asked for."""
+        self._restart(_SERVED)
+        batch = self._stream.take(self._options.goal.latency_batch)
+        checks.answers(self._work, batch, self._options.task)
+        return batch
+
     def _as_it_is(self, model: nn.Module) -> Unpruned:
         """What pruned networks are compared with: ``model``, of which the trace is one."""
         o = self._options
@@ -341,8 +359,10 @@ class Run:
         macs_after = count_macs(self._work, self._sample, self._options.task.call)
         evaluation_after = self._evaluation()
         with self._timed("latency"):
-            samples = few(self._probe, self._trace, self._options.task, TIMED)
-            latency = compared(self._given, self._work, samples, self._options.task)
+            task = self._options.task
+            served = self._served
+            samples = few(self._probe, self._trace, task, TIMED) if served is None else task.inputs(served)
+            latency = compared(self._given, self._work, samples, task)
         same_modes(self._work, self._given)
         return PruneResult(
             model=self._work, plan=plan,

@@ -6,6 +6,7 @@ import sys
 import cifar10
 import folding
 import gradual
+import latency
 import pytest
 import reliability
 import torch
@@ -324,6 +325,26 @@ def test_folding_starts_with_batch_norms_far_from_their_defaults_through_which_s
             assert (tensor - default).abs().max() > 1e-3
     with torch.no_grad():
         assert model(x).std(0).max() > 1e-2
+
+
+# -- latency ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_latency_is_compared_in_turns_for_every_batch_and_written_with_the_load(tmp_path, capsys, device):
+    arguments = ["--models", "resnet20", "--rho", "0.5", "--round-to", "1", "4", "--batches", "1", "2", "--rounds", "2"]
+    latency.main([*arguments, "--device", device, "--json", str(tmp_path / "out.json")])
+    found = json.loads((tmp_path / "out.json").read_text())["networks"]["resnet20"]
+    assert [(p["target"], p["rho"], p["round_to"]) for p in found["pruned"]] == [("params", 0.5, 1), ("params", 0.5, 4)]
+    assert all(abs(p["params_removed"] - 0.5) < 0.05 for p in found["pruned"])
+    assert list(found["batches"]) == ["1", "2"]
+    for batch in found["batches"].values():
+        medians = [p["median"] for p in batch["pruned"]]
+        assert batch["speedup"] == pytest.approx([batch["unpruned"]["median"] / median for median in medians])
+        assert len(batch["modules"]) == 3 and len(batch["speedup_of_modules"]) == len(batch["load"]) == 2
+        assert all(seconds > 0 for seconds in batch["modules"])
+    printed = capsys.readouterr().out
+    assert "resnet20: " in printed and f"{found['batches']['1']['speedup'][0]:.2f}x" in printed
 
 
 # -- the zoo ----------------------------------------------------------------------------------------------------

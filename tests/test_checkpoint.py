@@ -87,6 +87,19 @@ def test_a_run_that_was_cut_off_comes_to_the_same(tmp_path, monkeypatch, finetun
     same_runs(prune(mlp(), vectors(), tmp_path, finetune=finetune), undisturbed)
 
 
+def test_widths_that_were_chosen_by_the_clock_stay_and_are_not_measured_again(tmp_path, monkeypatch, measured):
+    options = {"target": "latency", "rho": 0.5, "criterion": "magnitude"}
+    undisturbed = prune(mlp(), vectors(), None, **options)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_after(patch, 1)  # before the first group
+        prune(mlp(), vectors(), tmp_path, **options)
+    measured.clear()
+    again = prune(mlp(), vectors(), tmp_path, **options)
+    assert measured == [2]  # only what came of it
+    same_runs(again, undisturbed)
+    assert again.latency == undisturbed.latency
+
+
 OPTIONS = {
     "recalibrated": {"recalibrate_bn": 32},
     "global": {"allocation": "global", "target": "macs"},

@@ -29,7 +29,7 @@ class Noted(nn.Module):
 def clock(monkeypatch):
     """A clock that every look at moves on by a second, so that every call takes one."""
     ticks = count()
-    monkeypatch.setattr(module, "_now", lambda device: next(ticks))
+    monkeypatch.setattr(module, "now", lambda device: next(ticks))
 
 
 def fake(seconds):
@@ -99,6 +99,13 @@ def test_models_run_in_eval_mode_without_gradients_and_are_left_as_they_were(clo
     calls = models[0].calls + models[1][0].calls
     assert not any(training or grad for training, grad, _ in calls)
     assert torch.equal(given, X) and all(torch.equal(x, X) for *_, x in calls)  # though the model writes into it
+
+
+@pytest.mark.parametrize("setting", [torch.inference_mode(), torch.device("meta")], ids=["inference", "device"])
+def test_the_callers_settings_change_nothing(setting, clock):
+    model = nn.Linear(4, 2)
+    with setting:
+        assert latency(model, X, rounds=2) == Latency(1, 1, 1, 2)
 
 
 def test_a_failure_leaves_modes_and_random_state_as_they_were():

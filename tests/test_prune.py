@@ -3,6 +3,7 @@ import itertools
 import logging
 import math
 import random
+import sys
 import threading
 from contextlib import redirect_stderr
 
@@ -656,6 +657,49 @@ def test_a_share_of_the_multiply_adds_out_of_reach_says_how_far_it_goes():
         prune(model, rho=0.95, target="macs", criterion="magnitude")
 
 
+@pytest.mark.parametrize("allocation", ["uniform", "block", "global", "sensitivity", {"layers.0": 3}])
+def test_a_share_of_the_latency_goes_as_measured_before_and_behind(allocation, measured):
+    model = mlp()
+    result = prune(model, rho=0.5, target="latency", criterion="magnitude", allocation=allocation)
+    assert result.latency.before.median == pytest.approx(1e-6 * parameters(model))
+    assert result.latency.after.median == pytest.approx(1e-6 * parameters(result.model))
+    assert result.latency.removed == pytest.approx(result.params_removed)
+    assert 0.5 <= result.latency.removed <= 0.56  # a neuron of the first group is more than two percent
+    assert measured[-1] == 2
+
+
+def test_a_share_of_the_latency_out_of_reach_says_how_far_it_goes(measured):
+    with pytest.raises(ValueError, match=r"expected rho <= 0\.\d+, which takes all that may go, got 0\.99"):
+        prune(mlp(), rho=0.99, target="latency", criterion="magnitude")
+
+
+def test_latency_is_measured_on_as_many_samples_as_asked_for_and_the_model_is_left_alone(monkeypatch, measured):
+    seen, latencies = [], sys.modules["singe.result"].latencies
+
+    def noted(models, example, **options):
+        seen.append((len(example), [m.training for m in models]))
+        assert models[0] is not model
+        return latencies(models, example, **options)
+
+    for name in ("singe.result", "singe.latency_budget"):
+        monkeypatch.setattr(sys.modules[name], "latencies", noted)
+    model = mlp().train()
+    before = snapshot(model)
+    result = prune(model, rho=0.4, target="latency", criterion="magnitude", latency_batch=7)
+    assert {size for size, _ in seen} == {7} and result.latency.samples == 7
+    assert same(snapshot(model), before) and result.model.training
+
+
+def test_a_real_clock_will_do():
+    result = prune(mlp(), rho=0.01, target="latency", criterion="magnitude", round_to=2)
+    assert result.latency.before.median > 0 and result.latency.samples == 1
+
+
+def test_other_targets_measure_what_came_of_it_alone(measured):
+    result = prune(mlp(), criterion="magnitude", latency_batch=3)
+    assert measured == [2] and result.latency.samples != 3
+
+
 def test_linear_takes_larger_shares_from_later_groups():
     result = prune(deep(20, 20, 20, 20), rho=0.4, allocation="linear", criterion="magnitude")
     taken = shares(result)
@@ -762,8 +806,8 @@ class Untouched:
     ("options", "kind", "match"),
     [
         ({"rho": 1.5}, ValueError, r"rho in \(0, 1\), got 1\.5"),
-        ({"target": "flops"}, ValueError, "target 'params' or 'macs', got 'flops'"),
-        ({"target": None}, ValueError, "target 'params' or 'macs', got None"),
+        ({"target": "flops"}, ValueError, "target 'params', 'macs' or 'latency', got 'flops'"),
+        ({"target": None}, ValueError, "target 'params', 'macs' or 'latency', got None"),
         ({"allocation": "even"}, ValueError, "got 'even'"),
         ({"allocation": {"layers.0": -1}}, ValueError, r"got -1 for 'layers\.0'"),
         ({"allocation": {"layers.0": math.nan}}, ValueError, r"got nan for 'layers\.0'"),

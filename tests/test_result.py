@@ -6,8 +6,9 @@ from networks import PlainNet, images, randomised
 from torch import nn
 
 import singe
+from singe.latency import Latency
 from singe.plan import Plan, Removal
-from singe.records import WeightRecord
+from singe.records import LatencyChange, WeightRecord
 from singe.result import PruneResult, compared, count_macs, count_parameters, spent, widths
 from singe.task import Task
 
@@ -33,6 +34,30 @@ def test_printing_shows_the_numbers_and_what_was_left_whole():
     assert lines[3].split() == ["multiply-adds", "10,000", "4,000", "-60.0%"]
     assert lines[4].split() == ["loss", "0.2500", "0.5000"]
     assert lines[5:] == ["left whole: head (network output)"]
+
+
+def test_latency_is_shown_where_it_was_measured():
+    faster = LatencyChange(Latency(0.02, 0.019, 0.022, 9), Latency(0.015, 0.014, 0.0161, 9), 8)
+    assert faster.removed == pytest.approx(0.25)
+    lines = str(result(latency=faster)).splitlines()
+    assert lines[4].split() == [
+        "latency",
+        "of",
+        "8",
+        "20",
+        "ms",
+        "(19",
+        "to",
+        "22)",
+        "15",
+        "ms",
+        "(14",
+        "to",
+        "16.1)",
+        "-25.0%",
+    ]
+    slower = LatencyChange(Latency(1, 1, 1, 9), Latency(1.1, 1, 2, 9), 1)
+    assert slower.removed == pytest.approx(-0.1) and "+10.0%" in str(result(latency=slower))
 
 
 def test_a_saved_result_loads(tmp_path):
