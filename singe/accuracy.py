@@ -1,0 +1,39 @@
+"""How much of what a network is asked it answers right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from .checks import device_of
+from .isolation import evaluating
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """The share of labels that are the class of the largest logit, in [0, 1], in eval mode.
+
+    Args:
+        model: puts out logits [B, classes, ...]; in the mode that it was in afterwards.
+        batches: pairs of inputs x [B, ...] and labels y, int [B, ...].
+
+    Raises:
+        ValueError: no batches, or outputs that are no logits for such labels.
+    """
+    device, right, total = device_of(model), 0, 0
+    with evaluating([model]):
+        for x, y in batches:
+            logits = model(x.to(device))
+            if not isinstance(logits, Tensor) or logits.dim() < 2 or logits[:, 0].shape != y.shape:
+                found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+                raise ValueError(
+                    f"expected logits [B, classes, ...] for labels of shape {tuple(y.shape)} to measure accuracy, got "
+                    f"{found}"
+                )
+            right += int((logits.argmax(1) == y.to(device)).sum())
+            total += y.numel()
+    if not total:
+        raise ValueError("expected test data to measure accuracy on, got no batch")
+    return right / total
