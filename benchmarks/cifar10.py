@@ -19,7 +19,6 @@ from torch import nn
 import singe
 from singe.accuracy import accuracy
 from singe.cifar10 import Loader, Ordered, read
-from singe.demo import latency
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -87,7 +86,7 @@ def report(model: nn.Module, result: singe.PruneResult, options: argparse.Namesp
             figures[f"{name}_{what}"] = getattr(result, f"{name}_{what}")
     for images in (64, 1):
         x = random_images(images)[0].to(options.device)
-        before, after = latency([model, result.model], x)
+        before, after = (found.median for found in singe.latencies([model, result.model], x))
         figures |= {f"latency_{images}_before": before, f"latency_{images}_after": after}
     return figures | {
         "seconds_scoring": sum(r.seconds_scoring for r in result.history),

@@ -20,7 +20,6 @@ from train_cifar10 import train
 
 import singe
 from singe.cifar10 import Loader, read
-from singe.demo import latency
 from singe.report import table
 
 PRESETS = {"resnet56": "resnet56_cifar", "resnet110": "resnet110_cifar", "vgg16_bn": "vgg16_cifar10"}
@@ -99,13 +98,13 @@ def pruned(model: nn.Module, result: singe.PruneResult, seconds: float, epochs: 
     device = next(model.parameters()).device
     sizes = [f"{name}_{what}" for name in ("params", "macs") for what in ("before", "after")]
     round_seconds = [record.seconds for record in result.history]
-    before, after = latency([model, result.model], torch.zeros(64, 3, 32, 32, device=device))
+    latencies = singe.latencies([model, result.model], torch.zeros(64, 3, 32, 32, device=device))
     return {name: getattr(result, name) for name in sizes} | {
         "channels": sum(record.channels for record in result.history),
         "seconds_of_rounds": round_seconds,
         "round_per_epoch": sum(round_seconds) / len(round_seconds) * epochs / (seconds - sum(round_seconds)),
-        "latency_64_before": before,
-        "latency_64_after": after,
+        "latency_64_before": latencies[0].median,
+        "latency_64_after": latencies[1].median,
         "losses_of_rounds": [[record.loss_start, record.loss_removed] for record in result.history],
         "widths": {r.group: [r.size, r.size - len(r.neurons)] for r in result.plan.removals},
         "frozen": result.frozen,

@@ -95,9 +95,14 @@ def removable(group: Group, round_to: int) -> list[int]:
     return [0, *sorted(group.size - kept for kept in range(step, group.size, step))]
 
 
+def reach(cost: Cost, choices: Sequence[Sequence[int]]) -> float:
+    """The share of the cost that is gone when all goes that may."""
+    return cost.gone([c[-1] for c in choices]) / cost.total
+
+
 def check_reach(cost: Cost, choices: Sequence[Sequence[int]], rho: float) -> None:
     """Raises ValueError if the parts cannot lose a share ``rho`` of the cost; says how far it goes."""
-    share = cost.gone([c[-1] for c in choices]) / cost.total
+    share = reach(cost, choices)
     if rho > share:
         digits = 4 - math.ceil(math.log10(share)) if share else 0
         limit = math.floor(share * 10**digits) / 10**digits
@@ -149,7 +154,7 @@ def _adjusted(cost: Cost, choices: Sequence[Sequence[int]], base: list[int], tar
         chosen = _moved(cost, choices, chosen, target, [range(b - far, b + far + 1) for b in base])
         gone = _gone(cost, choices, chosen)
         moves = [abs(gone - _gone(cost, choices, near)) for near in _neighbours(choices, chosen)]
-        if abs(target - gone) < min(moves):
+        if abs(target - gone) < max(cost.grain, min(moves)):
             break
     return chosen
 

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from . import typed
 from .batches import Batch, tensors
 from .files import digest, tensor_file, write_tensors
 from .graph.trace import named_tensors
 from .plan import Plan
-from .result import GroupRecord
+from .records import GroupRecord
 
 log = logging.getLogger("singe")
 
@@ -39,6 +40,7 @@ class Progress:
         history: of the groups that are done.
         traced: how many groups were done when the graph in use was exported.
         tuned: whether the fine-tuning behind all groups is done.
+        seconds: what went into what else than the groups.
     """
 
     memory: int
@@ -48,6 +50,7 @@ class Progress:
     history: list[GroupRecord] = field(default_factory=list)
     traced: int = 0
     tuned: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def neurons(self) -> int:
@@ -68,9 +71,10 @@ class Progress:
         """
         try:
             widths = [(str(name), _count(size), _count(count)) for name, size, count in data["widths"]]
-            history = [_record(record) for record in data["history"]]
+            history = [typed.read(GroupRecord, record, "history") for record in data["history"]]
+            seconds = typed.read(dict[str, float], data.get("seconds", {}), "seconds")
             plan, memory, traced = Plan.from_json(data["plan"]), _count(data["memory"]), _count(data["traced"])
-            progress = cls(memory, str(data["samples"]), widths, plan, history, traced, data["tuned"] is True)
+            progress = cls(memory, str(data["samples"]), widths, plan, history, traced, data["tuned"] is True, seconds)
         except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"damaged progress: {reprlib.repr(error)}") from error
         removed = [(r.group, r.size, len(r.neurons), r.neurons) for r in plan.removals]
@@ -79,11 +83,6 @@ class Progress:
         if traced > len(history) or not memory or any(not 0 < count < size for _, size, count in widths):
             raise ValueError("damaged progress: numbers out of range")
         return progress
-
-
-def _record(data: dict[str, Any]) -> GroupRecord:
-    kinds = {"group": str, "removed": tuple, "scores": tuple, "size": int, "neurons_scored": int, "uncompensated": dict}
-    return GroupRecord(**{name: kinds.get(name, float)(value) for name, value in data.items()})
 
 
 def _count(value: Any) -> int:

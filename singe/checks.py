@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
@@ -92,6 +93,7 @@ def batch_of(item: Any, device: torch.device, task: Task) -> Batch:
             raise TypeError(f"expected a batch (x, y), got {_describe(item)}; other batches need forward= and loss=")
         if not all(isinstance(v, Tensor) for v in item):
             raise TypeError(f"expected a batch (x, y) of tensors, got {_describe(item)}")
+    item = _with_dicts(item)
     for path, leaf in pytree.tree_flatten_with_path(item)[0]:
         if not isinstance(leaf, Tensor):
             where = f" at {pytree.keystr(path)}" if path else ""
@@ -108,6 +110,13 @@ def batch_of(item: Any, device: torch.device, task: Task) -> Batch:
         finite_inputs(leaves[0])
     moved: Batch = pytree.tree_map(lambda t: _plain(t).to(device, non_blocking=True), item)
     return moved
+
+
+def _with_dicts(item: Any) -> Any:
+    """A batch with mappings that torch's pytree does not know, such as Hugging Face's BatchEncoding, as plain dicts."""
+    return pytree.tree_map(
+        lambda v: {key: _with_dicts(value) for key, value in v.items()} if isinstance(v, Mapping) else v, item
+    )
 
 
 def example(value: Any, device: torch.device, task: Task) -> Batch:
@@ -182,17 +191,25 @@ def copied(model: nn.Module) -> nn.Module:
 
 def runs(model: nn.Module, batch: Batch, task: Task) -> None:
     """Raises ValueError if the model fails on a batch or does not answer the same twice."""
+    if not alike(*(answers(model, batch, task) for _ in range(2))):
+        raise ValueError(f"expected {type(model).__name__} to answer alike in eval mode, got two different answers")
+
+
+def answers(model: nn.Module, batch: Batch, task: Task) -> Any:
+    """What the model answers to a batch.
+
+    Raises:
+        ValueError: it fails on it.
+    """
     try:
         with torch.no_grad():
-            twice = [task.outputs(model, batch) for _ in range(2)]
+            return task.outputs(model, batch)
     except Exception as error:
         call = "model(x)" if task.forward is None else "forward(model, batch)"
         raise ValueError(
             f"expected batches that fit {type(model).__name__}, but {call} failed for inputs of "
             f"{described(task.inputs(batch))}: {error}"
         ) from error
-    if not alike(*twice):
-        raise ValueError(f"expected {type(model).__name__} to answer alike in eval mode, got two different answers")
 
 
 def own_weights(model: nn.Module, graph: Trace) -> None:

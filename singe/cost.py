@@ -19,9 +19,11 @@ class Cost(Protocol):
 
     Attributes:
         total: what the unpruned model costs.
+        grain: costs that differ by less are not told apart.
     """
 
     total: int
+    grain: int
 
     def gone(self, removed: Sequence[int]) -> int:
         """What is saved when part i has lost removed[i] units."""
@@ -36,6 +38,8 @@ class WeightCost:
     Args:
         total: of all weights, those that cannot go included.
     """
+
+    grain = 1
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -62,6 +66,8 @@ class ElementCost:
         total: what the unpruned model costs.
     """
 
+    grain = 1
+
     def __init__(self, model: nn.Module, groups: Sequence[Group], prices: Mapping[str, int], fixed: int = 0) -> None:
         canonical = {id(p): name for name, p in model.named_parameters()}
         names = {alias: canonical[id(p)] for alias, p in model.named_parameters(remove_duplicate=False)}
@@ -77,7 +83,11 @@ class ElementCost:
 
     def gone(self, removed: Sequence[int]) -> int:
         """What is saved when group i has lost removed[i] neurons."""
-        return sum(self._saved(name, removed) for name in self._owned)
+        return sum(self.saved(removed).values())
+
+    def saved(self, removed: Sequence[int]) -> dict[str, int]:
+        """The same for every parameter that has a price and that some group owns something of."""
+        return {name: self._saved(name, removed) for name in self._owned}
 
     def unit(self, removed: Sequence[int], part: int) -> int:
         """What one more neuron of a group saves."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from .latency import latencies
 from .prune import prune
 from .report import table
 from .result import count_macs, count_parameters
@@ -95,21 +96,6 @@ def accuracy(model: nn.Module, data: TensorDataset) -> float:
     return float((model.eval()(x).argmax(1) == y).float().mean())
 
 
-@torch.no_grad()
-def latency(models: list[nn.Module], x: Tensor, rounds: int = 15) -> list[float]:
-    """Median seconds of a forward pass of each model, taken in turns so that all see the same machine."""
-    times: list[list[float]] = [[] for _ in models]
-    for round_ in range(rounds + 3):
-        for model, own in zip(models, times, strict=True):
-            start = time.perf_counter()
-            model(x)
-            if x.is_cuda:
-                torch.cuda.synchronize(x.device)
-            if round_ >= 3:  # the first rounds warm up
-                own.append(time.perf_counter() - start)
-    return [sorted(own)[len(own) // 2] for own in times]
-
-
 def run(say: Say, rhos: tuple[float, ...] = (0.5, 0.8), epochs: int = 12) -> None:
     """Trains, prunes to each share of ``rhos``, compares, saves, loads, and checks that nothing changed."""
     torch.manual_seed(0)
@@ -128,7 +114,7 @@ def run(say: Say, rhos: tuple[float, ...] = (0.5, 0.8), epochs: int = 12) -> Non
 
     models = [model, *(r.model for r in pruned)]
     images = test.tensors[0]
-    seconds = latency(models, images)
+    seconds = [found.median for found in latencies(models, images)]
     rows = []
     for name, net, s in zip(["unpruned", *(f"rho = {rho:g}" for rho in rhos)], models, seconds, strict=True):
         correct, macs = accuracy(net, test), count_macs(net, images[:1])

@@ -103,6 +103,16 @@ class Engine:
             raise ValueError(f"scores of {self._group.name} are not finite: the loss or its gradient overflows")
         return scores
 
+    def fading(self, neuron: int, t: Tensor, p: float) -> Tensor:
+        """float64 [len(t)] on the CPU: the gradient's norm of order p at points of the path that fades a neuron.
+
+        Args:
+            neuron: one that is still there.
+            t: float64, points in (0, 1].
+            p: 1, 2 or ``math.inf``. Norms of several rows add up.
+        """
+        return self._run(lambda: self._fading(neuron, t, p))
+
     def lasting(self, criterion: Criterion) -> bool:
         """Whether a neuron's score stays what it is when others of the group go, as that of a weight alone does."""
         read = {s.tensor for s in self._group.slices if s.role == "reads"}
@@ -181,6 +191,16 @@ class Engine:
                 norm = torch.linalg.vector_norm(gradient, p, dim=1)
                 totals[weight].index_add_(0, row, jobs.weight.to(norm.device) * norms[weight][row] * norm)
         return totals
+
+    def _fading(self, neuron: int, t: Tensor, p: float) -> Tensor:
+        norms = []
+        for points in t.split(self._passes.chunk):
+            sums: Sums = {}
+            jobs = Jobs(torch.full((len(points),), neuron), points, torch.ones_like(points))
+            self._passes.row_deltas(jobs, partial(self._add_gradients, sums=sums))
+            by_row = [torch.linalg.vector_norm(gradient, p, dim=1).cpu() for _, gradient in sums.values()]
+            norms.append(torch.stack(by_row).sum(0))
+        return torch.cat(norms)
 
     def _is_shared(self, layer: Layer) -> bool:
         return sum(other.weight == layer.weight for other in self._passes.layers) > 1

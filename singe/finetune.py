@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checks
+from .bars import bar
 from .batches import Batch, described, length
 from .data import Stream
 from .distillation import Teacher
@@ -89,6 +90,7 @@ class Tuner:
         pauses: how often :meth:`pause` will be called.
         still: names of modules that stay in eval mode.
         unpruned: the network to distil from; not modified.
+        progress: whether pauses show a bar.
 
     Attributes:
         optimizer: SGD over the parameters that require a gradient; surgery keeps its state aligned.
@@ -105,11 +107,12 @@ class Tuner:
         still: Sequence[str] = (),
         *,
         unpruned: nn.Module,
+        progress: bool = False,
     ) -> None:
         self.when = plan.when
         self._plan, self._model, self._stream, self._task = plan, model, stream, task
         self._pauses, self._pause, self._step = pauses, 0, 0
-        self._still = still
+        self._still, self._progress = still, progress
         self._distill = plan.distilled(task)
         self._teacher = Teacher(unpruned, task) if self._distill else None
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -139,9 +142,10 @@ class Tuner:
             return 0
         self._train_mode(self._model)
         try:
-            while self._step < target:
-                self._train_step()
-                self._step += 1
+            with bar(range(steps), desc="fine-tuning", unit="step", shown=self._progress, inside=True) as turns:
+                for _ in turns:
+                    self._train_step()
+                    self._step += 1
         finally:
             self._model.eval()
             self.optimizer.zero_grad(set_to_none=True)

@@ -15,7 +15,7 @@ from .graph.groups import Group
 from .graph.trace import Trace
 from .patterns import Part, named_parts
 
-Target = Literal["params", "macs"]
+Target = Literal["params", "macs", "latency"]
 Allocation = str | Mapping[str, float]
 
 
@@ -32,15 +32,17 @@ class Goal:
     allocation: Allocation
     round_to: int
     ignore: Collection[str]
+    latency_batch: int = 1
 
     def __post_init__(self) -> None:
         if not 0 < checks.number("rho", self.rho) < 1:
             raise ValueError(f"expected rho in (0, 1), got {self.rho}")
-        if self.target not in ("params", "macs"):
-            raise ValueError(f"expected target 'params' or 'macs', got {self.target!r}")
+        if self.target not in ("params", "macs", "latency"):
+            raise ValueError(f"expected target 'params', 'macs' or 'latency', got {self.target!r}")
         allocations.check(self.allocation)
         checks.integer("round_to", self.round_to, 1)
         checks.patterns("ignore", self.ignore)
+        checks.integer("latency_batch", self.latency_batch, 1)
 
     def left_whole(self, model: nn.Module, groups: Sequence[Group]) -> dict[str, str]:
         """Names of the groups that may not lose neurons -> why.
@@ -68,7 +70,7 @@ class Goal:
     def counts(
         self, model: nn.Module, groups: Sequence[Group], trace: Trace, macs: int, scores: Callable[[], list[Tensor]]
     ) -> list[int]:
-        """How many neurons each group will lose.
+        """How many neurons each group will lose, so that a share of the parameters or multiply-adds goes.
 
         Args:
             model: unpruned.
@@ -105,12 +107,16 @@ class Goal:
             ValueError: rho is out of reach.
         """
         allocations.check_reach(cost, choices, self.rho)
+        return allocations.fit(cost, choices, self.schedule(model, parts, cost, scores), self.rho)
+
+    def schedule(
+        self, model: nn.Module, parts: Sequence[Part], cost: Cost, scores: Callable[[], list[Tensor]]
+    ) -> allocations.Schedule:
+        """Which parts lose more than others; the arguments are those of :meth:`fitted`."""
         if self.allocation in allocations.RANKINGS:
-            schedule = allocations.ranked(scores(), cost)
-        else:
-            rates = allocations.rates(self.allocation, model, parts)
-            schedule = allocations.proportional(rates, [p.size for p in parts])
-        return allocations.fit(cost, choices, schedule, self.rho)
+            return allocations.ranked(scores(), cost)
+        rates = allocations.rates(self.allocation, model, parts)
+        return allocations.proportional(rates, [p.size for p in parts])
 
 
 def left_alone(model: nn.Module, groups: Sequence[Group], ignore: Collection[str]) -> dict[str, str]:

@@ -24,10 +24,14 @@ from .engine import DEFAULT_MEMORY
 from .goal import left_alone
 from .graph.groups import Group
 from .graph.trace import Forward, trace
+from .info import surroundings
 from .isolation import plain_torch, preserved_random_state, same_modes
+from .observer import Callback, Evaluate, Observer
 from .plan import Plan
-from .result import PruneResult, RoundRecord, count_macs, count_parameters
+from .records import RoundRecord
+from .result import TIMED, PruneResult, compared, count_macs, count_parameters, widths
 from .scoring import scores_of, unscorable
+from .stopwatch import timed
 from .surgery import compact, zero
 from .survey import few, survey
 from .task import Loss, Task, cross_entropy
@@ -81,6 +85,8 @@ class GradualPruner:
         seed: int = 0,
         memory: int = DEFAULT_MEMORY,
         analysis_seconds: float = 600,
+        evaluate: Evaluate | None = None,
+        callbacks: Iterable[Callback] = (),
     ) -> None:
         """Finds out what can be pruned; nothing is masked yet.
 
@@ -100,6 +106,11 @@ class GradualPruner:
             seed: of everything random in a round; the same seed gives the same masks, in a resumed run too.
             memory: bytes that the activations of one scoring pass may take, so far as samples can pass in parts.
             analysis_seconds: how long it may take to try on copies what can be removed.
+            evaluate: (model) -> a number, the higher the better, such as accuracy on test data. Called on copies in
+                eval mode, without gradients, before and after every round's neurons are masked, and on the result;
+                recorded in ``history`` and in the result. Decides nothing.
+            callbacks: functions of a record, called with each one once its round is over; with those of a state that is
+                loaded first. They decide nothing either, and an exception comes out of ``epoch_end``.
 
         Raises:
             TypeError, ValueError: bad input; see the message. Feature relevance needs a rule for every operator behind
@@ -123,6 +134,7 @@ class GradualPruner:
             resolve(score), tuple(ignore), images, seed, memory,
         )  # fmt: skip
         self._task = Task(forward, cross_entropy if loss is None else loss)
+        self._observer = Observer(evaluate, callbacks)
         with plain_torch(self._device), torch.no_grad(), preserved_random_state():
             self._look(checks.example(example, self._device, self._task), analysis_seconds)
         self.epoch = 0
@@ -140,6 +152,7 @@ class GradualPruner:
         self._trace = trace(work, self._task.inputs(batch), self._task.call)
         checks.own_weights(self._model, self._trace)
         self._sample = few(batch, self._trace, self._task)
+        self._timed = few(batch, self._trace, self._task, TIMED)
         left_whole = partial(left_alone, self._model, ignore=self._ignore)
         found = survey(work, self._trace, self._sample, self._task, left_whole, seconds)
         blind = unscorable(self._trace, found.able, self._criterion, None)
@@ -166,7 +179,8 @@ class GradualPruner:
             what the round did, or None where none was due.
 
         Raises:
-            TypeError, ValueError: what the loader yields cannot be scored. The epoch then does not count.
+            TypeError, ValueError: what the loader yields cannot be scored, or ``evaluate`` returns no finite number.
+                The epoch then does not count, nor does it if ``evaluate`` itself fails.
         """
         self._check_running()
         stream, epoch = Stream(loader, self._device, self._task), self.epoch + 1
@@ -176,18 +190,22 @@ class GradualPruner:
                 done = self._round(stream, epoch)
             self.history.append(done)
         self.epoch, self._loader = epoch, loader
+        if done is not None:
+            self._observer.tell(done)
         return done
 
     def _round(self, stream: Stream, epoch: int) -> RoundRecord:
         began, batch, work = time.perf_counter(), self._samples(stream, epoch), checks.copied(self._model)
         groups = list(self._groups.values())
-        loss_start = self._evaluate(work, batch)
+        loss_start, evaluation_start = self._evaluate(work, batch), self._observer.evaluation(work)
         found = scores_of(work, self._trace, groups, batch, self._task, self._criterion, self._memory)
         scores = {g.name: s for g, s in zip(groups, self._agreed(found), strict=True)}
         ranked = {name: _comparable(s, self._masked.get(name, ())) for name, s in scores.items()}
         removed = self._least(ranked)
-        self._mask(removed)
-        zero(work, self._zeros)
+        masked = _with(self._masked, removed)
+        zero(work, self._plan(masked).removed())
+        loss_removed, evaluation_removed = self._evaluate(work, batch), self._observer.evaluation(work)
+        self._mask(masked)
         channels = sum(len(neurons) * _channels(self._groups[name]) for name, neurons in removed.items())
         if channels < self._per_round:
             log.info("epoch %d: %d channels are masked, not %d: no others can go", epoch, channels, self._per_round)
@@ -197,8 +215,10 @@ class GradualPruner:
             scores={name: tuple(ranked[name][neurons].tolist()) for name, neurons in removed.items()},
             channels=channels,
             loss_start=loss_start,
-            loss_removed=self._evaluate(work, batch),
+            loss_removed=loss_removed,
             seconds=time.perf_counter() - began,
+            evaluation_start=evaluation_start,
+            evaluation_removed=evaluation_removed,
         )
 
     def _samples(self, stream: Stream, epoch: int) -> Batch:
@@ -240,17 +260,17 @@ class GradualPruner:
                 left[name], room = left[name] - 1, room - cost
         return taken
 
-    def _mask(self, removed: Mapping[str, Sequence[int]]) -> None:
-        for name, neurons in removed.items():
-            self._masked.setdefault(name, []).extend(neurons)
-        self._zeros = {key: index.to(self._device) for key, index in self._plan().removed().items()}
+    def _mask(self, masked: dict[str, list[int]]) -> None:
+        """Masks these neurons of the groups, all of them."""
+        self._masked = masked
+        self._zeros = {key: index.to(self._device) for key, index in self._plan(masked).removed().items()}
         zero(self._model, self._zeros)
 
-    def _plan(self) -> Plan:
+    def _plan(self, masked: Mapping[str, list[int]]) -> Plan:
         plan = Plan()
         for name, group in self._groups.items():
-            if name in self._masked:
-                plan.add(group, self._masked[name])
+            if name in masked:
+                plan.add(group, masked[name])
         return plan
 
     # -- the end ---------------------------------------------------------------------------------------------
@@ -267,7 +287,8 @@ class GradualPruner:
             ValueError: called before.
         """
         self._check_running()
-        plan, task = self._plan(), self._task
+        plan, task = self._plan(self._masked), self._task
+        seconds = {"rounds": sum(record.seconds for record in self.history)}
         if not plan.removals:
             log.warning("nothing is removed: no round has taken place until epoch %d", self.epoch)
         with plain_torch(self._device), torch.no_grad(), preserved_random_state(self._loader):
@@ -277,6 +298,9 @@ class GradualPruner:
             check_result(self._model, work, plan, self._sample, task.call)
             loss_before, loss_after = self._losses(work)
             macs_after = count_macs(work, self._sample, task.call)
+            evaluation_after = self._observer.evaluation(work)
+            with timed(seconds, "latency"):
+                latency = compared(self._model, work, self._timed, task)
             same_modes(work, self._model)
         self._release()
         return PruneResult(
@@ -284,6 +308,10 @@ class GradualPruner:
             params_before=count_parameters(self._model), params_after=count_parameters(work),
             macs_before=self._macs, macs_after=macs_after,
             loss_before=loss_before, loss_after=loss_after, history=self.history, frozen=self.frozen,
+            evaluation_before=self.history[0].evaluation_start if self.history else None,
+            evaluation_after=evaluation_after, latency=latency, widths=widths(self._model, work),
+            settings={name: str(value) for name, value in self._settings().items()} | surroundings(self._device),
+            seconds=seconds,
         )  # fmt: skip
 
     def _losses(self, pruned: nn.Module) -> tuple[float, float]:
@@ -328,9 +356,12 @@ class GradualPruner:
             raise ValueError(
                 f"expected what GradualPruner.state_dict returns, got something else: {error!r}"
             ) from error
-        self.epoch, self.history, self._masked = epoch, history, {}
+        self.epoch, self.history, masked = epoch, history, dict[str, list[int]]()
         for record in history:
-            self._mask(record.removed)
+            masked = _with(masked, record.removed)
+        self._mask(masked)
+        for record in history:
+            self._observer.tell(record)
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -368,6 +399,11 @@ def _hold(pruner: weakref.ref[GradualPruner], optimizer: Optimizer, args: object
 def _channels(group: Group) -> int:
     """How many output channels of layers each neuron of a group owns."""
     return sum(group.written(weight).multiplicity for weight in group.writers)
+
+
+def _with(masked: Mapping[str, list[int]], removed: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    """What is masked, group by group in the order it went, once more is."""
+    return {name: [*masked.get(name, ()), *removed.get(name, ())] for name in dict.fromkeys([*masked, *removed])}
 
 
 def _comparable(scores: Tensor, masked: Sequence[int]) -> Tensor:

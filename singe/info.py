@@ -21,6 +21,17 @@ def info() -> dict[str, str]:
     }
 
 
+def surroundings(device: torch.device) -> dict[str, str]:
+    """Versions, and what a model on a device runs on, by name."""
+    processor = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
+    accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {
+        "singe": singe.__version__,
+        "torch": torch.__version__,
+        "device": f"{processor}, {torch.get_num_threads()} threads" if device.type == "cpu" else accelerator,
+    }
+
+
 def _build() -> dict[str, str]:
     """The native module; a failing import is a finding here, not an error."""
     try:

@@ -21,6 +21,7 @@ from .finetune import FineTune
 from .goal import Allocation, Goal, Target
 from .graph.trace import Forward
 from .isolation import plain_torch, preserved_random_state
+from .observer import Callback, Evaluate, Observer
 from .precision import Precision, check_precision
 from .result import PruneResult
 from .run import Options, Run
@@ -56,10 +57,13 @@ def prune(
     seed: int = 0,
     memory: int = DEFAULT_MEMORY,
     precision: Precision = "float32",
+    latency_batch: int = 1,
     progress: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
+    evaluate: Evaluate | None = None,
+    callbacks: Iterable[Callback] = (),
 ) -> PruneResult | SparseResult:
-    """Removes whole neurons until a share ``rho`` of the parameters (or multiply-adds) is gone; fine-tunes in between.
+    """Removes whole neurons until a share ``rho`` of the parameters (or other costs) is gone; fine-tunes in between.
 
     With ``structured=False`` it masks single weights instead, layer by layer in execution order: one round in each, in
     which the least relevant of its weights go, then fine-tuning with all masks held, then the next layer. Weights are
@@ -75,11 +79,16 @@ def prune(
             DistributedDataParallel, DataParallel and what torch.compile returns, the module inside is pruned, and all
             names are of that module. Weight norms are taken off for the run and put back around what is left.
         loader: yields batches (x, y), again and again; shuffle it, every group of neurons or layer begins a new epoch.
-        rho: share of what ``target`` names to remove, in (0, 1), met to within one neuron.
+        rho: share of what ``target`` names to remove, in (0, 1), met to within one neuron; of the latency, as it was
+            measured, to within two percent of the whole, or else a warning says what came closest.
         structured: whether whole neurons go, or single weights. With False, ``target``, ``round_to``, ``refresh``,
-            ``compensate``, ``compensation_images``, ``analysis_seconds`` and ``checkpoint`` have to be as they are.
-        target: "params", the model's parameters, tied ones once; or "macs", all multiply-adds of a forward pass,
-            as torch counts them.
+            ``compensate``, ``compensation_images``, ``analysis_seconds``, ``latency_batch`` and ``checkpoint`` have to
+            be as they are.
+        target: "params", the model's parameters, tied ones once; "macs", all multiply-adds of a forward pass, as torch
+            counts them; or "latency", the seconds that a forward pass takes here, in eval mode, with the threads that
+            torch has. Networks of several widths are then measured before anything goes, and the result holds what
+            the unpruned and the pruned one took. As no two measurements are the same, nor need the widths be: the
+            same seed then does not promise the same plan, but a checkpoint keeps the widths once they are chosen.
         criterion: what relevance is: a name or an object of ``singe.criteria``. Of single weights it is made of the
             absolute values of the weight and of the gradient at it, on the path that fades the whole layer: that is
             what a name means then, and an object has to say ``path="layer"``; "loss_change" and "reconstruction" are
@@ -87,7 +96,7 @@ def prune(
         allocation: how rho is shared among groups. "uniform" removes the same share of neurons everywhere, "linear" a
             share that rises from the first group to the last, "block" one that rises from block to block; a mapping
             {module name or glob: relative rate} says it for some groups (1 for the others, 0 leaves whole); "global"
-            ranks the neurons of all groups by their first scores per parameter (or multiply-add) that they save;
+            ranks the neurons of all groups by their first scores per parameter (or other cost) that they save;
             "sensitivity" by what the loss rises by per parameter when their group alone loses more and more, in the
             order of first scores and compensated as ``compensate`` says, measured on 256 samples at eight widths. With
             ``structured=False`` likewise, of weights instead of neurons and tensors instead of groups, but for
@@ -112,9 +121,15 @@ def prune(
         memory: bytes that the activations of one scoring pass may take, so far as images can pass in parts.
         precision: of the passes that compute scores, training has its own: "float32", the model's own dtype without
             TF32; "tf32" on CUDA; or "bfloat16", autocast.
-        progress: whether to show a progress bar on stderr.
+        latency_batch: how many samples the forward pass that ``target="latency"`` is about takes at a time.
+        progress: whether to show progress bars on stderr, where that is a terminal.
         checkpoint: a directory in which the run leaves, after every group, all that it needs to go on from there when
             the same call is made again, in another process too. Model, loader and loss have to be the same as well.
+        evaluate: (model) -> a number, the higher the better, such as accuracy on test data. Called on copies in eval
+            mode, without gradients: of the unpruned network, of the network behind every group (or layer), and of the
+            result; recorded in ``history`` and in the result. Decides nothing, nor does what it draws at random.
+        callbacks: functions of a record, called with each one (``GroupRecord``, or ``WeightRecord``) as soon as it is
+            there; with those of a checkpoint first. They decide nothing either, but an exception ends the run.
 
     Returns:
         the pruned model with its plan and history; or, of single weights, with its masks and history.
@@ -127,7 +142,7 @@ def prune(
     """
     if not isinstance(structured, bool):
         raise TypeError(f"expected structured to be True or False, got {structured!r}")
-    goal = Goal(rho, target, allocation, round_to, ignore)
+    goal = Goal(rho, target, allocation, round_to, ignore, latency_batch)
     if refresh not in ("lazy", "full"):
         raise ValueError(f"expected refresh 'lazy' or 'full', got {refresh!r}")
     if finetune is not None and not isinstance(finetune, FineTune):
@@ -145,7 +160,8 @@ def prune(
     if not structured:
         _refuse_of_neurons(
             target=target, round_to=round_to, refresh=refresh, compensate=compensate,
-            compensation_images=compensation_images, analysis_seconds=analysis_seconds, checkpoint=checkpoint,
+            compensation_images=compensation_images, analysis_seconds=analysis_seconds, latency_batch=latency_batch,
+            checkpoint=checkpoint,
         )  # fmt: skip
         if finetune is not None and finetune.when == "neuron":
             raise ValueError("expected finetune.when 'layer' or 'after' with structured=False, got 'neuron'")
@@ -158,6 +174,7 @@ def prune(
     if finetune is not None and finetune.precision is not None:
         check_precision(finetune.precision, model, device)
     task = Task(forward, cross_entropy if loss is None else loss)
+    observer = Observer(evaluate, callbacks, loader)
     stream = Stream(loader, device, task)
     if finetune is not None and not _shuffles(loader):
         log.warning(
@@ -180,6 +197,7 @@ def prune(
         memory,
         progress,
         checkpoint,
+        observer,
     )
     with plain_torch(device), preserved_random_state(loader):
         if not structured:

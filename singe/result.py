@@ -4,74 +4,27 @@ from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import saved
+from . import checks, report, saved
 from .batches import length
 from .graph.trace import Forward, answer, plain
+from .latency import latencies
 from .plan import Plan
-from .report import table
+from .records import GroupRecord, LatencyChange, Record, RoundRecord
+from .report import Facts, table
+from .task import Task
 
-
-@dataclass(frozen=True)
-class GroupRecord:
-    """What happened to one group of coupled neurons.
-
-    Attributes:
-        group: its name, that of its first layer.
-        size: neurons it had.
-        removed: those removed, in order, counted in the unpruned model.
-        scores: the score of each when it was removed.
-        neurons_scored: scores computed, repetitions included.
-        loss_start: loss on the group's own batch before the first removal.
-        loss_removed: after the last, before fine-tuning.
-        loss_end: after compensation and fine-tuning.
-        seconds_scoring: time spent choosing neurons.
-        seconds_compensating: time spent refitting what reads them.
-        seconds_tuning: time spent fine-tuning.
-        uncompensated: the readers that could not be refitted -> why; empty where none was to be.
-    """
-
-    group: str
-    size: int
-    removed: tuple[int, ...]
-    scores: tuple[float, ...]
-    neurons_scored: int
-    loss_start: float
-    loss_removed: float
-    loss_end: float
-    seconds_scoring: float
-    seconds_compensating: float
-    seconds_tuning: float
-    uncompensated: dict[str, str]
-
-
-@dataclass(frozen=True)
-class RoundRecord:
-    """What happened in one round of gradual pruning.
-
-    Attributes:
-        epoch: behind which it took place, counted from 1.
-        removed: group -> neurons masked in this round, least relevant first, counted in the unpruned model.
-        scores: group -> the score of each, as ranked: divided by the L2 norm of its group's scores.
-        channels: how many output channels of layers these neurons own together.
-        loss_start: loss on the round's samples in eval mode before these neurons were masked.
-        loss_removed: after.
-        seconds: that the round took.
-    """
-
-    epoch: int
-    removed: dict[str, tuple[int, ...]]
-    scores: dict[str, tuple[float, ...]]
-    channels: int
-    loss_start: float
-    loss_removed: float
-    seconds: float
+ROUNDS, TIMED = 20, 8
+"""In which latencies are measured at the end of a run, and of how many samples, where the model takes any number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +39,12 @@ class PruneResult:
         loss_before, loss_after: on one batch of calibration samples, in eval mode.
         history: one record per pruned group, in order; of gradual pruning, one per round.
         frozen: the groups that were left whole, and the modules whose weights could not be followed -> why.
+        evaluation_before, evaluation_after: what ``evaluate`` said of the unpruned and of the pruned network; None
+            without.
+        latency: what a forward pass takes; None where it was not measured.
+        widths: name of every convolution and linear layer -> output channels before and after.
+        settings: what decided the run and where it ran, as text.
+        seconds: what the time went into.
     """
 
     model: nn.Module
@@ -98,6 +57,12 @@ class PruneResult:
     loss_after: float
     history: list[GroupRecord] | list[RoundRecord]
     frozen: dict[str, str]
+    evaluation_before: float | None = None
+    evaluation_after: float | None = None
+    latency: LatencyChange | None = None
+    widths: dict[str, tuple[int, int]] = field(default_factory=dict)
+    settings: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def params_removed(self) -> float:
@@ -110,8 +75,32 @@ class PruneResult:
         return 1 - self.macs_after / self.macs_before if self.macs_before else 0.0
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Writes ``plan.json`` and ``model.safetensors`` into a directory, which is created; see ``singe.load``."""
+        """Writes ``plan.json``, ``model.safetensors`` and ``report.json`` into a directory, which is created.
+
+        See ``singe.load`` and ``singe.report.write_report``.
+        """
         saved.save(self.model, self.plan, directory)
+        report.save(self._facts(), directory)
+
+    def report(self, directory: str | os.PathLike[str]) -> Path:
+        """Writes ``report.html``, a page to look at, and its plots as PNG files into a directory, which is created.
+
+        Returns:
+            where the page is.
+
+        Raises:
+            ImportError: matplotlib is missing.
+        """
+        return report.write(self._facts(), directory)
+
+    def _facts(self) -> Facts:
+        return Facts(
+            model=type(self.model).__name__,
+            parameters=(self.params_before, self.params_after), macs=(self.macs_before, self.macs_after),
+            loss=(self.loss_before, self.loss_after), evaluation=(self.evaluation_before, self.evaluation_after),
+            latency=self.latency, widths=self.widths, history=tuple(self.history), frozen=self.frozen,
+            settings=self.settings, seconds=self.seconds,
+        )  # fmt: skip
 
     def __str__(self) -> str:
         rows = [
@@ -124,8 +113,38 @@ class PruneResult:
             ["multiply-adds", f"{self.macs_before:,}", f"{self.macs_after:,}", f"-{self.macs_removed:.1%}"],
             ["loss", f"{self.loss_before:.4f}", f"{self.loss_after:.4f}", ""],
         ]
+        if self.latency is not None:
+            name, change = f"latency of {self.latency.samples}", f"{-self.latency.removed:+.1%}"
+            rows.insert(2, [name, str(self.latency.before), str(self.latency.after), change])
         frozen = "".join(f"\nleft whole: {name} ({reason})" for name, reason in self.frozen.items())
         return table(["", "before", "after", "change"], rows) + frozen
+
+
+def compared(before: nn.Module, after: nn.Module, inputs: Any, task: Task) -> LatencyChange:
+    """What a forward pass of two networks takes; in eval mode, on copies of the first."""
+    first, second = latencies([checks.copied(before), after], inputs, forward=task.forward, rounds=ROUNDS)
+    return LatencyChange(first, second, length(inputs))
+
+
+def widths(before: nn.Module, after: nn.Module) -> dict[str, tuple[int, int]]:
+    """Name of every convolution and linear layer of a network -> its output channels before and after pruning."""
+    now = dict(after.named_modules())
+    layers = [(name, m) for name, m in before.named_modules() if isinstance(m, (nn.Linear, _ConvNd)) and name in now]
+    return {name: (_width(layer), _width(now[name])) for name, layer in layers}
+
+
+def _width(layer: nn.Module) -> int:
+    width: int = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels  # type: ignore[assignment]
+    return width
+
+
+def spent(seconds: Mapping[str, float], history: Sequence[Record]) -> dict[str, float]:
+    """What the time went into: that of a run, and that of its records."""
+    total = dict(seconds)
+    names = {"scoring": "scoring", "compensating": "compensating", "tuning": "fine-tuning"}
+    for attribute, name in names.items():
+        total[name] = total.get(name, 0.0) + sum(getattr(r, f"seconds_{attribute}", 0.0) for r in history)
+    return {name: value for name, value in total.items() if value}
 
 
 def count_parameters(model: nn.Module) -> int:

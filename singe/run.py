@@ -7,16 +7,17 @@ import json
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from . import checks
+from . import checks, curves
+from .bars import bar, standing
 from .batches import Batch
 from .checkpoint import Checkpoint, Progress, fingerprint
 from .collapse import Watch
@@ -30,17 +31,21 @@ from .finetune import FineTune, Tuner
 from .goal import Goal
 from .graph.groups import Group
 from .graph.trace import Trace, named_tensors, trace
+from .info import surroundings
 from .isolation import same_modes
+from .latency_budget import Machine, counts_within
+from .observer import Observer
 from .plan import Plan
 from .precision import Precision
 from .recalibration import recalibrate, running_norms
 from .reconstruction import Reconstructor
+from .records import Curve, GroupRecord
 from .relevance import RelevanceScorer
-from .result import GroupRecord, PruneResult, count_macs, count_parameters
+from .result import TIMED, PruneResult, compared, count_macs, count_parameters, spent, widths
 from .scoring import unscorable
 from .selection import Refresh, Scorer, Selection, order
 from .sensitivity import SAMPLES, Sensitivity
-from .stopwatch import Stopwatch
+from .stopwatch import Stopwatch, timed
 from .surgery import compact, held_at_zero, mask
 from .survey import few, survey
 from .task import Task
@@ -68,6 +73,7 @@ class Options:
     memory: int
     progress: bool
     checkpoint: str | os.PathLike[str] | None
+    observer: Observer
 
     def deciding(self) -> dict[str, Any]:
         """Those that decide what a run comes to, as plain data."""
@@ -80,9 +86,16 @@ class Options:
             **{key: f and getattr(f, "__qualname__", type(f).__name__) for key, f in functions.items()},
         }  # fmt: skip
 
+    def described(self, device: torch.device) -> dict[str, str]:
+        """What decided the run, and where it ran, for people to read."""
+        deciding = self.deciding() | {"memory": self.memory}
+        shown = {name: value if isinstance(value, str) else repr(value) for name, value in deciding.items()}
+        return shown | surroundings(device)
 
-_COMPARED, _MEASURED = (1 << 20) - 1, (1 << 20) - 2
-"""The phases that samples to compare networks and to measure their sensitivity on are drawn in: behind all others."""
+
+_COMPARED, _MEASURED, _SERVED = (1 << 20) - 1, (1 << 20) - 2, (1 << 20) - 3
+"""The phases that samples to compare networks, to measure their sensitivity and to time them on are drawn in: behind
+all others."""
 
 
 class Run:
@@ -104,7 +117,8 @@ class Run:
         self._resumes = resumed is not None
         self._progress = resumed or Progress(options.memory, fingerprint(self._probe))
         self._progress.memory = min(self._progress.memory, options.memory)
-        self._trace = self._traced(self._probe)
+        with self._timed("analysis"):
+            self._trace = self._traced(self._probe)
         checks.own_weights(model, self._trace)
         self._sample = few(self._probe, self._trace, options.task)
         self._watch = Watch(self._work, self._probe, options.task)
@@ -114,6 +128,7 @@ class Run:
         compared = options.compensate != "none" or isinstance(options.criterion, Reconstruction)
         self._compared = self._drawn(options.compensation_images) if compared else None
         self._unpruned = self._as_it_is(self._original) if compared else None
+        self._served = self._to_serve() if options.goal.target == "latency" else None
 
     # -- before the first removal ----------------------------------------------------------------------------
 
@@ -128,7 +143,8 @@ class Run:
         """Finds the groups that may be pruned and fixes how many neurons each will lose."""
         task, goal = self._options.task, self._options.goal
         left_whole = partial(goal.left_whole, self._original)
-        found = survey(self._work, self._trace, self._sample, task, left_whole, seconds)
+        with self._timed("analysis"):
+            found = survey(self._work, self._trace, self._sample, task, left_whole, seconds, self._options.progress)
         able, self._frozen = found.able, found.frozen
         blind = unscorable(self._trace, able, self._options.criterion, self._probe)
         able, self._frozen = [g for g in able if g.name not in blind], self._frozen | blind
@@ -138,7 +154,8 @@ class Run:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self._frozen.items())
             raise ValueError(f"expected a model with neurons to prune, found none ({reasons or 'no layers'})")
         if not self._resumes:
-            counts = goal.counts(self._original, able, self._trace, self._macs_before, lambda: self._ranking(able))
+            with self._timed("ranking"):
+                counts = self._counts(able)
             self._progress.widths = [(g.name, g.size, n) for g, n in zip(able, counts, strict=True) if n]
         groups = {(g.name, g.size): g for g in able}
         other = [name for name, size, _ in self._progress.widths if (name, size) not in groups]
@@ -148,12 +165,20 @@ class Run:
         if not self._todo:
             log.warning("nothing is removed: rho=%g is less than half of the smallest step", goal.rho)
 
+    def _counts(self, groups: Sequence[Group]) -> list[int]:
+        """How many neurons each group will lose."""
+        goal, task = self._options.goal, self._options.task
+        if self._served is None:
+            return goal.counts(self._original, groups, self._trace, self._macs_before, lambda: self._ranking(groups))
+        machine = Machine(self._given, groups, self._served, task)
+        return counts_within(goal, self._original, groups, machine, lambda: self._ranking(groups))
+
     def _ranking(self, groups: Sequence[Group]) -> list[Tensor]:
         """What ranks every neuron of the unpruned network among all: its score, or what the loss makes of its group."""
         measured = self._sensitivity() if self._options.goal.allocation == "sensitivity" else None
-        with tqdm(groups, "ranking", unit="group", disable=not self._options.progress) as bar:
+        with bar(groups, desc="ranking", unit="group", shown=self._options.progress) as shown:
             before = None if self._unpruned is None else (self._unpruned, self._progress.plan)
-            scorers = ((g, self._engine(g, self._probe, before)) for g in bar)
+            scorers = ((g, self._engine(g, self._probe, before)) for g in shown)
             criterion = self._options.criterion
             if measured is None:
                 return [scorer.scores(criterion) for _, scorer in scorers]
@@ -175,25 +200,32 @@ class Run:
         """Prunes group after group."""
         neurons = sum(n for _, n in self._todo)
         tuner, progress = self._tuner(neurons), self._progress
+        self._evaluation_before = self._evaluation()
         if self._resumes:
             self._resume(tuner)
         elif self._checkpoint is not None:  # what cannot be written is found out before any work
             self._checkpoint.write(progress, self._work, None)
-        done = len(progress.history)
-        with tqdm(total=neurons, initial=progress.neurons, unit="neuron", disable=not self._options.progress) as bar:
+        for record in progress.history:
+            self._options.observer.tell(record)
+        done, total = len(progress.history), len(self._todo)
+        with bar(desc="pruning", initial=done, total=total, unit="group", shown=self._options.progress) as shown:
             for index, (group, count) in enumerate(self._todo[done:], done):
-                bar.set_description(group.name)
-                progress.history.append(self._prune_group(index, group, count, tuner, bar))
+                record = self._prune_group(index, group, count, tuner)
+                progress.history.append(record)
                 self._save(tuner)
-                bar.set_postfix(loss=f"{progress.history[-1].loss_end:.3f}")
+                shown.set_postfix(standing(record.loss_end, record.evaluation), refresh=False)
+                shown.update()
+                self._options.observer.tell(record)
         if tuner is not None and tuner.when == "after" and not progress.tuned:
             self._restart(len(self._todo))
-            tuner.pause()
+            with self._timed("fine-tuning"):
+                tuner.pause()
             progress.tuned = True
             self._save(tuner)
         if self._options.recalibrate_bn:
             self._restart(len(self._todo) + 1)
-            recalibrate(self._work, self._stream, self._options.task, self._options.recalibrate_bn, self._still)
+            with self._timed("recalibrating"):
+                recalibrate(self._work, self._stream, self._options.task, self._options.recalibrate_bn, self._still)
         return self._result()
 
     def _resume(self, tuner: Tuner | None) -> None:
@@ -232,7 +264,7 @@ class Run:
         pauses = {"layer": len(self._todo), "neuron": neurons, "after": 1}[self._options.finetune.when]
         tuner = Tuner(
             self._options.finetune, self._work, self._stream, self._options.task, pauses, self._still,
-            unpruned=self._original,
+            unpruned=self._original, progress=self._options.progress,
         )  # fmt: skip
         tuner.rehearse()
         return tuner
@@ -243,12 +275,19 @@ class Run:
         step = 1 if self._trace.dynamic else self._trace.example_batch
         return self._stream.take(-(-images // step) * step)
 
+    def _to_serve(self) -> Batch:
+        """What networks are timed on where their latency is to go, of as many samples as asked for."""
+        self._restart(_SERVED)
+        batch = self._stream.take(self._options.goal.latency_batch)
+        checks.answers(self._work, batch, self._options.task)
+        return batch
+
     def _as_it_is(self, model: nn.Module) -> Unpruned:
         """What pruned networks are compared with: ``model``, of which the trace is one."""
         o = self._options
         return Unpruned(model, self._trace, self._compared, o.task, o.memory)
 
-    def _prune_group(self, index: int, group: Group, count: int, tuner: Tuner | None, bar: tqdm) -> GroupRecord:
+    def _prune_group(self, index: int, group: Group, count: int, tuner: Tuner | None) -> GroupRecord:
         self._restart(index)
         batch = self._stream.take(self._options.images)
         current = self._progress.plan.rebase(group)
@@ -260,30 +299,16 @@ class Run:
         with scoring:
             selection = Selection(self._engine(current, batch, before), self._options.criterion, self._options.refresh)
         loss_start = selection.engine.loss
-        for _ in range(count):
-            with scoring:
-                neuron = selection.take_least()
-            self._progress.memory = selection.engine.memory
-            mask(self._work, current.slices, torch.tensor([neuron]), optimizer)
-            if tuner is not None and tuner.when == "neuron":
-                with (
-                    tuning,
-                    held_at_zero(self._work, current.slices, torch.tensor(selection.taken), tuner.optimizer),
-                ):
-                    tuner.pause()
-                with scoring:
-                    selection.renew(self._engine(current, batch, before))
-            else:
-                selection.engine.forget(neuron)
-            bar.update()
+        renewed = partial(self._engine, current, batch, before)
+        shown = self._remove(index, current, count, selection, renewed, tuner, scoring, tuning)
         loss_removed = self._evaluate(batch)
         here.add(current, selection.taken)
         compact(self._work, here.removed(), optimizer)
         self._progress.plan.add(group, selection.taken)
         uncompensated: dict[str, str] = {}
         if before is not None and self._options.compensate != "none":
+            self._follow(batch, index + 1)
             with compensating:
-                self._follow(batch, index + 1)
                 network, gone = before
                 compensator = Compensator(network, self._options.compensate)
                 uncompensated = compensator.refit(self._work, self._trace, current, gone)
@@ -295,7 +320,36 @@ class Run:
             neurons_scored=selection.scored, loss_start=loss_start, loss_removed=loss_removed,
             loss_end=self._evaluate(batch), seconds_scoring=scoring.seconds,
             seconds_compensating=compensating.seconds, seconds_tuning=tuning.seconds, uncompensated=uncompensated,
+            first_scores=selection.first_scores, curves=shown, evaluation=self._evaluation(),
         )  # fmt: skip
+
+    def _remove(
+        self, index: int, group: Group, count: int, selection: Selection, renewed: Callable[[], Scorer],
+        tuner: Tuner | None, scoring: Stopwatch, tuning: Stopwatch,
+    ) -> tuple[Curve, ...]:  # fmt: skip
+        """Masks the least relevant neurons of a group one by one; returns curves of the last, where they are wanted."""
+        criterion, optimizer = self._options.criterion, tuner.optimizer if tuner is not None else None
+        wanted = curves.recorded(index, len(self._todo), criterion)
+        found: tuple[Curve, ...] = ()
+        shown = self._options.progress
+        with bar(range(count), desc=group.name, unit="neuron", shown=shown, inside=True) as turns:
+            for turn in turns:
+                with scoring:
+                    neuron = selection.take_least()
+                if wanted and turn >= count - curves.NEURONS:
+                    with self._timed("fading curves"):
+                        found += (curves.curve(selection.engine, neuron, criterion),)
+                self._progress.memory = selection.engine.memory
+                mask(self._work, group.slices, torch.tensor([neuron]), optimizer)
+                if tuner is not None and tuner.when == "neuron":
+                    gone = torch.tensor(selection.taken)
+                    with tuning, held_at_zero(self._work, group.slices, gone, tuner.optimizer):
+                        tuner.pause()
+                    with scoring:
+                        selection.renew(renewed())
+                else:
+                    selection.engine.forget(neuron)
+        return found
 
     def _result(self) -> PruneResult:
         plan, history = self._progress.plan, self._progress.history
@@ -303,13 +357,29 @@ class Run:
         check_result(self._original, self._work, plan, self._sample, self._options.task.call)
         loss_after = self._watch.loss_after(self._work)
         macs_after = count_macs(self._work, self._sample, self._options.task.call)
+        evaluation_after = self._evaluation()
+        with self._timed("latency"):
+            task = self._options.task
+            served = self._served
+            samples = few(self._probe, self._trace, task, TIMED) if served is None else task.inputs(served)
+            latency = compared(self._given, self._work, samples, task)
         same_modes(self._work, self._given)
         return PruneResult(
             model=self._work, plan=plan,
             params_before=count_parameters(self._given), params_after=count_parameters(self._work),
             macs_before=self._macs_before, macs_after=macs_after,
             loss_before=self._watch.loss, loss_after=loss_after, history=history, frozen=self._frozen,
+            evaluation_before=self._evaluation_before, evaluation_after=evaluation_after, latency=latency,
+            widths=widths(self._given, self._work), settings=self._options.described(checks.device_of(self._work)),
+            seconds=spent(self._progress.seconds, history),
         )  # fmt: skip
+
+    def _timed(self, what: str) -> AbstractContextManager[None]:
+        return timed(self._progress.seconds, what)
+
+    def _evaluation(self) -> float | None:
+        with self._timed("evaluate"):
+            return self._options.observer.evaluation(self._work)
 
     def _evaluate(self, batch: Batch) -> float:
         with torch.no_grad():
@@ -321,8 +391,9 @@ class Run:
 
     def _follow(self, batch: Batch, done: int) -> None:
         """Exports the network anew where the graph no longer is that network, as cutting it may have it."""
-        if not self._trace.holds_for(self._work, self._sample):
-            self._trace, self._progress.traced = self._traced(batch), done
+        with self._timed("analysis"):
+            if not self._trace.holds_for(self._work, self._sample):
+                self._trace, self._progress.traced = self._traced(batch), done
 
     def _before(self, tuner: Tuner | None, here: Plan) -> tuple[Unpruned, Plan] | None:
         """What the readers of a group are to go on like, and what of that is gone, or will be.

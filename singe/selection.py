@@ -41,6 +41,7 @@ class Selection:
 
     Attributes:
         engine: what scores are computed with; tell it of the removal, or renew it after weights have changed.
+        first_scores: of all neurons, before any was taken.
         taken: the neurons taken so far, in order; ``taken_scores`` their scores when they were taken.
         scored: how many neurons have been scored, repetitions included.
     """
@@ -52,6 +53,7 @@ class Selection:
         self._criterion = criterion
         self._lazy = refresh == "lazy" and not criterion.scores_together
         self._scores = engine.scores(criterion)
+        self.first_scores: tuple[float, ...] = tuple(self._scores.tolist())
         self._fresh = torch.ones_like(self._scores, dtype=torch.bool)
         self.scored = len(self._scores)
 

@@ -3,37 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from torch import Tensor, nn
 
-from . import masks, saved
-from .report import table
-
-
-@dataclass(frozen=True)
-class WeightRecord:
-    """What happened to one weight tensor.
-
-    Attributes:
-        weight: its qualified name.
-        size: how many single weights it holds.
-        removed: how many of them were masked.
-        loss_start: loss on the layer's own batch before.
-        loss_removed: after masking, before fine-tuning.
-        loss_end: after fine-tuning.
-        seconds_scoring: time spent choosing weights.
-        seconds_tuning: time spent fine-tuning.
-    """
-
-    weight: str
-    size: int
-    removed: int
-    loss_start: float
-    loss_removed: float
-    loss_end: float
-    seconds_scoring: float
-    seconds_tuning: float
+from . import masks, report, saved
+from .records import WeightRecord
+from .report import Facts, table
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +28,10 @@ class SparseResult:
         loss_before, loss_after: on one batch of calibration samples, in eval mode.
         history: one record per pruned weight tensor, in order.
         frozen: the weight tensors that were left whole -> why.
+        evaluation_before, evaluation_after: what ``evaluate`` said of the unpruned and of the pruned network; None
+            without.
+        settings: what decided the run and where it ran, as text.
+        seconds: what the time went into.
     """
 
     model: nn.Module
@@ -63,6 +44,10 @@ class SparseResult:
     loss_after: float
     history: list[WeightRecord]
     frozen: dict[str, str]
+    evaluation_before: float | None = None
+    evaluation_after: float | None = None
+    settings: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def weights_removed(self) -> float:
@@ -83,8 +68,24 @@ class SparseResult:
             masks.take_off(self.model, self.masks)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Writes ``masks.safetensors`` and ``model.safetensors`` into a directory; see ``singe.load``."""
+        """Writes ``masks.safetensors``, ``model.safetensors`` and ``report.json`` into a directory, which is created.
+
+        See ``singe.load`` and ``singe.report.write_report``.
+        """
         saved.save_masked(self.model, self.masks, directory)
+        report.save(self._facts(), directory)
+
+    def report(self, directory: str | os.PathLike[str]) -> Path:
+        """Writes ``report.html`` and its plots; see :meth:`singe.PruneResult.report`."""
+        return report.write(self._facts(), directory)
+
+    def _facts(self) -> Facts:
+        return Facts(
+            model=type(self.model).__name__,
+            parameters=(self.params_before, self.params_after), weights=(self.weights_before, self.weights_after),
+            loss=(self.loss_before, self.loss_after), evaluation=(self.evaluation_before, self.evaluation_after),
+            history=tuple(self.history), frozen=self.frozen, settings=self.settings, seconds=self.seconds,
+        )  # fmt: skip
 
     def __str__(self) -> str:
         rows = [

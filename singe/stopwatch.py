@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class Stopwatch:
@@ -15,3 +17,14 @@ class Stopwatch:
 
     def __exit__(self, *_: object) -> None:
         self.seconds += time.perf_counter() - self._start
+
+
+@contextmanager
+def timed(seconds: dict[str, float], what: str) -> Iterator[None]:
+    """Adds the seconds spent inside to those of ``what``."""
+    watch = Stopwatch()
+    try:
+        with watch:
+            yield
+    finally:
+        seconds[what] = seconds.get(what, 0.0) + watch.seconds

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from .bars import bar
 from .batches import Batch, head
 from .graph.analysis import analyse
 from .graph.groups import Group, module_of
@@ -50,7 +51,13 @@ class Survey:
 
 
 def survey(
-    work: nn.Module, graph: Trace, sample: Any, task: Task, left_whole: LeftWhole, seconds: float = math.inf
+    work: nn.Module,
+    graph: Trace,
+    sample: Any,
+    task: Task,
+    left_whole: LeftWhole,
+    seconds: float = math.inf,
+    progress: bool = False,
 ) -> Survey:
     """Finds the groups and tries on copies which of them can be removed.
 
@@ -61,6 +68,7 @@ def survey(
         task: how the model is called.
         left_whole: says which groups are not even tried.
         seconds: how long this may take.
+        progress: whether to show a bar.
 
     Raises:
         TimeoutError: it takes longer.
@@ -70,8 +78,9 @@ def survey(
     names = {g.name for g in groups}  # a module may hold a weight that is followed beside one that is not
     unfollowed = {name: reason for name, reason in unfollowed.items() if name not in names}
     whole = left_whole(groups)
-    trials = Trials(work, sample, task.call, seconds, began)
-    able, unsafe = _tried(trials, [g for g in groups if g.name not in whole])
+    with bar(desc="trial removals", unit="trial", shown=progress, inside=True) as shown:
+        trials = Trials(work, sample, task.call, seconds, began, shown.update)
+        able, unsafe = _tried(trials, [g for g in groups if g.name not in whole])
     tried = {g.name: g for g in able}
     return Survey([tried.get(g.name, g) for g in groups], whole | unsafe, unfollowed)
 
@@ -130,6 +139,6 @@ def _in_training(work: nn.Module, graph: Trace, sample: Any, task: Task) -> Trac
         work.eval()
 
 
-def few(batch: Batch, graph: Trace, task: Task) -> Any:
+def few(batch: Batch, graph: Trace, task: Task, count: int = 2) -> Any:
     """What a model is called with for a few samples of a batch, where it takes any number of them."""
-    return task.inputs(head(batch, 2) if graph.dynamic else batch)
+    return task.inputs(head(batch, count) if graph.dynamic else batch)

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from .graph.export import first_line
 from .graph.groups import Group, module_of
 from .graph.trace import Forward, answer, named_tensors, plain
 from .numerics import close
+from .outputs import leaves
 from .plan import Plan
 from .surgery import compact, mask
 from .weightnorm import plain_copy
@@ -38,6 +38,7 @@ class Trials:
         forward: how the model is called.
         seconds: how long all trials together may take.
         began: the time on ``time.monotonic`` from which that counts; now by default.
+        told: called at every trial.
     """
 
     def __init__(
@@ -47,9 +48,11 @@ class Trials:
         forward: Forward = plain,
         seconds: float = math.inf,
         began: float | None = None,
+        told: Callable[[], object] = lambda: None,
     ) -> None:
         self._model, self._inputs, self._forward = model, inputs, forward
         self._seconds, self._began = seconds, time.monotonic() if began is None else began
+        self._told = told
 
     def unsafe(self, groups: Sequence[Group]) -> dict[str, str]:
         """The groups whose physical removal does not equal masking them -> why; an exported graph cannot know.
@@ -119,7 +122,7 @@ class Trials:
 
     def _difference(self, chosen: Chosen) -> str | None:
         """Why the compacted network does not put out what the masked one does, or None."""
-        self._check_time()
+        self._begin()
         try:
             outputs = self._run(self._compacted(chosen))  # first, since this is the one that fails
             return difference(self._run(self._masked(chosen)), outputs)
@@ -128,7 +131,7 @@ class Trials:
 
     def _training_problem(self, chosen: Chosen) -> str | None:
         """Why the compacted network does not run in train mode, which is not traced, where the masked one does."""
-        self._check_time()
+        self._begin()
         try:
             self._run(self._compacted(chosen).train())
         except Exception as error:
@@ -137,7 +140,8 @@ class Trials:
                 return f"in train mode, {first_line(error)}"
         return None
 
-    def _check_time(self) -> None:
+    def _begin(self) -> None:
+        self._told()
         if time.monotonic() - self._began > self._seconds:
             raise TimeoutError(
                 f"expected to find out within {self._seconds:g} s what can be removed from "
@@ -177,7 +181,7 @@ def _share(order: Tensor, which: int) -> Tensor:
 @torch.no_grad()
 def difference(expected: Any, actual: Any) -> str | None:
     """What differs between the outputs of the masked and the compacted network, or None where they agree."""
-    a, b = pytree.tree_leaves(expected), pytree.tree_leaves(actual)
+    a, b = leaves(expected), leaves(actual)
     if len(a) != len(b):
         return f"the masked network has {len(a)} outputs, the compacted one {len(b)}"
     for e, g in zip(a, b, strict=True):

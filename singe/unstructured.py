@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from . import checks, masks
+from .bars import bar, standing
 from .batches import Batch
 from .collapse import Watch
 from .cost import WeightCost
@@ -27,10 +27,11 @@ from .graph.trace import trace
 from .isolation import same_modes
 from .numerics import alike
 from .recalibration import recalibrate, running_norms
-from .result import count_parameters
+from .records import WeightRecord
+from .result import count_parameters, spent
 from .run import Options
-from .sparse import SparseResult, WeightRecord
-from .stopwatch import Stopwatch
+from .sparse import SparseResult
+from .stopwatch import Stopwatch, timed
 from .survey import few
 from .weights import Weight, find_weights
 
@@ -48,13 +49,15 @@ class UnstructuredRun:
         self._work = checks.copied(model)
         self._still = [n for n, module in model.named_modules() if model.training and not module.training]
         self._memory = options.memory
+        self._seconds: dict[str, float] = {}  # what went into what else than the tensors
         self._todo: list[tuple[Weight, int]] = []
         self._frozen: dict[str, str] = {}  # names of weights left whole -> why
         self._kept: dict[str, Tensor] = {}
         self._restart(0)
         self._probe = stream.take(options.images)
         checks.runs(self._work, self._probe, options.task)
-        self._trace = trace(self._work, options.task.inputs(self._probe), options.task.call)
+        with timed(self._seconds, "analysis"):
+            self._trace = trace(self._work, options.task.inputs(self._probe), options.task.call)
         checks.own_weights(model, self._trace)
         self._sample = few(self._probe, self._trace, options.task)
         self._watch = Watch(self._work, self._probe, options.task)
@@ -83,25 +86,31 @@ class UnstructuredRun:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in whole.items())
             raise ValueError(f"expected a model with weights to prune, found none ({reasons or 'no layers'})")
         cost, choices = WeightCost(self._weights.total), [range(w.size) for w in able]
-        counts = goal.fitted(self._given, able, cost, choices, lambda: self._first_scores(able))
+        with timed(self._seconds, "ranking"):
+            counts = goal.fitted(self._given, able, cost, choices, lambda: self._first_scores(able))
         self._todo = [(weight, count) for weight, count in zip(able, counts, strict=True) if count]
         if not self._todo:
             log.warning("nothing is removed: rho=%g is less than half a weight", goal.rho)
 
     def execute(self) -> SparseResult:
         """Prunes weight after weight."""
-        tuner, history = self._tuner(), []
-        with tqdm(self._todo, unit="layer", disable=not self._options.progress) as bar:
-            for index, (weight, count) in enumerate(bar):
-                bar.set_description(weight.name)
-                history.append(self._prune_weight(index, weight, count, tuner))
-                bar.set_postfix(loss=f"{history[-1].loss_end:.3f}")
+        tuner, history = self._tuner(), list[WeightRecord]()
+        self._evaluation_before = self._evaluation()
+        with bar(desc="pruning", total=len(self._todo), unit="layer", shown=self._options.progress) as shown:
+            for index, (weight, count) in enumerate(self._todo):
+                record = self._prune_weight(index, weight, count, tuner)
+                history.append(record)
+                shown.set_postfix(standing(record.loss_end, record.evaluation), refresh=False)
+                shown.update()
+                self._options.observer.tell(record)
         if tuner is not None and tuner.when == "after":
             self._restart(len(self._todo))
-            tuner.pause()
+            with timed(self._seconds, "fine-tuning"):
+                tuner.pause()
         if self._options.recalibrate_bn:
             self._restart(len(self._todo) + 1)
-            recalibrate(self._work, self._stream, self._options.task, self._options.recalibrate_bn, self._still)
+            with timed(self._seconds, "recalibrating"):
+                recalibrate(self._work, self._stream, self._options.task, self._options.recalibrate_bn, self._still)
         return self._result(history)
 
     def _tuner(self) -> Tuner | None:
@@ -109,7 +118,10 @@ class UnstructuredRun:
         if plan is None:
             return None
         pauses = len(self._todo) if plan.when == "layer" else 1
-        tuner = Tuner(plan, self._work, self._stream, task, pauses, self._still, unpruned=self._given)
+        tuner = Tuner(
+            plan, self._work, self._stream, task, pauses, self._still, unpruned=self._given,
+            progress=self._options.progress,
+        )  # fmt: skip
         tuner.rehearse()
         # no gradient, momentum or decay moves what is masked
         tuner.optimizer.register_step_post_hook(lambda *_: self._hold(tuner))
@@ -132,6 +144,7 @@ class UnstructuredRun:
         return WeightRecord(
             weight=weight.name, size=weight.size, removed=count, loss_start=loss_start, loss_removed=loss_removed,
             loss_end=loss_end, seconds_scoring=scoring.seconds, seconds_tuning=tuning.seconds,
+            evaluation=self._evaluation(),
         )  # fmt: skip
 
     def _hold(self, tuner: Tuner | None) -> None:
@@ -141,8 +154,8 @@ class UnstructuredRun:
 
     def _first_scores(self, weights: Sequence[Weight]) -> list[Tensor]:
         """Every weight's scores in the unpruned network, on one batch."""
-        with tqdm(weights, "first scores", unit="layer", disable=not self._options.progress) as bar:
-            return [self._scores(weight, self._probe).flatten().cpu() for weight in bar]
+        with bar(weights, desc="ranking", unit="layer", shown=self._options.progress) as shown:
+            return [self._scores(weight, self._probe).flatten().cpu() for weight in shown]
 
     def _scores(self, weight: Weight, batch: Batch) -> Tensor:
         o = self._options
@@ -153,7 +166,7 @@ class UnstructuredRun:
 
     def _result(self, history: list[WeightRecord]) -> SparseResult:
         task = self._options.task
-        loss_after = self._watch.loss_after(self._work)
+        loss_after, evaluation_after = self._watch.loss_after(self._work), self._evaluation()
         with torch.no_grad():
             expected = task.outputs(self._work, self._probe)
             masks.put_on(self._work, self._kept)
@@ -167,7 +180,13 @@ class UnstructuredRun:
             weights_before=self._weights.total, weights_after=self._weights.total - removed,
             params_before=parameters, params_after=parameters - removed,
             loss_before=self._watch.loss, loss_after=loss_after, history=history, frozen=self._frozen,
+            evaluation_before=self._evaluation_before, evaluation_after=evaluation_after,
+            settings=self._options.described(checks.device_of(self._work)), seconds=spent(self._seconds, history),
         )  # fmt: skip
+
+    def _evaluation(self) -> float | None:
+        with timed(self._seconds, "evaluate"):
+            return self._options.observer.evaluation(self._work)
 
     def _evaluate(self, batch: Batch) -> float:
         with torch.no_grad():

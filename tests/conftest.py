@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from singe import demo
 from singe.batches import described
+from singe.latency import Latency
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
@@ -32,6 +33,28 @@ def trained(digit_data: tuple[TensorDataset, TensorDataset]) -> nn.Module:
 def digit_batch(digit_data: tuple[TensorDataset, TensorDataset]) -> tuple[Tensor, Tensor]:
     x, y = digit_data[0].tensors
     return x[:64], y[:64]
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Networks take a microsecond for each parameter, whatever the machine; how many were measured, call by call."""
+    calls = []
+
+    def seconds(module):
+        return 1e-6 * sum(p.numel() for p in module.parameters(recurse=False))
+
+    def latencies(models, example, forward, rounds=1):
+        calls.append(len(models))
+        totals = [sum(map(seconds, model.modules())) for model in models]
+        return [Latency(total, total, total, rounds) for total in totals]
+
+    def module_times(models, batch, task, rounds):
+        return [{name: seconds(module) for name, module in model.named_modules()} for model in models]
+
+    monkeypatch.setattr(sys.modules["singe.latency_budget"], "latencies", latencies)
+    monkeypatch.setattr(sys.modules["singe.result"], "latencies", latencies)
+    monkeypatch.setattr(sys.modules["singe.latency_budget"], "module_times", module_times)
+    return calls
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import sys
 import cifar10
 import folding
 import gradual
+import latency
 import pytest
 import reliability
 import torch
@@ -249,6 +250,27 @@ def test_folding_starts_with_batch_norms_far_from_their_defaults_through_which_s
         assert model(x).std(0).max() > 1e-2
 
 
+# -- latency ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_latency_is_compared_in_turns_for_every_batch_and_written_with_the_load(tmp_path, capsys, device):
+    arguments = ["--models", "resnet20", "--rho", "0.5", "--round-to", "1", "4", "--batches", "1", "2", "--rounds", "2"]
+    latency.main([*arguments, "--device", device, "--json", str(tmp_path / "out.json")])
+    found = json.loads((tmp_path / "out.json").read_text())["networks"]["resnet20"]
+    assert [(p["target"], p["rho"], p["round_to"]) for p in found["pruned"]] == [("params", 0.5, 1), ("params", 0.5, 4)]
+    assert all(abs(p["params_removed"] - 0.5) < 0.05 for p in found["pruned"])
+    assert list(found["batches"]) == ["1", "2"]
+    for batch in found["batches"].values():
+        medians = [p["median"] for p in batch["pruned"]]
+        assert batch["speedup"] == pytest.approx([batch["unpruned"]["median"] / median for median in medians])
+        busy = [p["median"] for p in batch["cpu_seconds"]]
+        assert batch["speedup_of_cpu_seconds"] == pytest.approx([busy[0] / median for median in busy[1:]])
+        assert len(busy) == 3 and min(busy) > 0 and len(batch["load"]) == 2
+    printed = capsys.readouterr().out
+    assert "resnet20: " in printed and f"{found['batches']['1']['speedup'][0]:.2f}x" in printed
+
+
 # -- the zoo ----------------------------------------------------------------------------------------------------
 
 
@@ -268,7 +290,7 @@ def test_in_a_lively_model_nothing_is_constant_and_all_is_repeatable(name):
 def test_mutants_of_good_files_are_refused_or_read(tmp_path):
     reliability.main(["files", "--count", "60", "--json", str(tmp_path / "out.json")])
     found = json.loads((tmp_path / "out.json").read_text())["files"]
-    assert found["inputs"] == 180 and found["errors"] == {} and found["executed"] == []
+    assert found["inputs"] == 240 and found["errors"] == {} and found["executed"] == []
     assert all(n["refused"] + n["read"] == 60 and n["refused"] > 30 for n in found["files"].values())
     assert found["mebibytes_at_most"] is None or found["mebibytes_at_most"] < 50
 

@@ -86,6 +86,19 @@ def test_a_run_that_was_cut_off_comes_to_the_same(tmp_path, monkeypatch, finetun
     same_runs(prune(mlp(), vectors(), tmp_path, finetune=finetune), undisturbed)
 
 
+def test_widths_that_were_chosen_by_the_clock_stay_and_are_not_measured_again(tmp_path, monkeypatch, measured):
+    options = {"target": "latency", "rho": 0.5, "criterion": "magnitude"}
+    undisturbed = prune(mlp(), vectors(), None, **options)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_after(patch, 1)  # before the first group
+        prune(mlp(), vectors(), tmp_path, **options)
+    measured.clear()
+    again = prune(mlp(), vectors(), tmp_path, **options)
+    assert measured == [2]  # only what came of it
+    same_runs(again, undisturbed)
+    assert again.latency == undisturbed.latency
+
+
 OPTIONS = {
     "recalibrated": {"recalibrate_bn": 32},
     "global": {"allocation": "global", "target": "macs"},
@@ -114,6 +127,23 @@ def test_a_run_that_had_ended_ends_again(tmp_path):
     same_runs(prune(mlp(), vectors(), str(tmp_path)), first)
     assert (tmp_path / FILE).stat().st_mtime_ns == written
     assert os.listdir(tmp_path) == [FILE]
+
+
+def test_callbacks_see_the_whole_run_whoever_watched_before(tmp_path):
+    class Enough(Exception):
+        pass
+
+    def stop(record):
+        raise Enough
+
+    with pytest.raises(Enough):
+        prune(mlp(), vectors(), tmp_path, callbacks=[stop])
+    told = []
+    result = prune(mlp(), vectors(), tmp_path, callbacks=[told.append], evaluate=lambda model: 0.5)
+    assert told == result.history and len(told) > 1
+    assert [r.evaluation for r in told] == [None, *[0.5] * (len(told) - 1)]
+    same_runs(result, prune(mlp(), vectors(), None))
+    assert [r.first_scores for r in told] == [r.first_scores for r in prune(mlp(), vectors(), tmp_path).history]
 
 
 def test_a_graph_that_a_cut_broke_is_made_anew_of_the_same_widths(tmp_path, monkeypatch):

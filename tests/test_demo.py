@@ -29,11 +29,6 @@ def test_the_network_learns(trained, digit_data):
     assert demo.accuracy(demo.DigitNet(), digit_data[1]) < 0.5
 
 
-def test_latency_is_one_positive_time_per_model():
-    seconds = demo.latency([demo.DigitNet(4), demo.DigitNet(8)], torch.randn(4, 1, 8, 8), rounds=2)
-    assert len(seconds) == 2 and all(s > 0 for s in seconds)
-
-
 def test_the_demo_prunes_by_what_it_says_and_gets_its_network_back(capsys, monkeypatch):
     said, net = [], demo.DigitNet
     # the same demo, narrower and shorter

@@ -295,3 +295,27 @@ def test_a_loss_that_is_not_finite_is_refused():
     engine = setting.engine(task=Task(loss=lambda o, b: (o - o.detach()).sum().sqrt()))  # 0, with an infinite slope
     with pytest.raises(ValueError, match=r"layers\.0.*not finite"):
         engine.scores(singe.Gradient())
+
+
+# -- fading curves -----------------------------------------------------------------------------------------------
+
+
+class At:
+    """A quadrature of one node."""
+
+    def __init__(self, t):
+        self.t = t
+
+    def log_dt(self):
+        return torch.tensor([self.t], dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+
+    dt = log_dt
+
+
+def test_a_fading_curve_is_the_norm_of_the_gradient_at_its_points(setting):
+    engine, t = setting.engine(), torch.tensor([0.25, 0.5, 1.0], dtype=torch.float64)
+    neuron = int(engine.scores(singe.SummedGradient()).argmax())
+    at = [singe.SummedGradient(quadrature=At(float(point))) for point in t]
+    expected = torch.cat([engine.scores(criterion, torch.tensor([neuron])) for criterion in at])
+    assert close(engine.fading(neuron, t, 2), expected)
+    assert close(setting.engine(memory=1).fading(neuron, t, 2), expected)  # image by image

@@ -460,3 +460,56 @@ def test_of_several_processes_the_first_decides(monkeypatch):
     records = [held.epoch_end(loader()) for held in pruners]
     assert not torch.equal(*sent)
     assert records[0].removed == records[1].removed
+
+
+# -- who watches -------------------------------------------------------------------------------------------------
+
+
+def zeros_in(model):
+    return float(sum((p == 0).sum() for p in model.parameters()))
+
+
+def test_rounds_are_evaluated_and_handed_over():
+    model, told = mlp(), []
+    held = pruner(model, score="magnitude", evaluate=zeros_in, callbacks=[told.append])
+    for _ in range(2):
+        held.epoch_end(loader())
+    result = held.finish()
+    first, second = held.history
+    assert told == [first, second]
+    assert first.evaluation_start == result.evaluation_before < first.evaluation_removed == second.evaluation_start
+    assert second.evaluation_removed == zeros_in(model) > result.evaluation_after
+    assert result.latency.samples == 4 and result.settings["per_round"] == "4" and result.seconds["rounds"] > 0
+    assert result.widths == {n: (m.out_features, result.model.get_submodule(n).out_features) for n, m in
+                             model.named_modules() if isinstance(m, nn.Linear)}  # fmt: skip
+
+
+def test_an_epoch_whose_evaluation_fails_does_not_count():
+    model, answers = mlp(), iter([0.5, math.nan])
+    held, before = pruner(model, score="magnitude", evaluate=lambda _: next(answers)), copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="finite number, got nan"):
+        held.epoch_end(loader())
+    assert (held.epoch, held.history) == (0, []) and same(dict(model.state_dict()), dict(before))
+
+
+def test_an_exception_of_a_callback_comes_when_the_round_is_over():
+    def fails(record):
+        raise KeyError(record.epoch)
+
+    model, state = mlp(), random_states()
+    held = pruner(model, score="magnitude", callbacks=[fails])
+    with pytest.raises(KeyError, match="1"):
+        held.epoch_end(loader())
+    assert held.epoch == len(held.history) == 1 and same(random_states(), state)
+
+
+def test_records_of_a_state_are_handed_over_first():
+    held, told = pruner(mlp(), score="magnitude"), []
+    held.epoch_end(loader())
+    pruner(mlp(), score="magnitude", callbacks=[told.append]).load_state_dict(held.state_dict())
+    assert told == held.history
+
+
+def test_what_cannot_watch_is_refused():
+    with pytest.raises(TypeError, match="expected evaluate to be a function"):
+        pruner(mlp(), evaluate=1.0)

@@ -3,13 +3,16 @@ import itertools
 import logging
 import math
 import random
+import sys
 import threading
+from contextlib import redirect_stderr
 
 import numpy as np
 import pytest
 import torch
 from networks import MLP, DigitNet, MobileNet, PlainNet, images, randomised
 from states import same
+from terminal import Terminal
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -450,13 +453,15 @@ def test_an_untrained_network_that_loses_nothing_is_not_called_collapsed(caplog)
     ]
 
 
-def test_nothing_is_printed_without_progress_and_a_bar_goes_to_stderr(capfd):
+def test_nothing_is_printed_without_progress_and_a_bar_goes_to_stderr_where_that_is_a_terminal(capfd):
     prune(mlp(), finetune=FineTune(steps=2), progress=False)
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")
     prune(mlp(), progress=True)
-    out, err = capfd.readouterr()
-    assert out == "" and "neuron" in err
+    assert capfd.readouterr() == ("", "")  # stderr is no terminal
+    with redirect_stderr(Terminal()) as terminal:
+        prune(mlp(), progress=True)
+    assert "group" in terminal.getvalue() and capfd.readouterr() == ("", "")
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------
@@ -650,6 +655,49 @@ def test_a_share_of_the_multiply_adds_out_of_reach_says_how_far_it_goes():
         prune(model, rho=0.95, target="macs", criterion="magnitude")
 
 
+@pytest.mark.parametrize("allocation", ["uniform", "block", "global", "sensitivity", {"layers.0": 3}])
+def test_a_share_of_the_latency_goes_as_measured_before_and_behind(allocation, measured):
+    model = mlp()
+    result = prune(model, rho=0.5, target="latency", criterion="magnitude", allocation=allocation)
+    assert result.latency.before.median == pytest.approx(1e-6 * parameters(model))
+    assert result.latency.after.median == pytest.approx(1e-6 * parameters(result.model))
+    assert result.latency.removed == pytest.approx(result.params_removed)
+    assert 0.5 <= result.latency.removed <= 0.56  # a neuron of the first group is more than two percent
+    assert measured[-1] == 2
+
+
+def test_a_share_of_the_latency_out_of_reach_says_how_far_it_goes(measured):
+    with pytest.raises(ValueError, match=r"expected rho <= 0\.\d+, which takes all that may go, got 0\.99"):
+        prune(mlp(), rho=0.99, target="latency", criterion="magnitude")
+
+
+def test_latency_is_measured_on_as_many_samples_as_asked_for_and_the_model_is_left_alone(monkeypatch, measured):
+    seen, latencies = [], sys.modules["singe.result"].latencies
+
+    def noted(models, example, **options):
+        seen.append((len(example), [m.training for m in models]))
+        assert models[0] is not model
+        return latencies(models, example, **options)
+
+    for name in ("singe.result", "singe.latency_budget"):
+        monkeypatch.setattr(sys.modules[name], "latencies", noted)
+    model = mlp().train()
+    before = snapshot(model)
+    result = prune(model, rho=0.4, target="latency", criterion="magnitude", latency_batch=7)
+    assert {size for size, _ in seen} == {7} and result.latency.samples == 7
+    assert same(snapshot(model), before) and result.model.training
+
+
+def test_a_real_clock_will_do():
+    result = prune(mlp(), rho=0.01, target="latency", criterion="magnitude", round_to=2)
+    assert result.latency.before.median > 0 and result.latency.samples == 1
+
+
+def test_other_targets_measure_what_came_of_it_alone(measured):
+    result = prune(mlp(), criterion="magnitude", latency_batch=3)
+    assert measured == [2] and result.latency.samples != 3
+
+
 def test_linear_takes_larger_shares_from_later_groups():
     result = prune(deep(20, 20, 20, 20), rho=0.4, allocation="linear", criterion="magnitude")
     taken = shares(result)
@@ -756,8 +804,8 @@ class Untouched:
     ("options", "kind", "match"),
     [
         ({"rho": 1.5}, ValueError, r"rho in \(0, 1\), got 1\.5"),
-        ({"target": "flops"}, ValueError, "target 'params' or 'macs', got 'flops'"),
-        ({"target": None}, ValueError, "target 'params' or 'macs', got None"),
+        ({"target": "flops"}, ValueError, "target 'params', 'macs' or 'latency', got 'flops'"),
+        ({"target": None}, ValueError, "target 'params', 'macs' or 'latency', got None"),
         ({"allocation": "even"}, ValueError, "got 'even'"),
         ({"allocation": {"layers.0": -1}}, ValueError, r"got -1 for 'layers\.0'"),
         ({"allocation": {"layers.0": math.nan}}, ValueError, r"got nan for 'layers\.0'"),
@@ -861,3 +909,112 @@ def test_a_last_batch_of_one_image_does_not_stop_recalibration_at_the_end_of_a_r
     data = vectors(count=33).dataset
     result = prune(normed(), DataLoader(data, batch_size=16), recalibrate_bn=33, criterion="magnitude")
     assert all(t.isfinite().all() for pair in statistics(result.model).values() for t in pair)
+
+
+# -- who watches a run -------------------------------------------------------------------------------------------
+
+
+class Watched:
+    """An MLP pruned twice alike, once with somebody who watches and draws at random."""
+
+    def __init__(self):
+        self.told, self.judged = [], []
+        options = {"finetune": FineTune(steps=6), "seed": 5}
+        self.plain = prune(mlp(), **options)
+        self.result = prune(mlp(), **options, evaluate=self.evaluate, callbacks=[self.told.append, self.draw])
+
+    def evaluate(self, model):
+        self.draw()
+        self.judged.append(parameters(model))
+        return float(len(self.judged))
+
+    def draw(self, record=None):
+        torch.rand(3), np.random.rand(), random.random()
+
+
+@pytest.fixture(scope="module")
+def watched():
+    return Watched()
+
+
+def test_nothing_moves_because_somebody_watches(watched):
+    assert same_plan(watched.result, watched.plain)
+    assert same(watched.result.model.state_dict(), watched.plain.model.state_dict())
+    assert (
+        watched.plain.evaluation_before is watched.plain.evaluation_after is watched.plain.history[0].evaluation is None
+    )
+
+
+def test_the_network_is_evaluated_before_between_and_behind(watched):
+    result = watched.result
+    evaluations = [result.evaluation_before, *(r.evaluation for r in result.history), result.evaluation_after]
+    assert evaluations == list(range(1, len(result.history) + 3))
+    assert watched.judged[0] == result.params_before and watched.judged[-2:] == [result.params_after] * 2
+    assert watched.judged == sorted(watched.judged, reverse=True)
+
+
+def test_every_record_is_handed_over(watched):
+    assert len(watched.told) == 2 and all(a is b for a, b in zip(watched.told, watched.result.history, strict=True))
+
+
+def test_a_run_says_what_decided_it_and_what_took_its_time(watched):
+    settings, seconds = watched.result.settings, watched.result.seconds
+    assert settings["rho"] == "0.3" and settings["seed"] == "5" and settings["loss"] == "cross_entropy"
+    assert settings["torch"] == torch.__version__ and "evaluate" not in settings
+    assert {"analysis", "scoring", "fine-tuning", "evaluate", "latency", "fading curves"} <= seconds.keys()
+    assert all(s > 0 for s in seconds.values())
+
+
+def test_widths_and_latency_are_those_of_both_networks(watched):
+    result = watched.result
+    sizes = {r.group: (r.size, r.size - len(r.neurons)) for r in result.plan.removals}
+    assert result.widths == {**sizes, "layers.4": (4, 4)}
+    assert result.latency.samples == 8 and result.latency.before.rounds == result.latency.after.rounds
+    assert result.latency.before.median > 0
+
+
+def test_first_scores_are_those_of_the_whole_group(watched):
+    for record in watched.result.history:
+        assert len(record.first_scores) == record.size
+        assert record.scores[0] == min(record.first_scores) == record.first_scores[record.removed[0]]
+
+
+def test_fading_curves_are_recorded_and_change_nothing(watched, monkeypatch):
+    for record in watched.result.history:
+        assert [curve.neuron for curve in record.curves] == list(record.removed[-3:])
+    monkeypatch.setattr("singe.curves.recorded", lambda *_: False)
+    without = prune(mlp(), finetune=FineTune(steps=6), seed=5)
+    assert not any(record.curves for record in without.history) and same_plan(without, watched.result)
+    assert [r.scores for r in without.history] == [r.scores for r in watched.result.history]
+    assert same(without.model.state_dict(), watched.result.model.state_dict())
+
+
+def test_a_callback_that_fails_ends_the_run_and_leaves_everything_as_it_was():
+    class Enough(Exception):
+        pass
+
+    def stop(record):
+        torch.rand(1)
+        raise Enough(record.group)
+
+    model, generator = mlp().train(), torch.Generator().manual_seed(3)
+    before = snapshot(model), random_states(generator)
+    with pytest.raises(Enough, match=r"layers\.0"):
+        prune(model, vectors(generator=generator), callbacks=[stop])
+    assert same((snapshot(model), random_states(generator)), before)
+
+
+def test_a_network_that_cannot_be_evaluated_is_not_pruned():
+    told = []
+    with pytest.raises(TypeError, match=r"expected evaluate\(model\) to return a number, got NoneType"):
+        prune(mlp(), evaluate=lambda model: None, callbacks=[told.append])
+    with pytest.raises(ValueError, match="finite number, got nan"):
+        prune(mlp(), evaluate=lambda model: math.nan, callbacks=[told.append])
+    assert not told
+
+
+def test_what_cannot_watch_is_refused():
+    with pytest.raises(TypeError, match="expected evaluate to be a function"):
+        prune(mlp(), evaluate=0.9)
+    with pytest.raises(TypeError, match="expected callbacks to be functions"):
+        prune(mlp(), callbacks=["log"])

@@ -1,12 +1,16 @@
+import json
+
 import pytest
 import torch
 from networks import PlainNet, images, randomised
 from torch import nn
 
 import singe
-from singe.plan import Plan
-from singe.report import table
-from singe.result import PruneResult, count_macs, count_parameters
+from singe.latency import Latency
+from singe.plan import Plan, Removal
+from singe.records import LatencyChange, WeightRecord
+from singe.result import PruneResult, compared, count_macs, count_parameters, spent, widths
+from singe.task import Task
 
 
 def result(**changes):
@@ -32,6 +36,30 @@ def test_printing_shows_the_numbers_and_what_was_left_whole():
     assert lines[5:] == ["left whole: head (network output)"]
 
 
+def test_latency_is_shown_where_it_was_measured():
+    faster = LatencyChange(Latency(0.02, 0.019, 0.022, 9), Latency(0.015, 0.014, 0.0161, 9), 8)
+    assert faster.removed == pytest.approx(0.25)
+    lines = str(result(latency=faster)).splitlines()
+    assert lines[4].split() == [
+        "latency",
+        "of",
+        "8",
+        "20",
+        "ms",
+        "(19",
+        "to",
+        "22)",
+        "15",
+        "ms",
+        "(14",
+        "to",
+        "16.1)",
+        "-25.0%",
+    ]
+    slower = LatencyChange(Latency(1, 1, 1, 9), Latency(1.1, 1, 2, 9), 1)
+    assert slower.removed == pytest.approx(-0.1) and "+10.0%" in str(result(latency=slower))
+
+
 def test_a_saved_result_loads(tmp_path):
     model = randomised(PlainNet())
     result(model=model).save(tmp_path)
@@ -54,8 +82,40 @@ def test_multiply_adds_are_counted_by_hand():
     assert count_macs(model, x) == count_macs(model, x[:1])
 
 
-def test_a_table_keeps_its_columns():
-    text = table(["name", "n"], [["a", "1,000"], ["longer", "2"]])
-    assert text.splitlines() == ["name        n", "------  -----", "a       1,000", "longer      2"]
-    assert table(["a", "b"], []).splitlines() == ["a  b", "-  -"]
-    assert table(["a", "b"], [["x", ""]]).splitlines()[-1] == "x"
+def test_what_is_saved_makes_a_report(tmp_path):
+    full = result(model=randomised(PlainNet()), evaluation_before=0.9, widths={"a": (4, 2)}, seconds={"scoring": 1.5})
+    full.save(tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text())["model"] == "PlainNet"
+    saved = singe.report.write_report(tmp_path, tmp_path / "saved")
+    assert full.report(tmp_path / "direct").read_text() == saved.read_text()
+
+
+def test_a_report_of_other_weights_than_those_beside_it_is_refused(tmp_path):
+    result(model=randomised(PlainNet())).save(tmp_path)
+    report = (tmp_path / "report.json").read_bytes()
+    other = Plan([Removal("features.0", 7, (0,), ())])
+    result(model=randomised(PlainNet()), plan=other).save(tmp_path)
+    (tmp_path / "report.json").write_bytes(report)
+    with pytest.raises(ValueError, match="saved with others"):
+        singe.report.write_report(tmp_path)
+
+
+def test_latencies_are_of_both_networks_and_leave_them_as_they_are():
+    before, after = randomised(PlainNet()).train(), randomised(PlainNet())
+    change = compared(before, after, images(3)[0], Task())
+    assert change.samples == 3 and change.before.rounds == change.after.rounds > 0
+    assert before.training and not after.training
+
+
+def test_widths_are_those_of_layers():
+    before, after = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    assert widths(before, after) == {"0": (4, 2)}
+    transposed = nn.ConvTranspose2d(3, 8, 2, groups=1)
+    assert widths(transposed, transposed) == {"": (8, 8)}
+
+
+def test_time_is_that_of_the_run_and_of_its_records():
+    record = WeightRecord("w", 4, 1, 0.0, 0.0, 0.0, 1.5, 0.5)
+    assert spent({"analysis": 2.0, "fine-tuning": 1.0, "ranking": 0.0}, [record, record]) == {
+        "analysis": 2.0, "fine-tuning": 2.0, "scoring": 3.0,
+    }  # fmt: skip

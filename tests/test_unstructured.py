@@ -19,6 +19,7 @@ from singe import FineTune, reference
 from singe.batches import described
 from singe.data import Stream
 from singe.graph.trace import trace
+from singe.report.facts import load as load_facts
 from singe.unstructured import without_least
 
 
@@ -93,11 +94,19 @@ class Run:
         before = snapshot(self.model), random_states(generator), global_settings()
         self.zeros_by_step, self.momenta = [], []
         hook = register_optimizer_step_post_hook(self.look)
+        self.told, self.counted = [], []
         self.result = prune(
-            self.model, loader, finetune=FineTune(steps=24, lr=0.1, weight_decay=0.1), images=24, seed=3
-        )
+            self.model, loader, finetune=FineTune(steps=24, lr=0.1, weight_decay=0.1), images=24, seed=3,
+            evaluate=self.count, callbacks=[self.told.append],
+        )  # fmt: skip
         hook.remove()
         self.as_before = same((snapshot(self.model), random_states(generator), global_settings()), before)
+
+    def count(self, model):
+        """How many weights are zero."""
+        torch.rand(3)
+        self.counted.append(sum(int((p == 0).sum()) for p in model.parameters() if p.dim() > 1))
+        return self.counted[-1]
 
     def look(self, optimizer, *_):
         """Counts zeros behind every step."""
@@ -162,6 +171,15 @@ def test_history_tells_of_every_layer_in_execution_order(run):
         assert record.seconds_scoring > 0 and record.seconds_tuning > 0
 
 
+def test_who_watches_gets_every_record_and_the_network_behind_it(run):
+    result = run.result
+    assert run.told == result.history
+    evaluations = [result.evaluation_before, *(r.evaluation for r in result.history), result.evaluation_after]
+    gone = [sum(r.removed for r in result.history[:count]) for count in range(len(result.history) + 1)]
+    assert evaluations == run.counted == [*gone, gone[-1]]
+    assert result.settings["images"] == "24" and {"scoring", "fine-tuning", "evaluate"} <= result.seconds.keys()
+
+
 def test_masks_are_torchs_and_hold_in_training_that_goes_on(run):
     model = copy.deepcopy(run.result.model)
     assert torch_prune.is_pruned(model)
@@ -217,6 +235,12 @@ def test_what_is_saved_loads_as_it_was(run, permanent, tmp_path):
     assert torch.equal(loaded(x), result.model.eval()(x))
     assert same(dict(sorted(loaded.state_dict().items())), dict(sorted(result.model.state_dict().items())))
     assert torch_prune.is_pruned(loaded) != permanent and not torch_prune.is_pruned(fresh)
+    assert load_facts(tmp_path).tensors == result.history  # whose report.json is of these masks
+
+
+def test_a_result_writes_a_report(run, tmp_path):
+    page = run.result.report(tmp_path).read_text()
+    assert "parameters are masked, in 10 weight tensors" in page and (tmp_path / "report-widths.png").exists()
 
 
 # -- the algorithm -----------------------------------------------------------------------------------------------
@@ -466,6 +490,7 @@ def test_a_share_of_less_than_a_weight_removes_nothing(caplog):
         ({"compensate": "mean"}, "expected compensate='none' with structured=False"),
         ({"compensation_images": 10}, "expected compensation_images=1024 with structured=False"),
         ({"analysis_seconds": 5}, "expected analysis_seconds=600 with structured=False"),
+        ({"latency_batch": 2}, "expected latency_batch=1 with structured=False"),
         ({"checkpoint": "run"}, "expected checkpoint=None with structured=False"),
         ({"finetune": FineTune(when="neuron")}, "expected finetune.when 'layer' or 'after'"),
         ({"allocation": "sensitivity"}, "an allocation other than 'sensitivity' with structured=False"),

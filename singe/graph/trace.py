@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from ..batches import copied, head, joined, length
 from ..isolation import callers_device
 from ..numerics import close
+from ..outputs import Form, leaves
 from .export import Forward, exported
 from .nodes import MODEL, packet_of
 from .operators import CONVOLUTIONS, TRANSPOSED, aten
@@ -81,8 +82,8 @@ class Trace:
         attributes: integer attributes that code may take for a width and no tensor tells, by module name.
     """
 
-    def __init__(self, program: ExportedProgram, model: nn.Module, forward: Forward, batch: int) -> None:
-        self._forward = forward
+    def __init__(self, program: ExportedProgram, form: Form, model: nn.Module, forward: Forward, batch: int) -> None:
+        self._form, self._forward = form, forward
         names = _first_names(model)
         signature = program.graph_signature
         placeholders = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
@@ -105,7 +106,6 @@ class Trace:
         returned = zip(program.graph.output_node().args[0], signature.output_specs, strict=True)
         self._outputs = [value for value, spec in returned if spec.kind is OutputKind.USER_OUTPUT]
         self.outputs: list[fx.Node] = [v for v in self._outputs if isinstance(v, fx.Node) and not self.is_size(v)]
-        self._out_spec = program.call_spec.out_spec
         self.dynamic: bool = all(self.batch_axes(node) for node in self.inputs if node.users)
         self.example_batch: int = 2 if self.dynamic else batch
 
@@ -207,7 +207,7 @@ class Trace:
         """Whether the graph still gives the model's outputs; cutting a model can break a width that the graph holds."""
         env: Env = self.live(model) | self.feed(inputs)
         with torch.no_grad():
-            expected = [v for v in pytree.tree_leaves(answer(model, inputs, self._forward)) if isinstance(v, Tensor)]
+            expected = [v for v in leaves(answer(model, inputs, self._forward)) if isinstance(v, Tensor)]
             try:
                 self.run(self.nodes, env, length(inputs), keep=self.outputs)
             except (RuntimeError, IndexError):
@@ -223,7 +223,7 @@ class Trace:
                 return of
             return self.size(of.meta["val"], batch) if self.is_size(of) else tensors[of]
 
-        return pytree.tree_unflatten([value(of) for of in self._outputs], self._out_spec)
+        return self._form.build(value(of) for of in self._outputs)
 
 
 def trace(model: nn.Module, inputs: Any, forward: Forward = plain) -> Trace:
@@ -239,10 +239,10 @@ def trace(model: nn.Module, inputs: Any, forward: Forward = plain) -> Trace:
     """
     pair = head(inputs, 2) if length(inputs) > 1 else joined([inputs, inputs])
     with contextlib.suppress(ValueError):
-        first = Trace(exported(model, pair, forward), model, forward, length(pair))
+        first = Trace(*exported(model, pair, forward), model, forward, length(pair))
         if first.dynamic or length(inputs) == 2:
             return first
-    return Trace(exported(model, inputs, forward), model, forward, length(inputs))
+    return Trace(*exported(model, inputs, forward), model, forward, length(inputs))
 
 
 def _integers(module: nn.Module) -> dict[str, int]:

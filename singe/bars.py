@@ -1,0 +1,32 @@
+"""Progress bars on stderr, one inside of another; none where stderr is no terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+DELAY = 0.5
+"""Seconds after which an inner bar shows up: work that takes less comes and goes without one."""
+
+
+def bar(items: Iterable[Any] | None = None, *, shown: bool, inside: bool = False, **options: Any) -> tqdm:
+    """A bar around an iterable, or one to be updated.
+
+    Args:
+        items: what is gone through, if anything.
+        shown: whether to show it at all, on a terminal.
+        inside: whether it stands below another bar; it vanishes when it is done.
+        options: of ``tqdm``.
+    """
+    return tqdm(
+        items, disable=None if shown else True, leave=not inside, delay=DELAY if inside else 0, dynamic_ncols=True,
+        **options,
+    )  # fmt: skip
+
+
+def standing(loss: float, evaluation: float | None) -> dict[str, str]:
+    """How the network is doing, to show behind a bar."""
+    shown = {"loss": f"{loss:.3f}"}
+    return shown if evaluation is None else shown | {"evaluation": f"{evaluation:.4g}"}
