@@ -7,8 +7,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from .checks import device_of
+from . import checks
 from .isolation import evaluating
+from .task import Task
 
 
 @torch.no_grad()
@@ -20,19 +21,20 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> floa
         batches: pairs of inputs x [B, ...] and labels y, int [B, ...].
 
     Raises:
-        ValueError: no batches, or outputs that are no logits for such labels.
+        TypeError, ValueError: no batches, or other ones; or outputs that are no logits for such labels.
     """
-    device, right, total = device_of(model), 0, 0
+    device, task, right, total = checks.device_of(model), Task(), 0, 0
     with evaluating([model]):
-        for x, y in batches:
-            logits = model(x.to(device))
+        for batch in batches:
+            x, y = checks.batch_of(batch, device, task)
+            logits = model(x)
             if not isinstance(logits, Tensor) or logits.dim() < 2 or logits[:, 0].shape != y.shape:
                 found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
                 raise ValueError(
                     f"expected logits [B, classes, ...] for labels of shape {tuple(y.shape)} to measure accuracy, got "
                     f"{found}"
                 )
-            right += int((logits.argmax(1) == y.to(device)).sum())
+            right += int((logits.argmax(1) == y).sum())
             total += y.numel()
     if not total:
         raise ValueError("expected test data to measure accuracy on, got no batch")
