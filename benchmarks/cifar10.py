@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cifar10_data import Loader, accuracy, read
 from common import settings, write_json
 from models import CIFAR10_MODELS, load, random_images
 from torch import nn
 
 import singe
+from singe.accuracy import accuracy
+from singe.cifar10 import Loader, Ordered, read
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -78,8 +79,8 @@ def run(model: nn.Module, options: argparse.Namespace) -> tuple[singe.PruneResul
 
 def report(model: nn.Module, result: singe.PruneResult, options: argparse.Namespace) -> dict[str, Any]:
     """What pruning did to ``model``, as JSON."""
-    test = [part.to(options.device) for part in read(options.data, train=False)]
-    figures: dict[str, Any] = {"top1_before": accuracy(model, *test), "top1_after": accuracy(result.model, *test)}
+    test = Ordered(*(part.to(options.device) for part in read(options.data, train=False)))
+    figures: dict[str, Any] = {"top1_before": accuracy(model, test), "top1_after": accuracy(result.model, test)}
     for name in ("params", "macs"):
         for what in ("before", "after", "removed"):
             figures[f"{name}_{what}"] = getattr(result, f"{name}_{what}")

@@ -4,9 +4,8 @@ python benchmarks/latency.py [--models resnet56 mobilenet_v2] [--rho .5 .75] [--
 
 Networks are cut to the widths that ``singe.prune`` fits to rho with a uniform allocation; which neurons go makes no
 difference to time, so none is scored. The unpruned network and all that came of it run in turns in one process, so
-that other work on the machine slows them all down. Beside the times of whole passes stand sums of the medians of all
-modules: on a busy machine these are steadier, as an interruption falls into one module; but they hold the
-microseconds that it takes to look at the clock. Weights are random.
+that other work on the machine slows them all down. Beside the seconds of the clock stand those that the process had a
+CPU: of one thread, about what a pass takes where nothing else runs. Weights are random.
 """
 
 from __future__ import annotations
@@ -14,15 +13,17 @@ from __future__ import annotations
 import argparse
 import copy
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import settings, write_json
 from models import MODELS, load, random_images
-from torch import nn
+from torch import Tensor, nn
 
 import singe
 from singe.cost import mac_cost, parameter_cost
@@ -30,10 +31,9 @@ from singe.goal import Goal
 from singe.graph.analysis import analyse
 from singe.graph.groups import Group
 from singe.graph.trace import Trace, trace
-from singe.module_times import module_times
+from singe.latency import evaluating, in_turns
 from singe.report import table
 from singe.result import count_macs
-from singe.task import Task
 
 
 @dataclass(frozen=True)
@@ -125,26 +125,34 @@ def measure(
 ) -> dict[str, Any]:
     """Seconds of the unpruned network and of the others, and how many times faster each of these is."""
     models = [m.to(options.device) for m in (model, *(p.model for p in pruned))]
-    x, y = (part.to(options.device) for part in random_images(batch, name))
+    x = random_images(batch, name)[0].to(options.device)
     load_before = os.getloadavg()[0]
     seconds = singe.latencies(models, x, rounds=options.rounds)
-    modules = [sum(found.values()) for found in module_times(models, (x, y), Task(), options.rounds)]
+    with evaluating(models), torch.no_grad():
+        busy = in_turns([partial(cpu_seconds, m, x) for m in models], options.rounds)
     return {
         "load": [load_before, os.getloadavg()[0]],
         "unpruned": asdict(seconds[0]),
         "pruned": [asdict(found) for found in seconds[1:]],
         "speedup": [seconds[0].median / found.median for found in seconds[1:]],
-        "modules": modules,
-        "speedup_of_modules": [modules[0] / found for found in modules[1:]],
+        "cpu_seconds": [asdict(found) for found in busy],
+        "speedup_of_cpu_seconds": [busy[0].median / found.median for found in busy[1:]],
     }
 
 
+def cpu_seconds(model: nn.Module, x: Tensor) -> float:
+    """For which the process had a CPU during a forward pass."""
+    start = time.process_time()
+    model(x)
+    return time.process_time() - start
+
+
 def text(name: str, pruned: Sequence[Pruned], batches: dict[int, dict[str, Any]]) -> str:
-    """A row for each pruned network; for each batch, times faster as a whole and by the sum of its modules."""
+    """A row for each pruned network; for each batch, times faster by the clock and in seconds of a CPU."""
     header = ["target", "rho", "round_to", "parameters", "multiply-adds", *(f"batch of {batch}" for batch in batches)]
     rows = []
     for i, p in enumerate(pruned):
-        faster = [f"{b['speedup'][i]:.2f}x ({b['speedup_of_modules'][i]:.2f}x)" for b in batches.values()]
+        faster = [f"{b['speedup'][i]:.2f}x ({b['speedup_of_cpu_seconds'][i]:.2f}x)" for b in batches.values()]
         rows.append(
             [p.target, f"{p.rho:g}", str(p.round_to), f"-{p.params_removed:.1%}", f"-{p.macs_removed:.1%}", *faster]
         )

@@ -15,6 +15,7 @@ from .criteria import (
 from .export import export_onnx
 from .finetune import FineTune
 from .folding import Folding, fold_batchnorm
+from .forecast import Forecast, forecast
 from .gradual import GradualPruner
 from .inspection import GroupInfo, Inspection, inspect
 from .latency import Latency, latencies, latency
@@ -37,6 +38,7 @@ __all__ = [
     "FeatureRelevance",
     "FineTune",
     "Folding",
+    "Forecast",
     "GaussLegendre",
     "Geometric",
     "Gradient",
@@ -62,6 +64,7 @@ __all__ = [
     "WeightRecord",
     "export_onnx",
     "fold_batchnorm",
+    "forecast",
     "gradual_preset",
     "inspect",
     "latencies",

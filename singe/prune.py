@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from torch import nn
 from torch.utils.data import SequentialSampler
@@ -32,6 +33,9 @@ from .unstructured import UnstructuredRun
 from .wrappers import unwrapped
 
 log = logging.getLogger("singe")
+
+NeuronRun = TypeVar("NeuronRun", bound=Run)
+WeightRun = TypeVar("WeightRun", bound=UnstructuredRun)
 
 
 def prune(
@@ -141,6 +145,46 @@ def prune(
         OSError: the checkpoint's directory cannot be written to.
         TimeoutError: the trials take longer than ``analysis_seconds``.
     """
+    with prepared(Run, UnstructuredRun, **locals()) as run:
+        return run.execute()
+
+
+@contextmanager
+def prepared(
+    of_neurons: type[NeuronRun],
+    of_weights: type[WeightRun],
+    model: nn.Module,
+    loader: Iterable[Any],
+    rho: float,
+    *,
+    structured: bool,
+    target: Target,
+    criterion: str | Criterion,
+    allocation: Allocation,
+    round_to: int,
+    refresh: Refresh,
+    compensate: Compensate,
+    compensation_images: int,
+    finetune: FineTune | None,
+    images: int,
+    loss: Loss | None,
+    forward: Forward | None,
+    ignore: Sequence[str],
+    recalibrate_bn: int,
+    analysis_seconds: float,
+    seed: int,
+    memory: int,
+    precision: Precision,
+    latency_batch: int,
+    progress: bool,
+    checkpoint: str | os.PathLike[str] | None,
+    evaluate: Evaluate | None,
+    callbacks: Iterable[Callback],
+) -> Iterator[NeuronRun | WeightRun]:
+    """Checks the arguments of :func:`prune` and makes a run of them, which knows what it will remove.
+
+    Inside, torch and its random state are the run's.
+    """
     if not isinstance(structured, bool):
         raise TypeError(f"expected structured to be True or False, got {structured!r}")
     if allocation is None:
@@ -207,14 +251,15 @@ def prune(
     )
     with plain_torch(device), preserved_random_state(loader):
         if not structured:
-            sparse = UnstructuredRun(model, stream, options)
+            sparse = of_weights(model, stream, options)
             sparse.rehearse()
             sparse.plan_shares()
-            return sparse.execute()
-        run = Run(model, stream, options)
+            yield sparse
+            return
+        run = of_neurons(model, stream, options)
         run.rehearse()
         run.plan_widths(analysis_seconds)
-        return run.execute()
+        yield run
 
 
 def _refuse_of_neurons(**options: Any) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TypeGuard
 
 from ..records import GroupRecord, WeightRecord
+from ..stopwatch import duration
 from .drawing import GONE, INK, KEPT, PALE, THIRD, every, figure, label
 from .facts import Facts
 
@@ -152,16 +153,6 @@ def time(facts: Facts) -> Figure | None:
     axes.set_xlim(0, 1.15 * spent[0][0])
     axes.xaxis.set_major_formatter(lambda value, _: duration(value))
     return made
-
-
-def duration(seconds: float) -> str:
-    """Seconds in a unit to read."""
-    if seconds < 1:
-        return f"{seconds * 1e3:.0f} ms" if seconds else "0"
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.1f} min" if minutes < 60 else f"{minutes / 60:.1f} h"
 
 
 # -- parts of them -----------------------------------------------------------------------------------------------
