@@ -32,7 +32,9 @@ class SingeImportance:
     ::
 
         importance = singe.SingeImportance(model, batch)
-        pruner = tp.pruner.MagnitudePruner(model, x, importance=importance, pruning_ratio=0.5)
+        pruner = tp.pruner.MagnitudePruner(
+            model, x, importance=importance, pruning_ratio=0.5, ignored_layers=[model.fc]
+        )
         pruner.step()
 
     A channel's score is that of the whole neuron it belongs to in the network as it is, the other layers' rows that it
