@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export OMP_WAIT_POLICY ?= passive
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: demo test bench bench-check reproduce lint format clean
+.PHONY: demo test bench bench-check reproduce docs lint format clean
 
 demo: $(READY)
 	$(BIN)/singe demo
@@ -26,6 +26,10 @@ bench-check: $(READY)
 reproduce: $(READY)
 	$(BIN)/pip install --quiet --no-build-isolation -e '.[peers]'
 	$(BIN)/python benchmarks/reproduce.py all --weights $(WEIGHTS) --data $(DATA) $(if $(FULL),--full) $(if $(RESULTS),--results $(RESULTS))
+
+# the API reference, from the docstrings: build/api/index.html
+docs: $(READY)
+	$(BIN)/pdoc --docformat google --output-directory build/api singe
 
 lint: $(READY)
 	$(BIN)/ruff check .

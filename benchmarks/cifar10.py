@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cifar10_data import Loader, accuracy, read
 from common import settings, write_json
 from models import CIFAR10_MODELS, load, random_images
 from torch import nn
 
 import singe
+from singe.accuracy import accuracy
+from singe.cifar10 import Loader, Ordered, read
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,7 +40,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--rho", type=float, default=0.5)
     parser.add_argument("--target", default="params", help="what rho is a share of: params or macs")
-    parser.add_argument("--allocation", default="uniform", help="uniform, block, linear, global or sensitivity")
+    parser.add_argument("--allocation", default="sensitivity", help="uniform, block, linear, global or sensitivity")
     parser.add_argument("--round-to", type=int, default=1, help="leave layers a multiple of this many neurons")
     parser.add_argument("--ignore", nargs="*", default=[], help="modules to leave whole")
     parser.add_argument("--criterion", default="integrated_gradient")
@@ -47,7 +48,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=1000, help="of fine-tuning in all; 0 for none")
     parser.add_argument("--when", default=singe.FineTune.when, help="to fine-tune: layer, neuron or after")
     parser.add_argument("--lr", type=float, default=singe.FineTune.lr)
-    parser.add_argument("--compensate", default="none", help="mean or least_squares")
+    parser.add_argument("--compensate", default="least_squares", help="none, mean or least_squares")
     parser.add_argument("--compensation-images", type=int, default=1024)
     parser.add_argument("--recalibrate-bn", type=int, default=0, help="images to measure batch norms anew on")
     parser.add_argument("--batch-size", type=int, default=128)
@@ -78,8 +79,8 @@ def run(model: nn.Module, options: argparse.Namespace) -> tuple[singe.PruneResul
 
 def report(model: nn.Module, result: singe.PruneResult, options: argparse.Namespace) -> dict[str, Any]:
     """What pruning did to ``model``, as JSON."""
-    test = [part.to(options.device) for part in read(options.data, train=False)]
-    figures: dict[str, Any] = {"top1_before": accuracy(model, *test), "top1_after": accuracy(result.model, *test)}
+    test = Ordered(*(part.to(options.device) for part in read(options.data, train=False)))
+    figures: dict[str, Any] = {"top1_before": accuracy(model, test), "top1_after": accuracy(result.model, test)}
     for name in ("params", "macs"):
         for what in ("before", "after", "removed"):
             figures[f"{name}_{what}"] = getattr(result, f"{name}_{what}")

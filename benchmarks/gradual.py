@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cifar10_data import Loader, read
 from common import settings, write_json
 from models import CIFAR10_MODELS, load
 from torch import Tensor, nn
 from train_cifar10 import train
 
 import singe
+from singe.cifar10 import Loader, read
 from singe.report import table
 
 PRESETS = {"resnet56": "resnet56_cifar", "resnet110": "resnet110_cifar", "vgg16_bn": "vgg16_cifar10"}

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from cifar10_data import Loader, normalised, read
 from models import random_images
 from torch import Tensor
+
+from singe.cifar10 import Loader, normalised, read
 
 Batch = tuple[Tensor, Tensor]
 

@@ -1,4 +1,4 @@
-"""Damaged and hostile files: what readers of plans, weights and checkpoints make of mutants of good ones."""
+"""Damaged and hostile files: what readers of plans, weights, reports and checkpoints make of mutants of good ones."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import singe
 from singe.checkpoint import FILE, Checkpoint
 from singe.files import digest
+from singe.report import facts
 from singe.saved import PLAN_FILE, WEIGHTS_FILE, load, load_plan
 from singe.surgery import compact
 
@@ -121,6 +122,7 @@ def written(path: Path, seed: int) -> list[Target]:
     readers: dict[str, Callable[[Path], object]] = {
         PLAN_FILE: lambda directory: load_plan(directory).apply(copy.deepcopy(model)),
         WEIGHTS_FILE: lambda directory: load(model, directory),
+        facts.FILE: facts.load,
         FILE: resume,
     }
     for read in readers.values():
@@ -178,7 +180,7 @@ def confined() -> Iterator[None]:
 def mutant(target: Target, dice: random.Random) -> bytes:
     """One of many kinds of damage."""
     kinds: list[Callable[[bytes, random.Random], bytes]] = [flipped, cut, stretched, moved, foreign]
-    if target.name == PLAN_FILE:
+    if target.name in (PLAN_FILE, facts.FILE):
         kinds += [json_changed] * 5
     else:
         kinds += [header_changed, header_changed, length_changed]

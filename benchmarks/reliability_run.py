@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> None:
     model.load_state_dict(load_file(weights))
     loader = DataLoader(demo.digits()[0], batch_size=64, shuffle=True)
     began = time.perf_counter()
-    tuning = singe.FineTune(steps=300, lr=0.02)
+    tuning = singe.FineTune(steps=300, when="layer", lr=0.02)
     result = singe.prune(model, loader, 0.5, finetune=tuning, images=64, progress=False, checkpoint=directory)
     text = json.dumps(result.plan.to_json())
     found = {"plan": digest(text, {}), "weights": digest("", named_tensors(result.model))}

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from cifar10_data import Loader, accuracy, read
 from common import settings, write_json
 from models import CIFAR10_MODELS, load
 from safetensors.torch import save_file
@@ -19,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from singe.accuracy import accuracy
+from singe.cifar10 import Loader, Ordered, read
 from singe.result import count_parameters
 
 
@@ -100,8 +101,9 @@ def train(
                 bar.update()
             if epoch_end is not None:
                 epoch_end(loader)
-            top1.append(accuracy(model, *test))
+            top1.append(accuracy(model, Ordered(*test)))
             bar.set_postfix(loss=f"{loss.item():.3f}", top1=f"{top1[-1]:.2%}")
+    model.eval()
     return top1
 
 

@@ -123,7 +123,7 @@ def measure(subject: Subject, options: Namespace) -> Whole:
 def _run(subject: Subject, nodes: int, options: Namespace) -> Run:
     source = loader(subject.name, subject.data, subject.size, subject.device)
     prune = partial(
-        singe.prune, subject.model, source, options.rho,
+        singe.prune, subject.model, source, options.rho, allocation="uniform", compensate="none",
         criterion=singe.IntegratedGradient(quadrature=singe.GaussLegendre(nodes)), finetune=None, images=subject.size,
         ignore=subject.coupled, seed=options.seed, memory=options.memory, progress=False,
     )  # fmt: skip

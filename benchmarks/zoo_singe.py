@@ -127,7 +127,7 @@ def pruned(name: str, model: nn.Module, inputs: Inputs, rho: float) -> Pruned:
     start = time.perf_counter()
     result = singe.prune(
         model, [batch(name, inputs)], rho, criterion="magnitude", finetune=None, images=len(inputs[0]),
-        progress=False, **manner(name),
+        allocation="uniform", compensate="none", progress=False, **manner(name),
     )  # fmt: skip
     seconds = time.perf_counter() - start
     difference = largest_difference(result.model, expanded(model, result.model, result.plan), inputs)

@@ -12,8 +12,10 @@ from .criteria import (
     Reconstruction,
     SummedGradient,
 )
+from .export import export_onnx
 from .finetune import FineTune
 from .folding import Folding, fold_batchnorm
+from .forecast import Forecast, forecast
 from .gradual import GradualPruner
 from .inspection import GroupInfo, Inspection, inspect
 from .latency import Latency, latencies, latency
@@ -27,6 +29,7 @@ from .saved import load, load_plan
 from .score import score
 from .sparse import SparseResult
 from .tensorboard import TensorBoard
+from .torch_pruning import SingeImportance
 
 __version__ = "0.1.0"
 
@@ -35,6 +38,7 @@ __all__ = [
     "FeatureRelevance",
     "FineTune",
     "Folding",
+    "Forecast",
     "GaussLegendre",
     "Geometric",
     "Gradient",
@@ -53,11 +57,14 @@ __all__ = [
     "Random",
     "Reconstruction",
     "RoundRecord",
+    "SingeImportance",
     "SparseResult",
     "SummedGradient",
     "TensorBoard",
     "WeightRecord",
+    "export_onnx",
     "fold_batchnorm",
+    "forecast",
     "gradual_preset",
     "inspect",
     "latencies",

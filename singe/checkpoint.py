@@ -27,6 +27,8 @@ log = logging.getLogger("singe")
 FILE = "checkpoint.safetensors"
 VERSION = 1
 
+_RECORD, _SECONDS = typed.reader(GroupRecord), typed.reader(dict[str, float])
+
 
 @dataclass
 class Progress:
@@ -71,8 +73,8 @@ class Progress:
         """
         try:
             widths = [(str(name), _count(size), _count(count)) for name, size, count in data["widths"]]
-            history = [typed.read(GroupRecord, record, "history") for record in data["history"]]
-            seconds = typed.read(dict[str, float], data.get("seconds", {}), "seconds")
+            history = [_RECORD(record, "history") for record in data["history"]]
+            seconds = _SECONDS(data.get("seconds", {}), "seconds")
             plan, memory, traced = Plan.from_json(data["plan"]), _count(data["memory"]), _count(data["traced"])
             progress = cls(memory, str(data["samples"]), widths, plan, history, traced, data["tuned"] is True, seconds)
         except (KeyError, TypeError, AttributeError, OverflowError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
@@ -92,6 +93,7 @@ def batch_of(item: Any, device: torch.device, task: Task) -> Batch:
             raise TypeError(f"expected a batch (x, y), got {_describe(item)}; other batches need forward= and loss=")
         if not all(isinstance(v, Tensor) for v in item):
             raise TypeError(f"expected a batch (x, y) of tensors, got {_describe(item)}")
+    item = _with_dicts(item)
     for path, leaf in pytree.tree_flatten_with_path(item)[0]:
         if not isinstance(leaf, Tensor):
             where = f" at {pytree.keystr(path)}" if path else ""
@@ -108,6 +110,13 @@ def batch_of(item: Any, device: torch.device, task: Task) -> Batch:
         finite_inputs(leaves[0])
     moved: Batch = pytree.tree_map(lambda t: _plain(t).to(device, non_blocking=True), item)
     return moved
+
+
+def _with_dicts(item: Any) -> Any:
+    """A batch with mappings that torch's pytree does not know, such as Hugging Face's BatchEncoding, as plain dicts."""
+    return pytree.tree_map(
+        lambda v: {key: _with_dicts(value) for key, value in v.items()} if isinstance(v, Mapping) else v, item
+    )
 
 
 def example(value: Any, device: torch.device, task: Task) -> Batch:

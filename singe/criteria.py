@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from .quadrature import GaussLegendre, Nodes, Quadrature
 
@@ -57,13 +58,32 @@ class NormCriterion(Criterion):
             raise ValueError(f"expected p in (1, 2, inf), got {self.p!r}")
 
 
-@dataclass(frozen=True)
-class Magnitude(NormCriterion):
-    """|W|_p: needs no data."""
+class WeightCriterion(Criterion, ABC):
+    """A criterion that looks at weights alone, and needs no data."""
+
+    @abstractmethod
+    def of_rows(self, rows: Tensor) -> Tensor:
+        """[R], a value for each of the rows that a layer has in a group, float64 [R, F], batch norm folded in.
+
+        Rows of neurons that are removed by now are zero; what comes out for them does not matter.
+        """
 
     @property
-    def scores_together(self) -> bool:
+    def lasting(self) -> bool:
+        """Whether a row's value stays what it is when others are removed."""
         return False
+
+
+@dataclass(frozen=True)
+class Magnitude(NormCriterion, WeightCriterion):
+    """|W|_p."""
+
+    def of_rows(self, rows: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(rows, self.p, dim=1)
+
+    @property
+    def lasting(self) -> bool:
+        return True
 
 
 class PathCriterion(NormCriterion, ABC):
@@ -203,6 +223,7 @@ def resolve(criterion: str | Criterion) -> Criterion:
         return _BY_NAME[criterion]
     if isinstance(criterion, type):
         raise TypeError(f"expected a criterion's name or object, got the class {criterion.__name__}: call it first")
-    if not isinstance(criterion, (Magnitude, LossChange, PathCriterion, Random, Reconstruction, FeatureRelevance)):
+    known = (WeightCriterion, PathCriterion, LossChange, Random, Reconstruction, FeatureRelevance)
+    if not isinstance(criterion, known):
         raise TypeError(f"expected a criterion's name or object, got {type(criterion).__name__}")
     return criterion

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from . import ops
 from .batches import Batch, tensors
 from .budget import is_shortage
-from .criteria import Criterion, LossChange, Magnitude, PathCriterion, PathRule, Random
+from .criteria import Criterion, LossChange, PathCriterion, PathRule, Random, WeightCriterion
 from .graph.groups import Group
 from .graph.layer import Layer
 from .graph.trace import Trace
@@ -116,7 +116,7 @@ class Engine:
     def lasting(self, criterion: Criterion) -> bool:
         """Whether a neuron's score stays what it is when others of the group go, as that of a weight alone does."""
         read = {s.tensor for s in self._group.slices if s.role == "reads"}
-        return isinstance(criterion, Magnitude) and read.isdisjoint(self._group.writers)
+        return isinstance(criterion, WeightCriterion) and criterion.lasting and read.isdisjoint(self._group.writers)
 
     def forget(self, neuron: int) -> None:
         """Zeroes a neuron in the caches, after ``surgery.mask`` has zeroed it in the model."""
@@ -161,8 +161,8 @@ class Engine:
             return self._loss_changes(neurons)
         if isinstance(criterion, Random):
             return torch.rand(len(neurons), dtype=torch.float64)
-        if isinstance(criterion, Magnitude):
-            return self._per_neuron(self._row_norms(criterion.p, neurons))[neurons]
+        if isinstance(criterion, WeightCriterion):
+            return self._of_weights(criterion)[neurons]
         assert isinstance(criterion, PathCriterion), criterion
         rule = criterion.rule()
         norms = self._row_norms(criterion.p, neurons)
@@ -241,6 +241,22 @@ class Engine:
         gone = (torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
         losses = [self._passes.losses(jobs).cpu() for jobs in self._neuron_jobs(neurons, gone)]
         return torch.cat([torch.empty(0), *losses]).double() - self.loss
+
+    def _of_weights(self, criterion: WeightCriterion) -> Tensor:
+        """float64 [n]."""
+        values: ByRow = {}
+        for layer in self._passes.layers:
+            own = layer.rows.flatten()
+            rows = layer.folded_rows(self._passes.live, own)
+            found = criterion.of_rows(rows)
+            if not isinstance(found, Tensor) or found.shape != own.shape:
+                what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+                raise ValueError(
+                    f"expected a value for each of {len(own)} rows from {type(criterion).__name__}.of_rows, got {what}"
+                )
+            values[layer.weight] = torch.zeros(int(own.max()) + 1, dtype=torch.float64)
+            values[layer.weight][own] = found.double().cpu()
+        return self._per_neuron(values)
 
     def _row_norms(self, p: float, neurons: Tensor) -> ByRow:
         return {layer.weight: layer.row_norms(self._passes.live, p, neurons) for layer in self._passes.layers}

@@ -20,7 +20,7 @@ from .distillation import Teacher
 from .precision import Precision, arithmetic, check_name
 from .task import Task, cross_entropy
 
-When = Literal["layer", "neuron", "after"]
+When = Literal["after", "layer", "neuron"]
 
 DISTILLED = 0.5
 """The share of the loss that the unpruned network's answers are by default."""
@@ -32,7 +32,7 @@ class FineTune:
 
     Args:
         steps: optimiser steps in the whole run, spread evenly over its pauses.
-        when: the pauses: after every "layer" (group of neurons), after every "neuron", or all "after" pruning.
+        when: the pauses: all "after" pruning, after every "layer" (group of neurons), or after every "neuron".
         lr: learning rate before it falls.
         momentum: of SGD, in [0, 1).
         weight_decay: on weights of two and more axes; biases and batch norms are not decayed.
@@ -45,7 +45,7 @@ class FineTune:
     """
 
     steps: int = 1000
-    when: When = "layer"
+    when: When = "after"
     lr: float = 0.02
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -55,8 +55,8 @@ class FineTune:
 
     def __post_init__(self) -> None:
         checks.integer("steps", self.steps, 1)
-        if self.when not in ("layer", "neuron", "after"):
-            raise ValueError(f"expected when='layer', 'neuron' or 'after', got {self.when!r}")
+        if self.when not in ("after", "layer", "neuron"):
+            raise ValueError(f"expected when='after', 'layer' or 'neuron', got {self.when!r}")
         for name in ("lr", "momentum", "weight_decay", "decay"):
             checks.number(name, getattr(self, name))
         if not 0 < self.lr < math.inf:

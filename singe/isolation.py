@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
@@ -70,6 +70,19 @@ def same_modes(model: nn.Module, like: nn.Module) -> None:
     modes = {name: module.training for name, module in like.named_modules()}
     for name, module in model.named_modules():
         module.training = modes.get(name, module.training)
+
+
+@contextmanager
+def evaluating(models: Sequence[nn.Module]) -> Iterator[None]:
+    """Eval mode inside, and every module's own mode again behind it."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def seed_everything(seed: int, loader: Any = None) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ from torch import nn
 from . import checks
 from .batches import Batch, copied
 from .graph.trace import Forward
-from .isolation import callers_device, preserved_random_state
+from .isolation import callers_device, evaluating, preserved_random_state
 from .task import Task
 
 WARM_UP = 50
@@ -118,19 +117,6 @@ def timed(model: nn.Module, batch: Batch, task: Task) -> float:
         start = now(device)
         task.call(model, inputs)
         return now(device) - start
-
-
-@contextmanager
-def evaluating(models: Sequence[nn.Module]) -> Iterator[None]:
-    """Eval mode inside, and every module's own mode again behind it."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    try:
-        for model in models:
-            model.eval()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def now(device: torch.device) -> float:

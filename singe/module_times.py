@@ -13,8 +13,8 @@ from torch import nn
 
 from . import checks
 from .batches import Batch
-from .isolation import preserved_random_state
-from .latency import evaluating, now, timed
+from .isolation import evaluating, preserved_random_state
+from .latency import now, timed
 from .task import Task
 
 _WARM_UP = 3

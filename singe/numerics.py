@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
+
+from .outputs import leaves
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 _HALF_TOLERANCE = 3e-2
@@ -15,7 +16,7 @@ _HALF_TOLERANCE = 3e-2
 
 def alike(actual: Any, expected: Any) -> bool:
     """Whether all tensors of two nested outputs are :func:`close`."""
-    a, e = pytree.tree_leaves(actual), pytree.tree_leaves(expected)
+    a, e = leaves(actual), leaves(expected)
     return len(a) == len(e) and all(close(x, y) for x, y in zip(a, e, strict=True) if isinstance(y, Tensor))
 
 
@@ -40,7 +41,7 @@ def close(actual: Tensor, expected: Tensor) -> bool:
 
 def distance(actual: Any, expected: Any) -> float:
     """The largest difference in a tensor of two nested outputs as a share of its largest value; inf beside rounding."""
-    a, e = pytree.tree_leaves(actual), pytree.tree_leaves(expected)
+    a, e = leaves(actual), leaves(expected)
     if len(a) != len(e):
         return math.inf
     return max((_distance(x, y) for x, y in zip(a, e, strict=True) if isinstance(y, Tensor)), default=0.0)

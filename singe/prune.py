@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from torch import nn
 from torch.utils.data import SequentialSampler
@@ -33,6 +34,9 @@ from .wrappers import unwrapped
 
 log = logging.getLogger("singe")
 
+NeuronRun = TypeVar("NeuronRun", bound=Run)
+WeightRun = TypeVar("WeightRun", bound=UnstructuredRun)
+
 
 def prune(
     model: nn.Module,
@@ -42,10 +46,10 @@ def prune(
     structured: bool = True,
     target: Target = "params",
     criterion: str | Criterion = "integrated_gradient",
-    allocation: Allocation = "uniform",
+    allocation: Allocation | None = None,
     round_to: int = 1,
     refresh: Refresh = "lazy",
-    compensate: Compensate = "none",
+    compensate: Compensate | None = None,
     compensation_images: int = 1024,
     finetune: FineTune | None = FineTune(),  # noqa: B008 - frozen
     images: int = 64,
@@ -93,21 +97,22 @@ def prune(
             absolute values of the weight and of the gradient at it, on the path that fades the whole layer: that is
             what a name means then, and an object has to say ``path="layer"``; "loss_change" and "reconstruction" are
             refused.
-        allocation: how rho is shared among groups. "uniform" removes the same share of neurons everywhere, "linear" a
-            share that rises from the first group to the last, "block" one that rises from block to block; a mapping
-            {module name or glob: relative rate} says it for some groups (1 for the others, 0 leaves whole); "global"
-            ranks the neurons of all groups by their first scores per parameter (or other cost) that they save;
-            "sensitivity" by what the loss rises by per parameter when their group alone loses more and more, in the
-            order of first scores and compensated as ``compensate`` says, measured on 256 samples at eight widths. With
-            ``structured=False`` likewise, of weights instead of neurons and tensors instead of groups, but for
-            "sensitivity".
+        allocation: how rho is shared among groups. "sensitivity", the default, ranks the neurons of all groups by what
+            the loss rises by per parameter (or other cost) that is saved when their group alone loses more and more,
+            in the order of first scores and compensated as ``compensate`` says, measured on 256 samples at eight
+            widths; "global" ranks them by their first scores. "uniform" removes the same share of neurons everywhere,
+            "linear" a share that rises from the first group to the last, "block" one that rises from block to block; a
+            mapping {module name or glob: relative rate} says it for some groups (1 for the others, 0 leaves whole).
+            With ``structured=False`` likewise, of weights instead of neurons and tensors instead of groups, "uniform"
+            by default and without "sensitivity".
         round_to: a layer that loses rows keeps a multiple of this many; one that has no more is left whole.
         refresh: after a removal, re-score all of the group ("full", the paper's) or only the least relevant
             candidates until the least is up to date ("lazy").
         compensate: how the layers that read a group are changed once it is pruned, before any fine-tuning: "mean" moves
-            biases (or the means of the batch norms behind), "least_squares" refits weights too, so that on some samples
-            the network holds behind them what the unpruned one holds; or, where it is trained in between, what it held
-            itself before it lost the group's neurons. Takes seconds a group, no labels, no gradients.
+            biases (or the means of the batch norms behind), "least_squares", the default, refits weights too, so that
+            on some samples the network holds behind them what the unpruned one holds; or, where it is trained in
+            between, what it held itself before it lost the group's neurons. Takes seconds a group, no labels, no
+            gradients. "none" leaves them, and is all there is for single weights.
         compensation_images: samples for that.
         finetune: how to train between removals; None for not at all. For single weights ``when="neuron"`` is refused.
         images: samples that scores are computed on, drawn anew for every group or layer. Single weights need more of
@@ -140,8 +145,52 @@ def prune(
         OSError: the checkpoint's directory cannot be written to.
         TimeoutError: the trials take longer than ``analysis_seconds``.
     """
+    with prepared(Run, UnstructuredRun, **locals()) as run:
+        return run.execute()
+
+
+@contextmanager
+def prepared(
+    of_neurons: type[NeuronRun],
+    of_weights: type[WeightRun],
+    model: nn.Module,
+    loader: Iterable[Any],
+    rho: float,
+    *,
+    structured: bool,
+    target: Target,
+    criterion: str | Criterion,
+    allocation: Allocation,
+    round_to: int,
+    refresh: Refresh,
+    compensate: Compensate,
+    compensation_images: int,
+    finetune: FineTune | None,
+    images: int,
+    loss: Loss | None,
+    forward: Forward | None,
+    ignore: Sequence[str],
+    recalibrate_bn: int,
+    analysis_seconds: float,
+    seed: int,
+    memory: int,
+    precision: Precision,
+    latency_batch: int,
+    progress: bool,
+    checkpoint: str | os.PathLike[str] | None,
+    evaluate: Evaluate | None,
+    callbacks: Iterable[Callback],
+) -> Iterator[NeuronRun | WeightRun]:
+    """Checks the arguments of :func:`prune` and makes a run of them, which knows what it will remove.
+
+    Inside, torch and its random state are the run's.
+    """
     if not isinstance(structured, bool):
         raise TypeError(f"expected structured to be True or False, got {structured!r}")
+    if allocation is None:
+        allocation = "sensitivity" if structured else "uniform"
+    if compensate is None:
+        compensate = "least_squares" if structured else "none"
     goal = Goal(rho, target, allocation, round_to, ignore, latency_batch)
     if refresh not in ("lazy", "full"):
         raise ValueError(f"expected refresh 'lazy' or 'full', got {refresh!r}")
@@ -158,10 +207,11 @@ def prune(
     if seed >= 2**40:
         raise ValueError(f"expected seed < 2**40, got {seed}")
     if not structured:
+        if compensate != "none":
+            raise ValueError(f"expected compensate='none' with structured=False, got {compensate!r}")
         _refuse_of_neurons(
-            target=target, round_to=round_to, refresh=refresh, compensate=compensate,
-            compensation_images=compensation_images, analysis_seconds=analysis_seconds, latency_batch=latency_batch,
-            checkpoint=checkpoint,
+            target=target, round_to=round_to, refresh=refresh, compensation_images=compensation_images,
+            analysis_seconds=analysis_seconds, latency_batch=latency_batch, checkpoint=checkpoint,
         )  # fmt: skip
         if finetune is not None and finetune.when == "neuron":
             raise ValueError("expected finetune.when 'layer' or 'after' with structured=False, got 'neuron'")
@@ -201,14 +251,15 @@ def prune(
     )
     with plain_torch(device), preserved_random_state(loader):
         if not structured:
-            sparse = UnstructuredRun(model, stream, options)
+            sparse = of_weights(model, stream, options)
             sparse.rehearse()
             sparse.plan_shares()
-            return sparse.execute()
-        run = Run(model, stream, options)
+            yield sparse
+            return
+        run = of_neurons(model, stream, options)
         run.rehearse()
         run.plan_widths(analysis_seconds)
-        return run.execute()
+        yield run
 
 
 def _refuse_of_neurons(**options: Any) -> None:

@@ -24,6 +24,7 @@ from .criteria import (
     PathCriterion,
     Random,
     Reconstruction,
+    WeightCriterion,
     resolve,
 )
 from .elementwise import resolve_elementwise
@@ -240,8 +241,8 @@ class _Literal:
             return torch.stack([self._value(self._faded([n], 0.0)) - base for n in every]).double().cpu()
         if isinstance(criterion, Random):
             return torch.rand(self._group.size, dtype=torch.float64)
-        if isinstance(criterion, Magnitude):
-            return torch.stack([self._norms(self._tensors, n, criterion.p).sum() for n in every]).cpu()
+        if isinstance(criterion, WeightCriterion):
+            return torch.stack([self._of_weight(w, criterion) for w in self._group.writers]).sum(0)
         assert isinstance(criterion, PathCriterion)
         rule, total = criterion.rule(), torch.zeros(self._group.size, dtype=torch.float64)
         for n in every:
@@ -251,6 +252,12 @@ class _Literal:
                 term = self._norms(gradient, n, criterion.p) * (norm if rule.with_norm else 1)
                 total[n] += weight * float(term.sum())
         return total
+
+    def _of_weight(self, weight: str, criterion: WeightCriterion) -> Tensor:
+        """float64 [n]: what a criterion makes of all rows of a weight at once, summed over those of each neuron."""
+        rows = [self._rows(weight, self._tensors[weight], n) for n in range(self._group.size)]  # each [R, F]
+        values = criterion.of_rows(torch.cat(rows).double())  # [n * R]
+        return values.view(len(rows), -1).sum(1).cpu()
 
     def _faded(self, neurons: Iterable[int], t: float) -> dict[str, Tensor]:
         """All tensors, with what ``neurons`` own scaled by t."""

@@ -28,3 +28,13 @@ def timed(seconds: dict[str, float], what: str) -> Iterator[None]:
             yield
     finally:
         seconds[what] = seconds.get(what, 0.0) + watch.seconds
+
+
+def duration(seconds: float) -> str:
+    """Seconds in a unit to read."""
+    if seconds < 1:
+        return f"{seconds * 1e3:.0f} ms" if seconds else "0"
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.1f} min" if minutes < 60 else f"{minutes / 60:.1f} h"

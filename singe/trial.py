@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from .graph.export import first_line
 from .graph.groups import Group, module_of
 from .graph.trace import Forward, answer, named_tensors, plain
 from .numerics import close
+from .outputs import leaves
 from .plan import Plan
 from .surgery import compact, mask
 from .weightnorm import plain_copy
@@ -181,7 +181,7 @@ def _share(order: Tensor, which: int) -> Tensor:
 @torch.no_grad()
 def difference(expected: Any, actual: Any) -> str | None:
     """What differs between the outputs of the masked and the compacted network, or None where they agree."""
-    a, b = pytree.tree_leaves(expected), pytree.tree_leaves(actual)
+    a, b = leaves(expected), leaves(actual)
     if len(a) != len(b):
         return f"the masked network has {len(a)} outputs, the compacted one {len(b)}"
     for e, g in zip(a, b, strict=True):

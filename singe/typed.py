@@ -6,10 +6,13 @@ import math
 import reprlib
 import types
 import typing
-from collections.abc import Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from functools import partial
 from typing import Any
+
+Reader = Callable[[Any, str], Any]
+"""Takes what ``json`` reads, and where that stands, for messages; gives what it means."""
 
 
 def plain(value: Any) -> Any:
@@ -23,73 +26,90 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read(kind: Any, value: Any, at: str = "") -> Any:
-    """A value of a kind from plain data.
+def reader(kind: Any) -> Reader:
+    """What reads values of a kind from plain data, or raises ValueError and says where it is not of that kind.
+
+    Annotations, which are code, are looked up here; reading runs none.
 
     Args:
         kind: a dataclass, or what its fields may be annotated with here: str, bool, int (a number of things, so not
             below 0), float (NaN where the data has None), ``tuple[X, ...]``, ``tuple[X, Y]``, ``dict[str, X]`` and
-            unions of such, of which
-            the first that fits is taken.
-        value: as ``json`` reads it.
-        at: where that stands, for messages.
-
-    Raises:
-        ValueError: it is not of that kind; says where.
+            unions of such, of which the first that fits is taken.
     """
     if isinstance(kind, type) and is_dataclass(kind):
-        return _dataclass(kind, value, at)
+        return _dataclass(kind)
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:
-        return _one_of(inner, value, at)
+        return _one_of([reader(k) for k in inner if k is not types.NoneType], types.NoneType in inner)
     if origin is dict:
-        return {key: read(inner[1], item, f"{at}[{key!r:.40}]") for key, item in _of(dict, value, at).items()}
+        return _mapping(reader(inner[1]))
     if origin is tuple:
+        return _sequence(reader(inner[0])) if inner[-1] is Ellipsis else _entries([reader(k) for k in inner])
+    return {float: _float, int: _count}.get(kind, partial(_of, kind))
+
+
+def _dataclass(kind: type) -> Reader:
+    annotations = typing.get_type_hints(kind)
+    readers = {field.name: reader(annotations[field.name]) for field in fields(kind)}
+    needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
+
+    def read(value: Any, at: str) -> Any:
+        data = _of(dict, value, at)
+        if missing := [name for name in needed if name not in data]:
+            raise ValueError(f"expected {missing[0]} at {at or 'the top'}, got nothing of that name")
+        if unknown := sorted(set(data) - set(readers)):
+            raise ValueError(f"expected no {reprlib.repr(unknown[0])} at {at or 'the top'}")
+        return kind(**{name: readers[name](item, f"{at}.{name}".lstrip(".")) for name, item in data.items()})
+
+    return read
+
+
+def _one_of(readers: Sequence[Reader], optional: bool) -> Reader:
+    def read(value: Any, at: str) -> Any:
+        if value is None and optional:
+            return None
+        errors = []
+        for own in readers:
+            try:
+                return own(value, at)
+            except ValueError as error:
+                errors.append(str(error))
+        raise ValueError("; or ".join(errors))
+
+    return read
+
+
+def _mapping(own: Reader) -> Reader:
+    return lambda value, at: {
+        key: own(item, f"{at}[{reprlib.repr(key)}]") for key, item in _of(dict, value, at).items()
+    }
+
+
+def _sequence(own: Reader) -> Reader:
+    return lambda value, at: tuple([own(item, f"{at}[{i}]") for i, item in enumerate(_of(list, value, at))])
+
+
+def _entries(readers: Sequence[Reader]) -> Reader:
+    def read(value: Any, at: str) -> Any:
         items = _of(list, value, at)
-        kinds = [inner[0]] * len(items) if inner[-1] is Ellipsis else inner
-        if len(kinds) != len(items):
-            raise ValueError(f"expected {len(kinds)} entries at {at}, got {len(items)}")
-        return tuple([read(k, item, f"{at}[{i}]") for i, (k, item) in enumerate(zip(kinds, items, strict=True))])
-    if kind is float:
-        return _float(value, at)
-    found = _of(kind, value, at)
-    if kind is int and not 0 <= found < 2**63:
-        raise ValueError(f"expected a number of things at {at}, got {reprlib.repr(found)}")
-    return found
+        if len(items) != len(readers):
+            raise ValueError(f"expected {len(readers)} entries at {at}, got {len(items)}")
+        return tuple([own(item, f"{at}[{i}]") for i, (own, item) in enumerate(zip(readers, items, strict=True))])
 
-
-def _one_of(kinds: tuple[Any, ...], value: Any, at: str) -> Any:
-    if value is None and types.NoneType in kinds:
-        return None
-    errors = []
-    for kind in kinds:
-        try:
-            return read(kind, value, at)
-        except ValueError as error:
-            errors.append(str(error))
-    raise ValueError("; or ".join(errors))
-
-
-def _dataclass(kind: type, value: Any, at: str) -> Any:
-    known, kinds = _fields(kind), typing.get_type_hints(kind)
-    data = _of(dict, value, at)
-    needed = {name for name, f in known.items() if f.default is MISSING and f.default_factory is MISSING}
-    if missing := sorted(needed - set(data)):
-        raise ValueError(f"expected {missing[0]} at {at or 'the top'}, got nothing of that name")
-    if unknown := sorted(set(data) - set(known)):
-        raise ValueError(f"expected no {reprlib.repr(unknown[0])} at {at or 'the top'}")
-    return kind(**{name: read(kinds[name], item, f"{at}.{name}".lstrip(".")) for name, item in data.items()})
-
-
-@cache
-def _fields(kind: type) -> dict[str, Field[Any]]:
-    return {field.name: field for field in fields(kind)}
+    return read
 
 
 def _of(kind: type, value: Any, at: str) -> Any:
     if type(value) is not kind:
         raise ValueError(f"expected {kind.__name__} at {at or 'the top'}, got {reprlib.repr(value)}")
     return value
+
+
+def _count(value: Any, at: str) -> int:
+    number: int = _of(int, value, at)
+    if not 0 <= number < 2**63:
+        raise ValueError(f"expected a number of things at {at}, got {reprlib.repr(number)}")
+    return number
 
 
 def _float(value: Any, at: str) -> float:

@@ -32,6 +32,7 @@ def parameters(model):
 def prune(model, rho, criterion):
     """``singe.prune`` without training, by ``rho`` or nearly as much as can go."""
     options = {"criterion": criterion, "finetune": None, "images": 8, "progress": False}
+    options |= {"allocation": "uniform", "compensate": "none"}
     try:
         return rho, singe.prune(model, LOADER, rho, **options)
     except ValueError as refusal:

@@ -36,7 +36,8 @@ def pictures():
 
 
 def prune(model, loader, directory, **options):
-    options = {"finetune": TUNINGS["layer"], "images": 16, "progress": False, **options}
+    plain = {"allocation": "uniform", "compensate": "none", "images": 16, "progress": False}
+    options = {**plain, "finetune": TUNINGS["layer"], **options}
     return singe.prune(model, loader, options.pop("rho", 0.3), checkpoint=directory, **options)
 
 

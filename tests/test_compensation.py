@@ -228,7 +228,7 @@ def test_where_a_network_is_trained_in_between_it_goes_on_as_it_was_before_the_g
     loader = DataLoader(TensorDataset(x, y), batch_size=32, shuffle=True)
     singe.prune(
         model, loader, 0.4, criterion="magnitude", finetune=singe.FineTune(4, when=when), images=32, progress=False,
-        compensate="least_squares", compensation_images=64,
+        allocation="uniform", compensate="least_squares", compensation_images=64,
     )  # fmt: skip
     assert len(seen) > 1
     for done, (reference, groups, work) in enumerate(seen):

@@ -1,4 +1,6 @@
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -116,6 +118,7 @@ def test_chance_is_drawn_from_the_global_generator_and_hands_it_back():
 def test_chance_prunes_alike_for_one_seed_and_other_neurons_for_another_and_in_every_layer():
     loader = [(normal(16, 10), images(16)[1])]
     options = {"rho": 0.5, "criterion": "random", "finetune": None, "images": 16, "progress": False}
+    options |= {"allocation": "uniform"}
     plans = []
     for outer, seed in ((0, 1), (5, 1), (0, 7)):
         torch.manual_seed(outer)
@@ -132,3 +135,42 @@ def test_relevance_takes_from_what_inhibits_what_it_gives_to_what_excites(alpha)
     assert singe.FeatureRelevance().alpha == 2
     with pytest.raises(ValueError, match="alpha >= 1"):
         singe.FeatureRelevance(alpha=alpha)
+
+
+@dataclass(frozen=True)
+class Rows(singe.criteria.WeightCriterion):
+    """Row by row what a function makes of all of them."""
+
+    function: Callable
+
+    def of_rows(self, rows):
+        return self.function(rows)
+
+
+def test_a_criterion_of_ones_own_sees_the_rows_that_are_left():
+    seen = []
+
+    def first_column(rows):
+        seen.append(rows.clone())
+        return rows[:, 0] + 10
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
+    data = [(torch.randn(8, 3), torch.randint(2, (8,)))]
+    result = singe.prune(
+        model, data, 0.5, criterion=Rows(first_column), allocation="uniform", finetune=None, progress=False
+    )
+    (removal,) = result.plan.removals
+    assert list(removal.neurons) == model[0].weight[:, 0].argsort()[:3].tolist()
+    assert all(rows.dtype == torch.float64 and rows.shape == (6, 3) for rows in seen)
+    assert [int((rows == 0).all(1).sum()) for rows in seen[-3:]] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [(lambda rows: rows, r"\(6, 3\)"), (lambda rows: rows.sum(), r"\(\)"), (lambda rows: 1, "int")],
+)
+def test_a_criterion_of_ones_own_gives_a_value_for_each_row(function, told):
+    model, batch = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2)), (torch.randn(8, 3), torch.arange(8) % 2)
+    with pytest.raises(ValueError, match=f"expected a value for each of 6 rows from Rows.of_rows, got {told}"):
+        singe.score(model, batch, "0", criterion=Rows(function))

@@ -4,7 +4,7 @@ from functools import partial
 import pytest
 import torch
 
-from singe import FineTune, cli, demo, info
+from singe import FineTune, demo
 
 
 def test_the_digits_are_standardised_split_without_overlap_and_always_the_same(digit_data):
@@ -45,31 +45,3 @@ def test_the_demo_prunes_by_what_it_says_and_gets_its_network_back(capsys, monke
     assert 0.49 < 1 - after / before < 0.51
     assert float(rows["rho = 0.5"][3].rstrip("%")) > 80
     assert "the same answers" in said[-1]
-
-
-def test_the_command_line_runs_the_demo_and_prints(monkeypatch, capsys):
-    monkeypatch.setattr(demo, "run", lambda say: say("the demo"))
-    cli.main(["demo"])
-    assert capsys.readouterr().out == "the demo\n"
-
-
-def test_the_command_line_prints_info(capsys):
-    cli.main(["info"])
-    printed = capsys.readouterr().out
-    assert all(value in printed for value in info.info().values())
-
-
-@pytest.mark.parametrize("arguments", [[], ["prune"], ["demo", "--fast"]])
-def test_a_wrong_command_line_shows_the_commands_and_fails(arguments, capsys):
-    with pytest.raises(SystemExit) as caught:
-        cli.main(arguments)
-    assert caught.value.code == 2
-    assert "singe" in capsys.readouterr().err
-
-
-def test_help_names_the_commands(capsys):
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["--help"])
-    assert caught.value.code == 0
-    printed = capsys.readouterr().out
-    assert "demo" in printed and "info" in printed

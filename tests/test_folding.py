@@ -733,7 +733,7 @@ def test_memory_format_dtype_and_what_trains_are_kept():
 
 def test_folded_networks_prune_and_pruned_ones_fold():
     model, batch = randomised(PlainNet()), images(8)
-    options = {"finetune": None, "images": 8, "progress": False, "criterion": "magnitude"}
+    options = {"finetune": None, "images": 8, "progress": False, "criterion": "magnitude", "allocation": "uniform"}
     pruned = singe.prune(model, [batch], 0.4, **options).model
     folding = folded(pruned, batch[0])
     assert folding.folded == ("features.1", "features.5")

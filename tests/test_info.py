@@ -15,6 +15,12 @@ def test_info_names_versions_and_build():
     assert all(isinstance(value, str) and value for value in lines.values())
 
 
+def test_what_a_run_says_of_where_it_ran():
+    told = info.surroundings(torch.device("cpu"))
+    assert (told["singe"], told["torch"]) == (singe.__version__, torch.__version__)
+    assert told["device"].endswith(f"{torch.get_num_threads()} threads")
+
+
 def test_main_prints_every_line(capsys):
     info.main()
     printed = capsys.readouterr().out

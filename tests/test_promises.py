@@ -40,7 +40,8 @@ def batch(count=16):
 
 
 def prune(model, loader=None, **options):
-    options = {"finetune": FineTune(steps=2), "images": 16, "recalibrate_bn": 16, "progress": False, **options}
+    plain = {"allocation": "uniform", "compensate": "none", "images": 16, "recalibrate_bn": 16, "progress": False}
+    options = {**plain, "finetune": FineTune(steps=2, when="layer"), **options}
     return singe.prune(model, [batch()] if loader is None else loader, 0.3, **options)
 
 
@@ -166,7 +167,7 @@ class Breaking:
 def test_all_is_as_before_when_the_loader_fails_in_the_middle(after):
     model, loader = in_use(), Breaking(after)
     with unusual_settings(), as_before(model, loader.generator), pytest.raises(Stop, match="disk"):
-        prune(model, loader, finetune=FineTune(steps=4))
+        prune(model, loader, finetune=FineTune(steps=4, when="layer"))
 
 
 def failing(after):
@@ -256,7 +257,7 @@ def test_half_precision_prunes_on_the_cpu(dtype, criterion):
     x, y = images(8)
     x = x.to(dtype)
     model = randomised(PlainNet()).to(dtype)
-    options = {"criterion": criterion, "finetune": FineTune(steps=2), "images": 8, "recalibrate_bn": 8}
+    options = {"criterion": criterion, "finetune": FineTune(steps=2, when="layer"), "images": 8, "recalibrate_bn": 8}
     result = singe.prune(model, [(x, y)], 0.3, progress=False, **options)
     assert result.params_removed == pytest.approx(0.3, abs=0.02)
     assert {p.dtype for p in result.model.parameters()} == {dtype}

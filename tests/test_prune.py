@@ -42,8 +42,9 @@ def vectors(count=40, **options):
 
 
 def prune(model, loader=None, rho=0.3, **options):
-    """``singe.prune``, small and quiet."""
-    options = {"finetune": None, "images": 20, "progress": False, **options}
+    """``singe.prune``, small, quiet and plain."""
+    plain = {"allocation": "uniform", "compensate": "none", "finetune": None, "images": 20, "progress": False}
+    options = {**plain, **options}
     return singe.prune(model, vectors() if loader is None else loader, rho, **options)
 
 
@@ -102,7 +103,7 @@ class Run:
         generator = torch.Generator().manual_seed(11)
         loader = DataLoader(TensorDataset(self.x, self.y), batch_size=16, shuffle=True, generator=generator)
         self.before = snapshot(self.model), random_states(generator)
-        self.result = prune(self.model, loader, 0.4, finetune=FineTune(steps=8), images=24, seed=3)
+        self.result = prune(self.model, loader, 0.4, finetune=FineTune(steps=8, when="layer"), images=24, seed=3)
         self.after = snapshot(self.model), random_states(generator)
 
 
@@ -290,7 +291,7 @@ def test_tuning_after_every_neuron_keeps_what_is_masked_out():
 def test_parameters_that_require_no_gradient_are_cut_but_not_trained():
     model = mlp()
     model.layers[2].requires_grad_(False)
-    result = prune(model, finetune=FineTune(steps=10, lr=0.1))
+    result = prune(model, finetune=FineTune(steps=10, when="layer", lr=0.1))
     masked = expanded(model, result.model, result.plan)
     kept = masked.layers[2].weight != 0
     assert 0 < kept.sum() < kept.numel()
@@ -300,7 +301,7 @@ def test_parameters_that_require_no_gradient_are_cut_but_not_trained():
 
 def test_tuning_helps():
     model, loader = learned(mlp()), vectors()
-    plain, tuned = (prune(model, loader, 0.6, finetune=f) for f in (None, FineTune(steps=60, lr=0.05)))
+    plain, tuned = (prune(model, loader, 0.6, finetune=f) for f in (None, FineTune(steps=60, when="layer", lr=0.05)))
     assert tuned.loss_after < plain.loss_after
 
 
@@ -315,7 +316,7 @@ def test_a_loss_of_several_outputs_is_passed_through():
         seen.append(outputs["norm"].shape)
         return F.cross_entropy(outputs["logits"], batch[1]) + outputs["norm"].mean()
 
-    result = prune(randomised(Pair()), loss=loss, finetune=FineTune(steps=8))
+    result = prune(randomised(Pair()), loss=loss, finetune=FineTune(steps=8, when="layer"))
     assert type(result.model) is Pair
     assert result.params_removed > 0.2
     assert torch.Size([20]) in seen and torch.Size([16]) in seen  # scored and tuned with it
@@ -327,15 +328,15 @@ def test_a_model_that_fixes_its_batch_size_is_pruned():
             return self.layers(x).reshape(20, 4)
 
     loader = DataLoader(vectors().dataset, batch_size=20)
-    result = prune(randomised(Fixed()), loader, 0.3, finetune=FineTune(steps=2))
+    result = prune(randomised(Fixed()), loader, 0.3, finetune=FineTune(steps=2, when="layer"))
     assert result.params_removed == pytest.approx(0.3, abs=0.05)
 
 
 def test_pruning_works_inside_no_grad():
     with torch.no_grad():
-        inside = prune(mlp(), finetune=FineTune(steps=2))
+        inside = prune(mlp(), finetune=FineTune(steps=2, when="layer"))
         assert not torch.is_grad_enabled()
-    outside = prune(mlp(), finetune=FineTune(steps=2))
+    outside = prune(mlp(), finetune=FineTune(steps=2, when="layer"))
     assert same_plan(inside, outside)
 
 
@@ -353,7 +354,7 @@ def test_the_same_seed_gives_the_same_plan_and_weights_whatever_the_global_state
     for outer, seed in ((0, 4), (1, 4), (2, 5)):
         torch.manual_seed(outer)
         np.random.seed(outer)
-        results.append(prune(mlp(), finetune=FineTune(steps=6), seed=seed, images=12))
+        results.append(prune(mlp(), finetune=FineTune(steps=6, when="layer"), seed=seed, images=12))
     assert same_plan(results[0], results[1])
     assert same(results[0].model.state_dict(), results[1].model.state_dict())
     assert results[0].history[0].scores == results[1].history[0].scores
@@ -370,7 +371,7 @@ def test_model_and_random_state_are_as_before_also_after_an_error():
 
     before = snapshot(model), random_states(generator)
     with pytest.raises(ValueError, match="finite"):
-        prune(model, loader, loss=loss, finetune=FineTune(steps=100))
+        prune(model, loader, loss=loss, finetune=FineTune(steps=100, when="layer"))
     assert len(calls) > 60  # in the middle of the run
     assert same((snapshot(model), random_states(generator)), before)
 
@@ -454,7 +455,7 @@ def test_an_untrained_network_that_loses_nothing_is_not_called_collapsed(caplog)
 
 
 def test_nothing_is_printed_without_progress_and_a_bar_goes_to_stderr_where_that_is_a_terminal(capfd):
-    prune(mlp(), finetune=FineTune(steps=2), progress=False)
+    prune(mlp(), finetune=FineTune(steps=2, when="layer"), progress=False)
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")
     prune(mlp(), progress=True)
@@ -550,6 +551,7 @@ def test_a_loader_that_does_not_shuffle_is_warned_about_when_it_is_trained_on(ca
 def small(**arguments):
     x, y = images(8)
     defaults = {"rho": 0.2, "images": 8, "progress": False, "finetune": FineTune(2), "criterion": "magnitude"}
+    defaults |= {"allocation": "uniform", "compensate": "none"}
     loader = arguments.pop("loader", [(x, y)] * 3)
     model = arguments.pop("model", None) or randomised(PlainNet())
     return singe.prune(model, loader, **{**defaults, **arguments})
@@ -899,6 +901,7 @@ def test_without_batch_norm_recalibration_is_warned_about_and_without_recalibrat
 def test_recalibration_makes_a_pruned_network_better_without_training(trained, digit_data):
     loader = DataLoader(digit_data[0], batch_size=64, shuffle=True)
     options = {"rho": 0.4, "criterion": "magnitude", "finetune": None, "progress": False}
+    options |= {"allocation": "uniform", "compensate": "none"}
     plain, better = (singe.prune(trained, loader, recalibrate_bn=n, **options) for n in (0, 512))
     assert same_plan(plain, better)
     assert better.loss_after < 0.8 * plain.loss_after

@@ -1,6 +1,7 @@
 import copy
 import math
 import random
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from torch.nn import functional as F
 
 import singe
 from singe import reference
+from singe.criteria import WeightCriterion
 from singe.graph.analysis import find_groups
 from singe.graph.trace import trace
 from singe.plan import Plan
@@ -170,6 +172,14 @@ def vectors(count=5, *time):
     return torch.randn(count, *time, 10, generator=generator), torch.randint(4, (count,), generator=generator)
 
 
+@dataclass(frozen=True)
+class Distance(WeightCriterion):
+    """To all other rows (He et al. 2019): a criterion of one's own, of more than each row by itself."""
+
+    def of_rows(self, rows):
+        return torch.cdist(rows, rows).sum(1)
+
+
 TWO = singe.GaussLegendre(2)
 PATHS = [(kind, path) for kind in (singe.SummedGradient, singe.IntegratedGradient) for path in ("neuron", "layer")]
 FEW = [
@@ -187,6 +197,7 @@ FOUR = [
 ]
 EVERY = [
     *FEW,
+    Distance(),
     *(kind(p) for kind in (singe.Magnitude, singe.Gradient, singe.MagnitudeGradient) for p in (1, 2, math.inf)),
     *(kind(p, TWO, path) for kind, path in PATHS for p in (1, 2, math.inf)),
 ]

@@ -135,7 +135,7 @@ def test_what_the_network_can_do_without_goes_first(criterion):
     options = {"finetune": None, "compensate": "least_squares", "criterion": criterion, "progress": False}
     options |= {"loss": lambda outputs, batch: (4 * outputs.softmax(1) - batch[1]).square().sum(1).mean(), "images": 32}
     result = singe.prune(model, loader, 0.4, allocation="sensitivity", **options)
-    even = singe.prune(model, loader, 0.4, **options)
+    even = singe.prune(model, loader, 0.4, allocation="uniform", **options)
     assert result.model.second.out_features < result.model.first.out_features
     assert result.params_removed == pytest.approx(0.4, abs=0.05)
     assert result.loss_after < even.loss_after

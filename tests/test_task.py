@@ -1,6 +1,7 @@
 """Networks that are not model(x), on batches that are not (x, y)."""
 
-from collections import namedtuple
+import dataclasses
+from collections import OrderedDict, UserDict, namedtuple
 
 import pytest
 import torch
@@ -198,6 +199,118 @@ def test_a_pair_with_names_is_a_pair():
         model, Pair(x, y), "layers.0", forward=lambda m, b: m(b.x), loss=lambda o, b: cross_entropy(o, tuple(b))
     )
     assert torch.equal(named, expected)
+
+
+# -- as in Hugging Face's transformers ----------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class ModelOutput(OrderedDict):
+    """A dict and a dataclass in one, in which None does not count as an item."""
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+
+    def __post_init__(self):
+        self.update({f.name: v for f in dataclasses.fields(self) if (v := getattr(self, f.name)) is not None})
+
+
+class BatchEncoding(UserDict):
+    """What tokenizers and collators return: no dict, but a mapping."""
+
+
+class TextClassifier(nn.Module):
+    """Embeddings, attention under a mask, a gated MLP; computes its own loss where it gets labels."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.places = nn.Embedding(20, 8), nn.Embedding(7, 8)
+        self.num_attention_heads, self.attention_head_size = 2, 4
+        self.query, self.key, self.value, self.out = (nn.Linear(8, 8) for _ in range(4))
+        self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 14), nn.Linear(14, 8)
+        self.pooler, self.classifier = nn.Linear(8, 9), nn.Linear(9, 4)
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        x = self.words(input_ids) + self.places.weight[: input_ids.shape[1]]
+        heads = (*x.shape[:-1], -1, self.attention_head_size)
+        q, k, v = (layer(x).view(heads).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        mask = None if attention_mask is None else attention_mask[:, None, None].bool()
+        mixed = F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
+        x = self.norm(x + self.out(mixed))
+        x = x + self.down(F.gelu(self.up(x)))
+        logits = self.classifier(torch.tanh(self.pooler(x[:, 0])))
+        return ModelOutput(None if labels is None else F.cross_entropy(logits, labels), logits)
+
+
+def encoded(count=10, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    ids, mask = torch.randint(20, (count, 7), generator=draw), torch.ones(count, 7, dtype=torch.int64)
+    mask[::2, 5:] = 0
+    labels = torch.randint(4, (count,), generator=draw)
+    return BatchEncoding({"input_ids": ids, "attention_mask": mask, "labels": labels})
+
+
+def with_labels(model, batch):
+    return model(**batch)
+
+
+def own_loss(outputs, batch):
+    return outputs.loss
+
+
+def without_labels(model, batch):
+    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+
+
+def of_logits(outputs, batch):
+    return F.cross_entropy(outputs.logits, batch["labels"])
+
+
+WAYS = {"its own loss": (with_labels, own_loss), "a loss outside": (without_labels, of_logits)}
+EITHER_WAY = pytest.mark.parametrize(("forward", "loss"), WAYS.values(), ids=WAYS.keys())
+
+
+@EITHER_WAY
+def test_scores_of_a_model_that_answers_in_a_dataclass_equal_the_reference(forward, loss):
+    model, batch = randomised(TextClassifier()).double(), dict(encoded())
+    for layer in ("up", "pooler"):
+        options = {"criterion": singe.LossChange(), "forward": forward, "loss": loss}
+        expected = reference.score(model, batch, layer, **options)
+        actual = singe.score(model, batch, layer, **options)
+        assert (actual - expected).norm() <= 1e-9 * expected.norm() != 0, layer
+
+
+@EITHER_WAY
+def test_such_a_model_is_pruned_and_tuned_on_batches_in_mappings(forward, loss):
+    model, loader = randomised(TextClassifier()), [encoded(seed=seed) for seed in range(3)]
+    result = singe.prune(
+        model, loader, 0.2, forward=forward, loss=loss, images=10, progress=False, finetune=singe.FineTune(steps=3)
+    )
+    assert 0.15 < result.params_removed < 0.25
+    assert result.model.value.out_features == result.model.out.in_features == 4  # of two heads one is left
+    assert type(result.model(**encoded())) is ModelOutput
+    assert torch.equal(loader[0]["labels"], encoded(seed=0)["labels"])
+
+
+def test_a_model_that_computes_its_loss_is_pruned_as_with_a_loss_outside():
+    model, loader = randomised(TextClassifier()).double(), [encoded(20)]
+    one, other = (
+        singe.prune(model, loader, 0.2, forward=forward, loss=loss, **QUICK) for forward, loss in WAYS.values()
+    )
+    assert one.plan == other.plan and one.loss_after == pytest.approx(other.loss_after)
+
+
+def test_outputs_in_a_class_of_its_own_are_named_and_forward_can_open_them():
+    class Opaque:
+        def __init__(self, logits):
+            self.logits = logits
+
+    model, batch = Wired(lambda self, x: Opaque(self.b(F.relu(self.a(x)))), a=nn.Linear(5, 6), b=nn.Linear(6, 4)), (
+        normal(10, 5), torch.arange(10) % 4,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"puts out a Opaque.*no list, tuple, dict or dataclass.*forward="):
+        singe.score(model, batch, "a", loss=lambda o, b: F.cross_entropy(o.logits, b[1]))
+    assert (singe.score(model, batch, "a", forward=lambda m, b: m(b[0]).logits) > 0).all()
 
 
 # -- batches that differ ------------------------------------------------------------------------------------------

@@ -1,10 +1,11 @@
 import json
 import math
+import sys
 from dataclasses import dataclass
 
 import pytest
 
-from singe.typed import plain, read
+from singe.typed import plain, reader
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,10 @@ class Shape:
     weight: float | None
     closed: bool = False
     mark: Point | str = "none"
+
+
+def read(kind, data):
+    return reader(kind)(data, "")
 
 
 SHAPE = Shape((Point(0.5), Point(-2.0, "q")), {"a": (3, 1)}, None, True, Point(1.0))
@@ -68,3 +73,14 @@ def test_what_is_of_another_kind_is_refused_where_it_stands(change, message):
 def test_something_else_than_an_object_is_refused():
     with pytest.raises(ValueError, match="expected dict at the top, got \\[\\]"):
         read(Shape, [])
+
+
+def test_reading_runs_no_code():
+    read_shape, events, watching = reader(Shape), [], [True]
+    sys.addaudithook(lambda event, _: events.append(event) if watching else None)  # for good
+    with pytest.raises(ValueError):
+        read_shape(plain(SHAPE) | {"mark": 3}, "")
+    read_shape(plain(SHAPE), "")
+    compile("0", "", "eval")
+    watching.clear()
+    assert events.count("compile") == 1 and "exec" not in events

@@ -19,6 +19,7 @@ from singe import FineTune, reference
 from singe.batches import described
 from singe.data import Stream
 from singe.graph.trace import trace
+from singe.report.facts import load as load_facts
 from singe.unstructured import without_least
 
 
@@ -95,7 +96,7 @@ class Run:
         hook = register_optimizer_step_post_hook(self.look)
         self.told, self.counted = [], []
         self.result = prune(
-            self.model, loader, finetune=FineTune(steps=24, lr=0.1, weight_decay=0.1), images=24, seed=3,
+            self.model, loader, finetune=FineTune(steps=24, when="layer", lr=0.1, weight_decay=0.1), images=24, seed=3,
             evaluate=self.count, callbacks=[self.told.append],
         )  # fmt: skip
         hook.remove()
@@ -234,6 +235,12 @@ def test_what_is_saved_loads_as_it_was(run, permanent, tmp_path):
     assert torch.equal(loaded(x), result.model.eval()(x))
     assert same(dict(sorted(loaded.state_dict().items())), dict(sorted(result.model.state_dict().items())))
     assert torch_prune.is_pruned(loaded) != permanent and not torch_prune.is_pruned(fresh)
+    assert load_facts(tmp_path).tensors == result.history  # whose report.json is of these masks
+
+
+def test_a_result_writes_a_report(run, tmp_path):
+    page = run.result.report(tmp_path).read_text()
+    assert "parameters are masked, in 10 weight tensors" in page and (tmp_path / "report-widths.png").exists()
 
 
 # -- the algorithm -----------------------------------------------------------------------------------------------
@@ -333,7 +340,7 @@ class Shared(nn.Module):
 
 def test_tied_weights_are_one_and_what_eval_mode_does_not_use_stays():
     model = randomised(Shared())
-    result = prune(model, rho=0.5, finetune=FineTune(steps=12))
+    result = prune(model, rho=0.5, finetune=FineTune(steps=12, when="layer"))
     assert list(result.masks) == ["first.weight", "a.weight", "head.weight"]
     assert result.weights_before == 60 + 36 + 24 + 24
     assert result.frozen == {"aux.weight": "no convolution or linear layer reads it in eval mode"}
@@ -367,7 +374,7 @@ def test_the_projection_that_attention_reads_past_its_module_stays():
 
     x = torch.randn(24, 3, 8, generator=torch.Generator().manual_seed(0))
     loader = DataLoader(TensorDataset(x, torch.arange(24) % 4), batch_size=8, shuffle=True)
-    result = prune(Attention(), loader, 0.5, finetune=FineTune(steps=4))
+    result = prune(Attention(), loader, 0.5, finetune=FineTune(steps=4, when="layer"))
     assert list(result.masks) == ["attention.in_proj_weight", "head.weight"]
     assert "attention is not called" not in str(result) and "attention.out_proj is not called" in str(result)
     model = result.model.train()
@@ -385,7 +392,7 @@ def test_zeros_go_first_so_that_a_network_is_pruned_on():
 
 
 def test_seeds_and_samples_decide():
-    a, b, c = (prune(mlp(), seed=seed, finetune=FineTune(steps=6)) for seed in (0, 0, 1))
+    a, b, c = (prune(mlp(), seed=seed, finetune=FineTune(steps=6, when="layer")) for seed in (0, 0, 1))
     assert same_masks(a, b) and not same_masks(a, c)
     assert same(a.model.state_dict(), b.model.state_dict())
 
@@ -411,7 +418,7 @@ def test_any_forward_and_loss():
 
     x, y = vectors().dataset.tensors
     loader = [{"x": x[i : i + 20], "y": y[i : i + 20]} for i in (0, 20)]
-    result = prune(mlp(), loader, forward=forward, loss=loss, finetune=FineTune(steps=3))
+    result = prune(mlp(), loader, forward=forward, loss=loss, finetune=FineTune(steps=3, when="layer"))
     assert result.weights_removed == pytest.approx(0.8, abs=1 / result.weights_before)
 
 
@@ -435,7 +442,7 @@ def test_all_is_as_before_when_the_loss_fails_in_the_middle(after):
     model = mlp().train()
     before = snapshot(model), random_states(), global_settings()
     with pytest.raises(Stop):
-        prune(model, loss=loss, finetune=FineTune(steps=6))
+        prune(model, loss=loss, finetune=FineTune(steps=6, when="layer"))
     assert same((snapshot(model), random_states(), global_settings()), before)
 
 
@@ -447,7 +454,7 @@ def test_a_network_that_collapses_is_warned_about(trained, digit_data, caplog):
 
 def test_fine_tuning_wins_back_what_pruning_lost(trained, digit_data, caplog):
     loader = DataLoader(digit_data[0], batch_size=64, shuffle=True)
-    result = prune(trained, loader, 0.8, images=64, finetune=FineTune(steps=60))
+    result = prune(trained, loader, 0.8, images=64, finetune=FineTune(steps=60, when="layer"))
     assert result.loss_after < 0.2 and "collapsed" not in caplog.text
     assert singe.demo.accuracy(result.model, digit_data[1]) > 0.9
 
@@ -470,7 +477,7 @@ def test_a_loss_that_is_not_finite_is_refused():
 
 def test_a_share_of_less_than_a_weight_removes_nothing(caplog):
     with caplog.at_level(logging.WARNING, "singe"):
-        result = prune(mlp(), rho=1e-4, finetune=FineTune(steps=2))
+        result = prune(mlp(), rho=1e-4, finetune=FineTune(steps=2, when="layer"))
     assert not result.masks and "nothing is removed" in caplog.text and result.weights_removed == 0
 
 

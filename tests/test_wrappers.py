@@ -41,7 +41,8 @@ WRAPPERS = {
 
 
 def prune(model, **options):
-    options = {"finetune": None, "images": 20, "progress": False, "criterion": "magnitude", **options}
+    plain = {"allocation": "uniform", "compensate": "none", "images": 20, "progress": False}
+    options = {**plain, "finetune": None, "criterion": "magnitude", **options}
     return singe.prune(model, [BATCH], 0.3, **options)
 
 

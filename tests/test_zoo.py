@@ -116,7 +116,7 @@ def test_a_pruned_network_is_the_masked_one_and_trains(name, share, monkeypatch)
     reach = cost.gone([g.size - 1 for g in prunable]) / cost.total
     result = singe.prune(
         model, [batch], share * reach, criterion="magnitude", finetune=None, images=4, progress=False,
-        loss=size_of_outputs, forward=entry.forward,
+        loss=size_of_outputs, forward=entry.forward, allocation="uniform", compensate="none",
     )  # fmt: skip
     assert result.plan.removals
     masked = expanded(model, result.model, result.plan)

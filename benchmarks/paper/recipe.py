@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cifar10_data import Loader, accuracy, normalised, read
 from models import load
 from torch import Tensor, nn
 
 import singe
+from singe.accuracy import accuracy
+from singe.cifar10 import Loader, Ordered, normalised, read
 from singe.data import Stream
 from singe.finetune import Tuner, When
 from singe.recalibration import recalibrate, running_norms
@@ -100,7 +101,7 @@ def cifar10_baseline(options: argparse.Namespace) -> Baseline:
         name=options.model,
         model=model,
         loader=Loader(*train, options.batch_size),
-        accuracy=lambda model: accuracy(model, *test, batch_size=100),
+        accuracy=lambda model: accuracy(model, Ordered(*test, batch_size=100)),
         held_out=held_out,
         checksums={"weights": checksum(options.weights), "train": checksum(*train_files), "test": checksum(test_file)},
         device=torch.device(options.device),

@@ -17,6 +17,9 @@ import singe
 from paper.recipe import Baseline, Stopwatch, training
 from paper.records import Records, Settings
 
+PLAIN = {"allocation": "uniform", "compensate": "none"}
+"""What a method is where it does not say otherwise: the paper's."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -49,7 +52,7 @@ def singe_row(name: str, arguments: Mapping[str, Any], settings: Settings, tuned
         model = baseline.folded() if settings.get("folded") else baseline.model
         return singe.prune(
             model, baseline.loader, settings["rate"], seed=settings["seed"], ignore=baseline.ignore,
-            finetune=tuned, progress=False, **arguments,
+            finetune=tuned, progress=False, **PLAIN | arguments,
         ).model  # fmt: skip
 
     told = {key: value if isinstance(value, (int, float, str)) else repr(value) for key, value in arguments.items()}

@@ -85,7 +85,7 @@ def origin(records: Sequence[Record]) -> str:
 
     sums = {k: sorted({r["checksums"][k][:12] for r in records}) for k in records[0]["checksums"]}
     of = "; ".join(f"{name} {', '.join(values)}" for name, values in sums.items())
-    tuned_in = sorted({r["tuned_in"] for r in records if "tuned_in" in r})
+    tuned_in = sorted({r.get("tuned_in", "float32") for r in records if "top1_tuned" in r})
     training = f", fine-tuned in {', '.join(tuned_in)}" if tuned_in else ""
     seeds = sorted({r["settings"]["seed"] for r in records if "seed" in r["settings"]})
     return (

@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 
 from ..batches import copied
 from ..isolation import callers_device
+from ..outputs import Form, leaves
 from .nodes import MODEL
 from .operators import aten
 
@@ -31,15 +32,18 @@ Forward = Callable[[nn.Module, Any], Any]
 """(model, inputs) -> outputs, with inputs any nested tensors [B, ...]."""
 
 
-def exported(model: nn.Module, inputs: Any, forward: Forward) -> ExportedProgram:
+def exported(model: nn.Module, inputs: Any, forward: Forward) -> tuple[ExportedProgram, Form]:
     """The graph of ``forward(model, inputs)``: functional, and with a dynamic batch axis where possible.
+
+    Returns:
+        the graph, whose outputs are what the model's hold, one by one; and the form of these.
 
     Raises:
         ValueError: the model cannot be exported; names the model, the line and export's reason.
     """
     tensors, spec = pytree.tree_flatten(copied(inputs))
     try:
-        with torch.no_grad(), _quietly(), _caches_as_before(), _cycles_broken() as inside:
+        with torch.no_grad(), quietly(_SHAPES), _caches_as_before(), _cycles_broken() as inside:
             call = _Call(model, forward, spec, inside)
             shapes = (tuple({0: Dim.AUTO} for _ in tensors),)
             program = export(call, tuple(tensors), dynamic_shapes=shapes, strict=False).run_decompositions({})
@@ -48,15 +52,24 @@ def exported(model: nn.Module, inputs: Any, forward: Forward) -> ExportedProgram
     except Exception as error:
         raise ValueError(
             f"expected a model that torch.export can trace, but exporting {type(model).__name__} on inputs of shape "
-            f"{', '.join(str(tuple(t.shape)) for t in tensors)} failed{_line_of(error)}: {first_line(error)}"
+            f"{', '.join(str(tuple(t.shape)) for t in tensors)} failed{line_of(error)}: {first_line(error)}"
         ) from error
     _restore_batch_norm(program.graph)
     _infer_flattened_widths(program.graph)
-    return program
+    return program, call.form
+
+
+_KNOWN = (Tensor, bool, int, float, str, type(None), torch.SymInt, torch.SymFloat, torch.SymBool)
+"""What outputs may hold for ``torch.export``."""
 
 
 class _Call(nn.Module):
-    """Gives every model one signature: the tensors that go in, in order. Tells ``inside`` what mode it is called in."""
+    """Gives every model one signature: what goes in and what comes out one by one, in order.
+
+    Tells ``inside`` what mode it is called in, and keeps the form of the outputs.
+    """
+
+    form: Form
 
     def __init__(
         self, model: nn.Module, forward: Forward, spec: pytree.TreeSpec, inside: Callable[[FakeTensorMode | None], None]
@@ -70,7 +83,15 @@ class _Call(nn.Module):
     def forward(self, *tensors: Tensor) -> Any:
         self._inside(detect_fake_mode(tensors))
         with callers_device():
-            return self._forward(self.get_submodule(MODEL), pytree.tree_unflatten(tensors, self._spec))
+            outputs = self._forward(self.get_submodule(MODEL), pytree.tree_unflatten(tensors, self._spec))
+        self.form, values = Form(outputs), tuple(leaves(outputs))
+        for value in values:
+            if not isinstance(value, _KNOWN):
+                raise TypeError(
+                    f"it puts out a {type(value).__name__}, which is no tensor and no list, tuple, dict or dataclass "
+                    "of tensors; a forward= can take out what it holds"
+                )
+        return values
 
 
 def first_line(error: BaseException) -> str:
@@ -78,17 +99,22 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+_SHAPES = "torch.fx.experimental.symbolic_shapes"
+
+
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Keeps export from telling the user about its own internals."""
-    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    disabled, logger.disabled = logger.disabled, True
+def quietly(*loggers: str) -> Iterator[None]:
+    """Keeps export from telling the user about its own internals, through these loggers, warnings or stderr."""
+    levels = {name: logging.getLogger(name).level for name in loggers}
+    for name in loggers:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.disabled = disabled
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 @contextlib.contextmanager
@@ -123,7 +149,7 @@ def _cycles_broken() -> Iterator[Callable[[FakeTensorMode | None], None]]:
                 mode.shape_env.tracked_fakes = None
 
 
-def _line_of(error: BaseException) -> str:
+def line_of(error: BaseException) -> str:
     """Where in the user's code an export failed: the innermost line outside of torch and this package."""
     while error.__cause__ is not None:
         error = error.__cause__

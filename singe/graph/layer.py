@@ -124,14 +124,21 @@ class Layer:
         """Into how many parts the convolution takes x [B, C, ...]; fewer where a depthwise one has lost channels."""
         return x.shape[1] // self.kernel(live).shape[1]
 
+    def folded_rows(self, live: Env, rows: Tensor) -> Tensor:
+        """float64 [R, F]: some of the weight's rows, with the batch norm behind folded in."""
+        weight = self.kernel(live)
+        rows = rows.to(weight.device)
+        folded = weight[rows].double().flatten(1)
+        if self.output is not self.call:
+            folded = folded * batchnorm.affine(self.output, live).scale.double()[rows, None]
+        return folded
+
     def row_norms(self, live: Env, p: float, neurons: Tensor) -> Tensor:
         """float64 [N]: the p-norm of the weight rows of ``neurons``, batch norm folded in; zero for other rows."""
-        weight = self.kernel(live)
-        rows = self.rows[neurons].flatten().to(weight.device)
-        norms = torch.zeros(len(weight), dtype=torch.float64, device=weight.device)
-        norms[rows] = torch.linalg.vector_norm(weight[rows].double().flatten(1), p, dim=1)
-        if self.output is not self.call:
-            norms = norms * batchnorm.affine(self.output, live).scale.double().abs()
+        rows = self.rows[neurons].flatten()
+        folded = self.folded_rows(live, rows)
+        norms = torch.zeros(len(self.kernel(live)), dtype=torch.float64, device=folded.device)
+        norms[rows.to(folded.device)] = torch.linalg.vector_norm(folded, p, dim=1)
         return norms
 
     def weight_gradient(self, x: Tensor, delta: Tensor, live: Env) -> Tensor:

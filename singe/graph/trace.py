@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from ..batches import copied, head, joined, length
 from ..isolation import callers_device
 from ..numerics import close
+from ..outputs import Form, leaves
 from .export import Forward, exported
 from .nodes import MODEL, packet_of
 from .operators import CONVOLUTIONS, TRANSPOSED, aten
@@ -81,8 +82,9 @@ class Trace:
         attributes: integer attributes that code may take for a width and no tensor tells, by module name.
     """
 
-    def __init__(self, program: ExportedProgram, model: nn.Module, forward: Forward, batch: int) -> None:
-        self._forward = forward
+    def __init__(self, program: ExportedProgram, form: Form, model: nn.Module, forward: Forward, example: Any) -> None:
+        self._form, self._forward = form, forward
+        self._nesting = pytree.tree_structure(example)
         names = _first_names(model)
         signature = program.graph_signature
         placeholders = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
@@ -105,9 +107,8 @@ class Trace:
         returned = zip(program.graph.output_node().args[0], signature.output_specs, strict=True)
         self._outputs = [value for value, spec in returned if spec.kind is OutputKind.USER_OUTPUT]
         self.outputs: list[fx.Node] = [v for v in self._outputs if isinstance(v, fx.Node) and not self.is_size(v)]
-        self._out_spec = program.call_spec.out_spec
         self.dynamic: bool = all(self.batch_axes(node) for node in self.inputs if node.users)
-        self.example_batch: int = 2 if self.dynamic else batch
+        self.example_batch: int = 2 if self.dynamic else length(example)
 
     # -- shapes ---------------------------------------------------------------------------------------------
 
@@ -161,8 +162,8 @@ class Trace:
     # -- execution ------------------------------------------------------------------------------------------
 
     def feed(self, inputs: Any) -> Env:
-        """The values of ``inputs``: what the model is called with, nested as in the example."""
-        return dict(zip(self.inputs, pytree.tree_leaves(inputs), strict=True))
+        """The values of ``inputs``: what the model is called with, nested as in the example; dicts in any order."""
+        return dict(zip(self.inputs, self._nesting.flatten_up_to(inputs), strict=True))
 
     def live(self, model: nn.Module) -> Env:
         """The values of every parameter, buffer and constant as they stand in ``model`` now, detached."""
@@ -207,7 +208,7 @@ class Trace:
         """Whether the graph still gives the model's outputs; cutting a model can break a width that the graph holds."""
         env: Env = self.live(model) | self.feed(inputs)
         with torch.no_grad():
-            expected = [v for v in pytree.tree_leaves(answer(model, inputs, self._forward)) if isinstance(v, Tensor)]
+            expected = [v for v in leaves(answer(model, inputs, self._forward)) if isinstance(v, Tensor)]
             try:
                 self.run(self.nodes, env, length(inputs), keep=self.outputs)
             except (RuntimeError, IndexError):
@@ -223,7 +224,7 @@ class Trace:
                 return of
             return self.size(of.meta["val"], batch) if self.is_size(of) else tensors[of]
 
-        return pytree.tree_unflatten([value(of) for of in self._outputs], self._out_spec)
+        return self._form.build(value(of) for of in self._outputs)
 
 
 def trace(model: nn.Module, inputs: Any, forward: Forward = plain) -> Trace:
@@ -239,10 +240,10 @@ def trace(model: nn.Module, inputs: Any, forward: Forward = plain) -> Trace:
     """
     pair = head(inputs, 2) if length(inputs) > 1 else joined([inputs, inputs])
     with contextlib.suppress(ValueError):
-        first = Trace(exported(model, pair, forward), model, forward, length(pair))
+        first = Trace(*exported(model, pair, forward), model, forward, pair)
         if first.dynamic or length(inputs) == 2:
             return first
-    return Trace(exported(model, inputs, forward), model, forward, length(inputs))
+    return Trace(*exported(model, inputs, forward), model, forward, inputs)
 
 
 def _integers(module: nn.Module) -> dict[str, int]:

@@ -65,6 +65,9 @@ class Facts:
         return [record for record in self.history if isinstance(record, RoundRecord)]
 
 
+_read = typed.reader(Facts)
+
+
 def save(facts: Facts, directory: str | os.PathLike[str]) -> None:
     """Writes ``report.json`` beside the plan or the masks that it belongs to."""
     path = Path(directory)
@@ -93,7 +96,7 @@ def load(directory: str | os.PathLike[str]) -> Facts:
         if (version := data.pop("version", None)) != VERSION:
             raise ValueError(f"expected version {VERSION}, got version {version!r:.40}")
         of = data.pop("of", None)
-        facts = typed.read(Facts, data)
+        facts: Facts = _read(data, "")
         _check(facts)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"damaged report in {path / FILE}: {error}") from error

@@ -160,8 +160,10 @@ def _course(facts: Facts, plot: str) -> str:
         return section("Along the run", text, plot, folded("All rounds", *_rounds(facts)))
     text = (
         "Losses are measured in eval mode on the samples that a step was scored on, drawn anew for each step, so they "
-        "scatter. Evaluation is what <code>evaluate</code> said behind each step, and of the result."
+        "scatter."
     )
+    if any(value is not None for value in facts.evaluation):
+        text += " Evaluation is what <code>evaluate</code> said behind each step, and of the result."
     steps = ("All tensors", *_tensors(facts)) if facts.tensors else ("All groups", *_groups(facts))
     return section("Along the run", text, plot, folded(*steps))
 

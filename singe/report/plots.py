@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from ..records import GroupRecord, WeightRecord
+from ..stopwatch import duration
 from .drawing import GONE, INK, KEPT, PALE, THIRD, every, figure, label
 from .facts import Facts
 
@@ -140,8 +141,8 @@ def fading(facts: Facts) -> Figure | None:
 
 
 def time(facts: Facts) -> Figure | None:
-    """What the time went into."""
-    spent = sorted(((s, name) for name, s in facts.seconds.items() if s > 0), reverse=True)
+    """What the time went into, a millisecond at least."""
+    spent = sorted(((s, name) for name, s in facts.seconds.items() if s >= 1e-3), reverse=True)
     if not spent:
         return None
     made, (axes,) = figure(0.55 + 0.27 * len(spent))
@@ -154,16 +155,6 @@ def time(facts: Facts) -> Figure | None:
     return made
 
 
-def duration(seconds: float) -> str:
-    """Seconds in a unit to read."""
-    if seconds < 1:
-        return f"{seconds * 1e3:.0f} ms" if seconds else "0"
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.1f} min" if minutes < 60 else f"{minutes / 60:.1f} h"
-
-
 # -- parts of them -----------------------------------------------------------------------------------------------
 
 
@@ -173,7 +164,7 @@ def _steps(axes: Sequence[Axes], facts: Facts) -> None:
     names = [*(g.group for g in facts.groups), *(t.weight for t in facts.tensors)]
     x = range(1, len(records) + 1)
     _line(axes[-1], [0], [facts.loss[0]], PALE, "o", "of the unpruned network")
-    _line(axes[-1], x, [r.loss_removed for r in records], GONE, "x", "once neurons were gone")
+    _line(axes[-1], x, [r.loss_removed for r in records], GONE, "x", "after removal")
     _line(axes[-1], x, [r.loss_end for r in records], KEPT, "o-", "at the end of the step")
     if len(axes) > 1:
         _evaluated(axes[0], facts, [0, *x, len(records) + 1], [r.evaluation for r in records])
@@ -230,7 +221,7 @@ def _finite(values: Iterable[float]) -> list[float]:
     return [value for value in values if _is_drawn(value)]
 
 
-def _is_drawn(value: float | None) -> bool:
+def _is_drawn(value: float | None) -> TypeGuard[float]:
     """Whether a number is there and not beyond what axes can be made for."""
     return value is not None and abs(value) < 1e100
 

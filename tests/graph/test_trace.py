@@ -206,3 +206,15 @@ def test_a_trace_that_holds_a_width_is_broken_by_a_cut_and_says_so():
     compact(model, {("a.weight", 0): torch.tensor([1, 4]), ("a.bias", 0): torch.tensor([1, 4])})
     assert model(x).shape == (5, 4) and not graph.holds_for(model, x)
     assert trace(model, x).holds_for(model, x)
+
+
+def test_dicts_are_fed_by_their_keys_in_any_order():
+    class Difference(nn.Module):
+        def forward(self, left, right):
+            return left - 2 * right
+
+    x, y = torch.randn(4, 3), torch.randn(4, 3)
+    graph = trace(Difference(), {"left": x, "right": y}, lambda model, batch: model(**batch))
+    env = graph.feed({"right": y, "left": x})
+    graph.run(graph.nodes, env, 4, keep=graph.outputs)
+    assert torch.equal(env[graph.outputs[0]], x - 2 * y)

@@ -49,8 +49,8 @@ class Moves(Base):
         return out
 
     def _counts_heads(self, node: fx.Node, size: int) -> bool:
-        attributes = self._trace.attributes.get(place_of(node), {})
-        return any("head" in name and "dim" not in name and value == size for name, value in attributes.items())
+        counts = {n: v for n, v in self._trace.attributes.get(place_of(node), {}).items() if "head" in n}
+        return any(value == size for name, value in counts.items() if "dim" not in name and "size" not in name)
 
     def _split(self, node: fx.Node, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Parts of one size are halves, thirds ...: a channel goes from all of them or the split moves."""

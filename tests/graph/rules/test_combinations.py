@@ -168,6 +168,31 @@ class Masked(nn.Module):
         return self.proj(F.scaled_dot_product_attention(q, k, v, self.mask).transpose(1, 2).flatten(2))
 
 
+class Viewed(nn.Module):
+    """Attention whose code says how wide a head is, so that there may be any number of them."""
+
+    def __init__(self, count, width, heads, wide):
+        super().__init__()
+        setattr(self, count, heads)
+        setattr(self, width, wide)
+        self.width = width
+        self.q, self.k, self.v, self.proj = *(nn.Linear(5, heads * wide) for _ in range(3)), nn.Linear(heads * wide, 5)
+
+    def forward(self, x):
+        heads = (*x.shape[:-1], -1, getattr(self, self.width))
+        q, k, v = (layer(x).view(heads).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("names", [("num_heads", "head_dim"), ("num_attention_heads", "attention_head_size")])
+def test_whole_heads_go_where_the_code_says_how_wide_they_are(names):
+    model, x = Viewed(*names, 3, 4).eval(), normal(2, 7, 5)
+    (group,) = (g for g in groups_of(model, x).values() if g.frozen is None)
+    assert group.size == 3
+    assert owned(group)["proj.weight@1"] == 4
+    assert unsafe_groups(model, [group], x) == {}
+
+
 MASKS = {
     "none": (lambda: None, {}),
     "constant": (lambda: nn.Buffer(torch.ones(7, 7).tril().log()), {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,21 +12,34 @@ from torch import Tensor
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
+TRAINING, TEST = tuple(f"data_batch_{i}.bin" for i in range(1, 6)), ("test_batch.bin",)
+RECORD = 1 + 3 * 32 * 32
+"""Bytes of an image in a file: its label, then its pixels by channel, row and column."""
 
-def read(directory: str | Path, *, train: bool) -> tuple[Tensor, Tensor]:
+
+def read(directory: str | os.PathLike[str], *, train: bool) -> tuple[Tensor, Tensor]:
     """Images uint8 [N, 3, 32, 32] and labels int64 [N] of all records, 50,000 to train and 10,000 to test on.
 
     Raises:
-        FileNotFoundError: says which script fetches the files.
+        FileNotFoundError: a file is missing.
+        ValueError: a file does not consist of records.
     """
-    names = [f"data_batch_{i}.bin" for i in range(1, 6)] if train else ["test_batch.bin"]
-    paths = [Path(directory) / name for name in names]
-    for path in paths:
-        if not path.exists():
-            raise FileNotFoundError(f"{path} is missing: python benchmarks/fetch_cifar10.py {directory}")
-    records = np.concatenate([np.fromfile(path, dtype=np.uint8).reshape(-1, 3073) for path in paths])
+    parts = [_records(Path(directory) / name) for name in (TRAINING if train else TEST)]
+    records = np.concatenate(parts)
     labels = torch.from_numpy(records[:, 0].astype(np.int64))
     return torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32).copy()), labels
+
+
+def _records(path: Path) -> np.ndarray:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: https://www.cs.toronto.edu/~kriz/cifar.html has it, in the binary version of CIFAR-10"
+        )
+    values = np.fromfile(path, dtype=np.uint8)
+    records = values[: len(values) // RECORD * RECORD].reshape(-1, RECORD)
+    if not len(records) or len(values) % RECORD or records[:, 0].max() > 9:
+        raise ValueError(f"expected {path} to hold records of {RECORD} bytes that begin with a label from 0 to 9")
+    return records
 
 
 def normalised(images: Tensor) -> Tensor:
@@ -70,9 +84,12 @@ def _augmented(x: Tensor) -> Tensor:
     return padded[samples, torch.arange(3)[None, :, None, None], rows, columns]
 
 
-@torch.no_grad()
-def accuracy(model: torch.nn.Module, images: Tensor, labels: Tensor, batch_size: int = 500) -> float:
-    """Share of images answered right, in eval mode."""
-    model.eval()
-    parts = zip(images.split(batch_size), labels.split(batch_size), strict=True)
-    return sum(int((model(normalised(x)).argmax(1) == y).sum()) for x, y in parts) / len(images)
+class Ordered:
+    """All images once and in order, as they are but normalised."""
+
+    def __init__(self, images: Tensor, labels: Tensor, batch_size: int = 500) -> None:
+        self._images, self._labels, self._batch_size = images, labels, batch_size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for x, y in zip(self._images.split(self._batch_size), self._labels.split(self._batch_size), strict=True):
+            yield normalised(x), y

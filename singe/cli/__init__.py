@@ -1,0 +1,110 @@
+"""The command line: ``singe prune``, ``inspect``, ``report``, ``export``, ``demo`` and ``info``; see docs/cli.md."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..finetune import Tuner
+from ..run import Run
+from ..unstructured import UnstructuredRun
+from . import commands, config
+from .parser import build
+
+DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+"""Exit codes."""
+
+_OF_INPUT = (TypeError, ValueError, ImportError, FileNotFoundError, NotADirectoryError, FileExistsError)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; see ``singe --help``.
+
+    Args:
+        arguments: the command line behind the program's name; that of this process by default.
+
+    Returns:
+        the exit code: 0 done, 1 the run failed, 2 bad input, 130 interrupted.
+
+    Raises:
+        SystemExit: with 0 where help was asked for, with 2 where the words make no command line.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = argparse.Namespace(traceback="--traceback" in words)
+    try:
+        with _warnings_on_stderr():
+            options = parse(words)
+            commands.RUN[options.command](options)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        kept = getattr(options, "checkpoint", None)
+        return _ended("interrupted" + (f"; the same command goes on from {kept}" if kept else ""), INTERRUPTED, options)
+    except BrokenPipeError:  # nobody reads on, as with | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        refused = isinstance(error, _OF_INPUT) and not _within_a_run(error)
+        return _ended(f"error: {_in_a_line(error)}", REFUSED if refused else FAILED, options)
+    return DONE
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """What a command line says, with what a file says that it names.
+
+    Raises:
+        FileNotFoundError, ValueError: that file cannot be read, or says something that cannot be.
+        SystemExit: see :func:`main`.
+    """
+    parser, by_command = build()
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config", type=Path, nargs="?")
+    path = early.parse_known_args(words)[0].config if words and words[0] in by_command else None
+    if path is None:
+        return parser.parse_args(words)
+    known = {name for command in by_command.values() for name in config.settings(command)}
+    return parser.parse_args([words[0], *config.arguments(path, by_command[words[0]], known), *words[1:]])
+
+
+def _ended(message: str, code: int, options: argparse.Namespace) -> int:
+    if options.traceback:
+        traceback.print_exc()
+    print(f"singe: {message}", file=sys.stderr)
+    return code
+
+
+def _in_a_line(error: Exception) -> str:
+    """What an error says, and of which kind it is where it may not explain itself."""
+    said = " ".join(str(error).split())
+    if said and isinstance(error, (TypeError, ValueError, OSError, ImportError)):
+        return said
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def _within_a_run(error: BaseException) -> bool:
+    """Whether an error comes from behind all checks of what was given; that fine-tuning is possible is the last."""
+    passed = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
+    executed = {Run.execute.__code__, UnstructuredRun.execute.__code__}
+    return bool(passed & executed) and Tuner.rehearse.__code__ not in passed
+
+
+@contextmanager
+def _warnings_on_stderr() -> Iterator[None]:
+    """What the library logs appears on stderr, above a bar if there is one."""
+    handler, log = _Above(logging.WARNING), logging.getLogger("singe")
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
+class _Above(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(f"singe: {record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)

@@ -1,0 +1,168 @@
+"""What each command does; results are printed, progress and warnings go to stderr."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import demo as demonstration
+from .. import info as installed
+from ..accuracy import accuracy
+from ..batches import Batch, head
+from ..export import export_onnx
+from ..files import replace
+from ..forecast import forecast
+from ..inspection import inspect as look
+from ..prune import prune as run
+from ..report import write_report
+from ..saved import load as load_saved
+from ..stopwatch import duration
+from ..tensorboard import TensorBoard
+from . import config, datasets, models
+from .arguments import prune_arguments
+from .references import find
+
+RUN_FILE = "run.toml"
+
+_NOT_KEPT = ("command", "config", "out", "checkpoint", "tensorboard", "dry_run", "progress", "traceback")
+"""What run.toml does not say: where a run leaves things, and how it is shown."""
+
+SAMPLES = 4
+"""Of the first batch, to look at a network with."""
+
+
+def prune(options: argparse.Namespace) -> None:
+    """Prunes, saves, and says what has become of the network."""
+    arguments = prune_arguments(options)
+    if options.out is None and not options.dry_run:
+        raise ValueError("expected --out DIR for the result, or --dry-run, got neither")
+    torch.manual_seed(options.seed or 0)  # what a factory draws: a checkpoint is gone on from with the same weights
+    model, data = _model(options), _data(options)
+    if data.test is not None and "evaluate" not in arguments:
+        if "forward" in arguments:
+            raise ValueError("expected --evaluate REF beside --forward, to measure on test data, got none")
+        arguments["evaluate"] = _accuracy(model, data.test, options.test_images)
+    if options.dry_run:
+        print(forecast(model, data.train, options.rho, **arguments))
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    with _board(options) as callbacks:
+        result = run(model, data.train, options.rho, callbacks=callbacks, **arguments)
+    seconds = time.perf_counter() - start
+    result.save(options.out)
+    _leave_settings(options)
+    print(result)
+    if result.evaluation_before is not None and result.evaluation_after is not None:
+        name, form = ("accuracy", ".2%") if options.evaluate is None else (options.evaluate, ".4g")
+        print(f"{name}: {result.evaluation_before:{form}} before, {result.evaluation_after:{form}} after")
+    print(f"pruned in {duration(seconds)}, saved in {options.out}")
+
+
+def inspect(options: argparse.Namespace) -> None:
+    """Prints what of a network can be pruned."""
+    given = {"analysis_seconds": options.analysis_seconds, "ignore": options.ignore, "forward": _forward(options)}
+    model, example = _model(options), _example(options)
+    print(look(model, example, **{name: value for name, value in given.items() if value is not None}))
+
+
+def report(options: argparse.Namespace) -> None:
+    """Writes the page about a run."""
+    print(write_report(options.directory, options.out))
+
+
+def export(options: argparse.Namespace) -> None:
+    """Writes a pruned network as ONNX."""
+    given = {"opset": options.opset, "dynamic_batch": options.dynamic_batch, "forward": _forward(options)}
+    model, example = load_saved(_model(options), options.directory), _example(options)
+    print(export_onnx(model, example, options.onnx, **{name: v for name, v in given.items() if v is not None}))
+
+
+def demo(options: argparse.Namespace) -> None:
+    """Runs the demo."""
+    demonstration.run(print)
+
+
+def info(options: argparse.Namespace) -> None:
+    """Prints what is installed."""
+    installed.main()
+
+
+# -- what commands share ---------------------------------------------------------------------------------------
+
+
+def _model(options: argparse.Namespace) -> nn.Module:
+    """The unpruned model, with the weights that were named, on its device."""
+    model = models.make(options.model)
+    if getattr(options, "weights", None) is not None:
+        models.fill(model, options.weights)
+    return model.to(_device(options))
+
+
+def _device(options: argparse.Namespace) -> torch.device:
+    name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"expected a device that is there, got {name!r}: {error}") from error
+    return device
+
+
+def _data(options: argparse.Namespace) -> datasets.Data:
+    said = datasets.Settings(options.batch_size, options.workers, options.image_size)
+    return datasets.load(options.data, said, _device(options))
+
+
+def _accuracy(model: nn.Module, test: Iterable[Any], images: int | None) -> Callable[[nn.Module], float]:
+    """What measures accuracy on test data, or on the first of it; refused before work where there is none."""
+    data = test if images is None else datasets.First(test, images)
+    accuracy(model, datasets.First(data, 1))
+    return lambda network: accuracy(network, data)
+
+
+@contextmanager
+def _board(options: argparse.Namespace) -> Iterator[list[Any]]:
+    """The callbacks of a run."""
+    if options.tensorboard is None:
+        yield []
+        return
+    with TensorBoard(options.tensorboard) as board:
+        yield [board]
+
+
+def _example(options: argparse.Namespace) -> Batch:
+    """Inputs to look at a network with: random ones of a shape, or the first batch of the data."""
+    if options.example is not None:
+        torch.manual_seed(0)
+        return torch.randn(options.example)
+    if options.data is None:
+        raise ValueError("expected --example SHAPE or --data REF to see what the network makes of inputs, got neither")
+    batch = next(iter(_data(options).train), None)
+    if batch is None:
+        raise ValueError(f"expected at least one batch from {options.data}, got none")
+    if options.forward is None and isinstance(batch, (tuple, list)):
+        batch = batch[0]
+    return head(batch, SAMPLES)
+
+
+def _forward(options: argparse.Namespace) -> Any:
+    return None if options.forward is None else find(options.forward)
+
+
+def _leave_settings(options: argparse.Namespace) -> None:
+    """Writes beside the result what was said, so that ``--config`` can say it again."""
+    values = {name: value for name, value in vars(options).items() if value is not None and name not in _NOT_KEPT}
+    said = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    replace(options.out / RUN_FILE, lambda part: part.write_text(config.written(said), encoding="utf-8"))
+
+
+RUN = {"prune": prune, "inspect": inspect, "report": report, "export": export, "demo": demo, "info": info}
+"""What each command runs."""

@@ -1,0 +1,306 @@
+"""What can be said on the command line; defaults and choices are those of ``singe.prune``."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+from .. import __version__
+from ..compensation import Compensate
+from ..goal import Target
+from ..precision import Precision
+from ..prune import prune
+from ..selection import Refresh
+
+_UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+
+EXIT_CODES = "exit codes: 0 done; 1 the run failed; 2 bad usage or bad input, refused before any work; 130 interrupted"
+
+_EXAMPLES = {
+    "prune": """examples:
+  singe prune --model models:resnet56 --weights resnet56.safetensors --data cifar10:cifar-10-batches-bin \\
+      --rho 0.5 --out pruned/
+  singe prune --model "torchvision.models:resnet18(num_classes=10)" --weights resnet18.pt \\
+      --data imagefolder:images/ --rho 0.6 --finetune steps=5000 lr=0.01 --out pruned/ --checkpoint run/
+  singe prune --config prune.toml --rho 0.7 --dry-run
+
+  The file holds what could stand on the command line, under the same names with underscores, and the command line
+  wins:
+      model = "models:resnet56"
+      weights = "resnet56.safetensors"
+      data = "cifar10:cifar-10-batches-bin"
+      rho = 0.5
+      out = "pruned/"
+      round_to = 8
+      ignore = ["fc"]
+      finetune = { steps = 2000, lr = 0.01 }""",
+    "inspect": """examples:
+  singe inspect --model models:resnet56 --example 1,3,32,32
+  singe inspect --model "timm:create_model('convnext_tiny')" --example 1,3,224,224 --ignore 'stages.3.*'
+  singe inspect --config prune.toml""",
+    "report": """examples:
+  singe report pruned/
+  singe report pruned/ --out report/""",
+    "export": """examples:
+  singe export pruned/ --onnx pruned.onnx --model models:resnet56 --example 1,3,32,32
+  singe export pruned/ --onnx pruned.onnx --config pruned/run.toml""",
+    "demo": """example:
+  singe demo""",
+    "info": """example:
+  singe info""",
+}
+
+
+_USAGE = {
+    "prune": "singe prune --model REF --weights FILE --data REF --rho SHARE --out DIR [options]",
+    "inspect": "singe inspect --model REF (--example SHAPE | --data REF) [options]",
+    "report": "singe report DIR [--out DIR]",
+    "export": "singe export DIR --onnx FILE --model REF (--example SHAPE | --data REF) [options]",
+    "demo": "singe demo",
+    "info": "singe info",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with exit code 2."""
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def build() -> tuple[Parser, dict[str, Parser]]:
+    """The parser, and those of its commands by name."""
+    parser = Parser(
+        prog="singe",
+        description="Structured pruning of PyTorch networks by integrated gradients.",
+        epilog=f"{EXIT_CODES}\n\n'singe COMMAND --help' has examples and all options of a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"singe {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+    known = {}
+    for name, (summary, add) in _COMMANDS.items():
+        known[name] = commands.add_parser(
+            name,
+            usage=_USAGE[name],
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog=f"{_EXAMPLES[name]}\n\n{EXIT_CODES}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        add(known[name])
+        known[name].add_argument("--traceback", action="store_true", help="show where an error comes from")
+    return parser, known
+
+
+# -- commands --------------------------------------------------------------------------------------------------
+
+
+def _prune(parser: Parser) -> None:
+    _network(parser)
+    _data(parser, required=True)
+    group = parser.add_argument_group("what goes")
+    group.add_argument("--rho", type=float, required=True, metavar="SHARE", help="share to remove, in (0, 1)")
+    _literal(group, "target", Target, "what rho is a share of")
+    group.add_argument(
+        "--allocation", nargs="+", metavar="HOW",
+        help="uniform, linear, block, global or sensitivity; or relative rates as PATTERN=RATE ..., 1 for all others"
+        + _default("allocation"),
+    )  # fmt: skip
+    _whole(group, "latency_batch", "samples at a time in the forward pass that --target latency is about")
+    _whole(group, "round_to", "layers keep a multiple of so many channels")
+    _ignore(group)
+    group.add_argument(
+        "--structured", action=argparse.BooleanOptionalAction, help="whole neurons go, or single weights are masked"
+    )
+    group = parser.add_argument_group("how it is chosen")
+    group.add_argument(
+        "--criterion", metavar="NAME",
+        help="a name such as magnitude, or package.module:criterion for an object" + _default("criterion"),
+    )  # fmt: skip
+    _whole(group, "images", "samples that scores are computed on")
+    _literal(group, "refresh", Refresh, "what is scored again after a removal")
+    _literal(group, "precision", Precision, "arithmetic of the passes that compute scores")
+    group.add_argument(
+        "--memory", type=_bytes, metavar="BYTES", help="of a scoring pass, such as 512MiB (default: 1GiB)"
+    )
+    group.add_argument(
+        "--analysis-seconds", type=float, metavar="S", help="for trial removals" + _default("analysis_seconds")
+    )
+    _whole(group, "seed", "of everything random")
+    group = parser.add_argument_group("how accuracy is kept")
+    group.add_argument(
+        "--finetune", nargs="+", metavar="NAME=VALUE",
+        help="none; or what differs from the default of 1,000 steps: steps=, when=layer|neuron|after, lr=, momentum=, "
+        "weight_decay=, decay=, distill=, precision=",
+    )  # fmt: skip
+    _literal(group, "compensate", Compensate, "how the layers behind a group are refitted")
+    _whole(group, "compensation_images", "samples for that")
+    _whole(group, "recalibrate_bn", "images to estimate batch norm statistics on at the end")
+    group.add_argument("--loss", metavar="REF", help="package.module:function (outputs, batch) -> scalar")
+    _forward(group)
+    group = parser.add_argument_group("the run")
+    group.add_argument("--out", type=Path, metavar="DIR", help="where the result goes; needed but for a dry run")
+    group.add_argument(
+        "--evaluate", metavar="REF",
+        help="package.module:function (model) -> number, the higher the better (default: accuracy on test data)",
+    )  # fmt: skip
+    group.add_argument(
+        "--test-images", type=_positive, metavar="N",
+        help="for accuracy before, behind every group, and after (default: all)",
+    )  # fmt: skip
+    group.add_argument("--tensorboard", type=Path, metavar="DIR", help="every step, for TensorBoard")
+    group.add_argument("--checkpoint", type=Path, metavar="DIR", help="keeps what the same command needs to go on")
+    group.add_argument("--dry-run", action="store_true", help="only say what would go, and how long it would take")
+    group.add_argument(
+        "--progress", action=argparse.BooleanOptionalAction, help="bars on stderr, if that is a terminal"
+    )
+    _config(group)
+
+
+def _inspect(parser: Parser) -> None:
+    _network(parser)
+    _data(parser, required=False)
+    _example(parser)
+    group = parser.add_argument_group("how to look")
+    _forward(group)
+    _ignore(group)
+    group.add_argument(
+        "--analysis-seconds", type=float, metavar="S", help="for trial removals" + _default("analysis_seconds")
+    )
+    _config(group)
+
+
+def _report(parser: Parser) -> None:
+    parser.add_argument("directory", type=Path, metavar="DIR", help="what singe prune --out wrote")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where the page goes (default: beside the result)")
+
+
+def _export(parser: Parser) -> None:
+    parser.add_argument("directory", type=Path, metavar="DIR", help="what singe prune --out wrote")
+    parser.add_argument("--onnx", type=Path, required=True, metavar="FILE", help="the file to write")
+    parser.add_argument(
+        "--opset", type=int, metavar="N", help="version of the ONNX operators (default: torch's choice)"
+    )
+    parser.add_argument(
+        "--dynamic-batch",
+        action=argparse.BooleanOptionalAction,
+        help="take any number of samples (default), or one only",
+    )
+    _network(parser, weights=False)
+    _data(parser, required=False)
+    _example(parser)
+    group = parser.add_argument_group("other")
+    _forward(group)
+    _config(group)
+
+
+def _nothing(parser: Parser) -> None:
+    pass
+
+
+_COMMANDS = {
+    "prune": ("prune a trained network", _prune),
+    "inspect": ("say what of a network can be pruned, and what not and why", _inspect),
+    "report": ("write a page about a run, with plots", _report),
+    "export": ("write a pruned network as ONNX", _export),
+    "demo": ("train a small ResNet on handwritten digits, prune it, show what is left", _nothing),
+    "info": ("print versions, what was built, and devices", _nothing),
+}
+
+
+# -- options that commands share -------------------------------------------------------------------------------
+
+
+def _network(parser: Parser, weights: bool = True) -> None:
+    group = parser.add_argument_group("the network")
+    group.add_argument(
+        "--model", required=True, metavar="REF",
+        help="package.module:factory, which makes the unpruned model; in brackets what it is called with, such as "
+        "models:resnet(depth=56)",
+    )  # fmt: skip
+    if weights:
+        group.add_argument(
+            "--weights",
+            type=Path,
+            metavar="FILE",
+            help=".safetensors, or tensors of torch.save (default: the factory's)",
+        )
+    group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+
+
+def _data(parser: Parser, required: bool) -> None:
+    group = parser.add_argument_group("the data")
+    group.add_argument(
+        "--data", required=required, metavar="REF",
+        help="cifar10:DIR, the canonical binary files; imagefolder:DIR with folders train/ and maybe val/; or "
+        "package.module:loader, which yields batches or is a function that returns those or (train, test)",
+    )  # fmt: skip
+    group.add_argument("--batch-size", type=_positive, metavar="N", help="(default: 128)")
+    group.add_argument("--workers", type=int, metavar="N", help="processes that load images (default: none)")
+    group.add_argument("--image-size", type=_positive, metavar="N", help="of imagefolder: (default: 224)")
+
+
+def _example(parser: Parser) -> None:
+    group = parser.add_argument_group("instead of data")
+    group.add_argument("--example", type=_shape, metavar="SHAPE", help="random inputs of this shape, such as 1,3,32,32")
+
+
+def _ignore(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--ignore", nargs="*", metavar="PATTERN", help="module names to leave whole, such as 'layer4.*'")
+
+
+def _forward(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--forward", metavar="REF", help="package.module:function (model, batch) -> outputs")
+
+
+def _config(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--config", type=Path, metavar="FILE", help="TOML with the same names; the command line wins")
+
+
+def _whole(group: argparse._ArgumentGroup, name: str, what: str) -> None:
+    group.add_argument(_flag(name), type=int, metavar="N", help=what + _default(name))
+
+
+def _literal(group: argparse._ArgumentGroup, name: str, kind: Any, what: str) -> None:
+    group.add_argument(_flag(name), choices=get_args(kind), help=what + _default(name))
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _default(name: str) -> str:
+    return f" (default: {inspect.signature(prune).parameters[name].default})"
+
+
+# -- kinds of values -------------------------------------------------------------------------------------------
+
+
+def _positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
+    return value
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"(\d+)\s*([KMG]iB)?", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"expected bytes such as 1073741824, 512MiB or 1GiB, got {text!r}")
+    return int(found[1]) * _UNITS[found[2] or ""]
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(size) for size in text.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"expected sizes such as 1,3,32,32, got {text!r}")
+    return sizes

@@ -1,0 +1,312 @@
+"""What a run would remove, and how long it would take: measured on a few of its steps, on copies."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from .copies import copy_of
+from .criteria import Criterion
+from .data import Stream
+from .finetune import Tuner
+from .graph.groups import Group
+from .plan import Plan
+from .prune import prepared, prune
+from .recalibration import recalibrate
+from .records import GroupRecord
+from .report import table
+from .result import count_macs, count_parameters
+from .run import Options, Run
+from .selection import Refresh
+from .stopwatch import Stopwatch, duration
+from .unstructured import UnstructuredRun
+from .weights import Weight
+
+SAMPLED = 15.0
+"""Seconds in which parts of the network are sampled: as many as there is time for, two at least."""
+
+TRIED = 15.0
+"""Seconds that groups which are pruned on a copy may take, all together; one is at least."""
+
+_CLEAR = 0.2
+"""Seconds that a measurement takes at least, if it can."""
+
+_STEPS = 4
+_IMAGES = 256
+_STILL = 1e-30
+"""A learning rate that moves nothing."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What :func:`singe.prune` would do; ``print`` it for a table.
+
+    Attributes:
+        parts: name, units and how many of them go, of each group of neurons (or weight tensor) that loses some and is
+            still to be pruned.
+        frozen: what is left whole -> why.
+        sizes: of the network: "parameters" and "multiply-adds", or "weights" -> before and after.
+        seconds: what takes time -> how long, estimated.
+        measured: what that was estimated from.
+    """
+
+    parts: tuple[tuple[str, int, int], ...]
+    frozen: dict[str, str]
+    sizes: dict[str, tuple[int, int]]
+    seconds: dict[str, float]
+    measured: tuple[str, ...]
+
+    @property
+    def total(self) -> float:
+        """Seconds that the run would take."""
+        return sum(self.seconds.values())
+
+    def __str__(self) -> str:
+        goes = [[name, f"{size:,}", f"{gone:,}", f"{size - gone:,}"] for name, size, gone in self.parts]
+        sizes = [
+            [name, f"{before:,}", f"{after:,}", f"-{1 - after / before:.1%}" if before else ""]
+            for name, (before, after) in self.sizes.items()
+        ]
+        spent = ", ".join(f"{what} {duration(seconds)}" for what, seconds in self.seconds.items())
+        return "\n".join([
+            table(["would lose", "units", "gone", "left"], goes),
+            *(f"left whole: {name} ({reason})" for name, reason in self.frozen.items()),
+            "",
+            table(["", "before", "after", "change"], sizes),
+            "",
+            f"would take about {duration(self.total)}: {spent}",
+            *(f"  {line}" for line in self.measured),
+        ])  # fmt: skip
+
+
+def forecast(model: nn.Module, loader: Iterable[Any], rho: float, **arguments: Any) -> Forecast:
+    """What :func:`singe.prune` would remove with the same arguments, and how long that would take on this machine.
+
+    Which groups lose how many neurons is what the run would decide; which neurons is not asked. Time is estimated:
+    scoring from some neurons of a sample of the groups, with what lies between them interpolated; how often neurons are
+    scored again, and refitting, from some groups that are pruned on a copy; fine-tuning from a few steps of
+    the unpruned network and of one as narrow as the result. Takes as long as the run takes to get ready, and about half
+    a minute more; longer where a single pass takes seconds. No file is written, and a checkpoint is gone on from.
+
+    Args:
+        model: as for :func:`singe.prune`; not modified.
+        loader: likewise.
+        rho: likewise.
+        arguments: the others of :func:`singe.prune`, under their names.
+
+    Raises:
+        Exception: what :func:`singe.prune` raises before it starts work.
+    """
+    given = inspect.signature(prune).bind(model, loader, rho, **arguments)
+    given.apply_defaults()
+    start = time.perf_counter()
+    with prepared(Rehearsal, WeightRehearsal, **given.arguments) as run:
+        return run.forecast(time.perf_counter() - start)
+
+
+class Rehearsal(Run):
+    """A run that measures itself instead of being executed; it is of no use afterwards."""
+
+    def forecast(self, preparation: float) -> Forecast:
+        """What is left to do, and how long that takes.
+
+        Args:
+            preparation: seconds that it took to get here, which the run takes, too.
+        """
+        todo, narrow = self._todo[len(self._progress.history) :], self._narrow()
+        if self._resumes:
+            self._resume(self._tuner(sum(count for _, count in self._todo)))
+        seconds, measured = {"preparation": preparation}, list[str]()
+        if todo:
+            self._time_training(narrow, len(todo) / len(self._todo), seconds, measured)
+            _time_evaluations(self._options, [self._work, narrow], len(todo), seconds)
+            self._time_groups(todo, seconds, measured)
+        macs = count_macs(narrow, self._sample, self._options.task.call)
+        parameters = count_parameters(self._given), count_parameters(narrow)
+        return Forecast(
+            parts=tuple((group.name, group.size, count) for group, count in todo), frozen=self._frozen,
+            sizes={"parameters": parameters, "multiply-adds": (self._macs_before, macs)},
+            seconds=seconds, measured=tuple(measured),
+        )  # fmt: skip
+
+    def _narrow(self) -> nn.Module:
+        """A network as narrow as the result."""
+        plan = Plan()
+        for group, count in self._todo:
+            plan.add(group, list(range(count)))
+        return plan.apply(copy_of(self._given)).eval()
+
+    def _time_training(self, narrow: nn.Module, left: float, seconds: dict[str, float], measured: list[str]) -> None:
+        """Times fine-tuning, and the batch norms' last passes.
+
+        Args:
+            narrow: a copy as narrow as the result.
+            left: share of the groups that are to be pruned yet.
+            seconds: what takes time -> how long; added to.
+            measured: what that comes from; added to.
+        """
+        o = self._options
+        if o.finetune is not None:
+            first, last = (
+                _step(o, network, self._original, self._stream, self._still) for network in (self._work, narrow)
+            )
+            each, left = (last, 1.0) if o.finetune.when == "after" else ((first + last) / 2, left)
+            seconds["fine-tuning"] = each * o.finetune.steps * left
+            measured.append(
+                f"fine-tuning from {_STEPS} steps of the unpruned network ({first:.2g} s each) and {_STEPS} of one as "
+                f"narrow as the result ({last:.2g} s)"
+            )
+        if o.recalibrate_bn:
+            images, watch = min(o.recalibrate_bn, _IMAGES), Stopwatch()
+            with watch:
+                recalibrate(narrow, self._stream, o.task, images, self._still)
+            seconds["recalibrating"] = watch.seconds * o.recalibrate_bn / images
+
+    def _time_groups(self, todo: list[tuple[Group, int]], seconds: dict[str, float], measured: list[str]) -> None:
+        """Times scoring, and refitting; prunes some groups of the working copy."""
+        o = self._options
+        sampled = _sampled(len(todo), lambda i: self._time_scoring(todo[i][0]))
+        begin, each = (_interpolated({i: pair[k] for i, pair in sampled.items()}, len(todo)) for k in (0, 1))
+        records = self._try(todo, [b + e * group.size for b, e, (group, _) in zip(begin, each, todo, strict=True)])
+        again = sum(r.neurons_scored - r.size for r in records) / sum(len(r.removed) for r in records)
+        renewing = o.finetune is not None and o.finetune.when == "neuron"
+        seconds["scoring"] = sum(
+            b * (1 + renewing * count) + e * _scores(group.size, count, o.refresh, o.criterion, again)
+            for b, e, (group, count) in zip(begin, each, todo, strict=True)
+        )
+        measured.append(
+            f"scoring from neurons of {len(sampled)} of {len(todo)} groups, and {len(records)} pruned on a copy, which "
+            f"took {again:.1f} scores a removal beside the first of each neuron"
+        )
+        if o.compensate != "none":
+            seconds["compensating"] = sum(r.seconds_compensating for r in records) / len(records) * len(todo)
+
+    def _time_scoring(self, group: Group) -> tuple[float, float]:
+        """Seconds until the first score, and of one neuron's."""
+        start = time.perf_counter()
+        self._restart(0)
+        batch = self._stream.take(self._options.images)
+        before = None if self._unpruned is None else (self._unpruned, self._progress.plan)
+        current, criterion = self._progress.plan.rebase(group), self._options.criterion
+        scorer = self._engine(current, batch, before)
+        begin = time.perf_counter() - start
+        neurons = group.size if criterion.scores_together else 1
+        while True:
+            start = time.perf_counter()
+            scorer.scores(criterion, torch.arange(neurons))
+            if (seconds := time.perf_counter() - start) > _CLEAR or neurons == group.size:
+                return begin, seconds / neurons
+            neurons = min(2 * neurons, group.size)
+
+    def _evaluation(self) -> float | None:
+        return None  # it has been timed
+
+    def _try(self, todo: list[tuple[Group, int]], seconds: Sequence[float]) -> list[GroupRecord]:
+        """Prunes groups from all over the network that can be expected to fit into the time, and the quickest."""
+        records: list[GroupRecord] = []
+        watch, quickest = Stopwatch(), min(range(len(todo)), key=seconds.__getitem__)
+        for index in _spread(len(todo)):
+            if watch.seconds + seconds[index] <= TRIED or index == quickest:
+                with watch:
+                    records.append(self._prune_group(index, *todo[index], None))
+        return records
+
+
+class WeightRehearsal(UnstructuredRun):
+    """The same of single weights."""
+
+    def forecast(self, preparation: float) -> Forecast:
+        """What is to be done, and how long that takes.
+
+        Args:
+            preparation: seconds that it took to get here, which the run takes, too.
+        """
+        o, todo = self._options, self._todo
+        seconds, measured = {"preparation": preparation}, list[str]()
+        if todo:
+            sampled = _sampled(len(todo), lambda i: self._time_scoring(todo[i][0]))
+            seconds["scoring"] = sum(_interpolated(sampled, len(todo)))
+            measured.append(f"scoring from {len(sampled)} of {len(todo)} layers")
+        if todo and o.finetune is not None:
+            step = _step(o, self._work, self._given, self._stream, self._still)
+            seconds["fine-tuning"] = step * o.finetune.steps
+            measured.append(f"fine-tuning from {_STEPS} steps ({step:.2g} s each)")
+        if todo:
+            _time_evaluations(o, [self._work], len(todo), seconds)
+        gone = sum(count for _, count in todo)
+        return Forecast(
+            parts=tuple((weight.name, weight.size, count) for weight, count in todo), frozen=self._frozen,
+            sizes={"weights": (self._weights.total, self._weights.total - gone)},
+            seconds=seconds, measured=tuple(measured),
+        )  # fmt: skip
+
+    def _time_scoring(self, weight: Weight) -> float:
+        self._restart(0)
+        watch = Stopwatch()
+        with watch:
+            self._scores(weight, self._stream.take(self._options.images))
+        return watch.seconds
+
+
+def _scores(size: int, count: int, refresh: Refresh, criterion: Criterion, again: float) -> float:
+    """How many neurons are scored while a group of ``size`` loses ``count``."""
+    if criterion.scores_together:
+        return size * count
+    if refresh == "full":
+        return sum(size - gone for gone in range(count))
+    return size + again * count
+
+
+def _step(options: Options, network: nn.Module, unpruned: nn.Module, stream: Stream, still: Sequence[str]) -> float:
+    """Seconds of a step of fine-tuning a network, which stays as it is."""
+    assert options.finetune is not None
+    work, watch = copy.deepcopy(network), Stopwatch()
+    for steps in (1, _STEPS):  # the first is slow
+        plan = replace(options.finetune, steps=steps, when="after", lr=_STILL)
+        tuner, watch = Tuner(plan, work, stream, options.task, 1, still, unpruned=unpruned), Stopwatch()
+        with watch:
+            tuner.pause()
+    return watch.seconds / _STEPS
+
+
+def _time_evaluations(options: Options, networks: Sequence[nn.Module], records: int, seconds: dict[str, float]) -> None:
+    """Times what the user's ``evaluate`` takes: once before, behind each of the records, and of the result."""
+    watch = Stopwatch()
+    with watch:
+        found = [options.observer.evaluation(network) for network in networks]
+    if found[0] is not None:
+        seconds["evaluate"] = watch.seconds / len(networks) * (records + 2)
+
+
+def _spread(count: int) -> list[int]:
+    """0 to ``count`` - 1, the first of them spread over all."""
+    strides = [1 << power for power in reversed(range(count.bit_length()))]
+    return list(dict.fromkeys((count - 1, *(i for stride in strides for i in range(0, count, stride)))))
+
+
+def _sampled(count: int, measure: Callable[[int], T]) -> dict[int, T]:
+    """What was measured of some of ``count`` parts, in as much time as there is."""
+    found: dict[int, T] = {}
+    start = time.perf_counter()
+    for index in _spread(count):
+        if len(found) > 1 and time.perf_counter() - start > SAMPLED:
+            break
+        found[index] = measure(index)
+    return found
+
+
+def _interpolated(known: dict[int, float], count: int) -> list[float]:
+    """A value for each of ``count`` parts, on straight lines between those that are known."""
+    at = sorted(known)
+    values: list[float] = np.interp(range(count), at, [known[i] for i in at]).tolist()
+    return values
