@@ -52,7 +52,7 @@ def loss(outputs, batch):
     return pixels + dice + 10 * F.mse_loss(outputs["radius"], radius)
 
 
-def main(count=512, size=32, width=12, epochs=4, rho=0.5, steps=200):
+def main(count=512, size=32, width=12, epochs=12, rho=0.5, steps=200):
     torch.manual_seed(0)
     loader, test = DataLoader(discs(count, size), batch_size=32, shuffle=True), discs(64, size).tensors
     model = UNet(width)

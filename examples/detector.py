@@ -88,7 +88,7 @@ def found(model, batch):
     return float((classes == batch["target"]["classes"].amax(1)).float().mean())
 
 
-def main(count=512, size=64, width=12, epochs=4, rho=0.5, steps=200):
+def main(count=512, size=64, width=12, epochs=12, rho=0.5, steps=200):
     torch.manual_seed(0)
     loader = DataLoader(Squares(count, size), batch_size=32, shuffle=True)
     test = next(iter(DataLoader(Squares(128, size, seed=count), batch_size=128)))

@@ -48,7 +48,7 @@ class LatencyTable:
         for removed, times in zip(measured, seconds, strict=True):
             for module, taken in self._with_parameters(times).items():
                 points[module].append((self._left(module, self._elements.saved(removed)), taken))
-        self._curves = {module: Rising(own) for module, own in points.items() if module in self._held}
+        self._curves = {module: Rising(own) for module, own in points.items() if self._held[module]}
 
     def saved(self, removed: Removed) -> float:
         """Seconds that are saved."""

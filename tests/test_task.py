@@ -292,6 +292,13 @@ def test_such_a_model_is_pruned_and_tuned_on_batches_in_mappings(forward, loss):
     assert torch.equal(loader[0]["labels"], encoded(seed=0)["labels"])
 
 
+@EITHER_WAY
+def test_single_weights_of_such_a_model_go_too(forward, loss):
+    model, loader = randomised(TextClassifier()), [encoded(20)]
+    result = singe.prune(model, loader, 0.3, structured=False, forward=forward, loss=loss, **QUICK)
+    assert result.weights_removed == pytest.approx(0.3, abs=0.01)
+
+
 def test_a_model_that_computes_its_loss_is_pruned_as_with_a_loss_outside():
     model, loader = randomised(TextClassifier()).double(), [encoded(20)]
     one, other = (
