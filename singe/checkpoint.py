@@ -77,8 +77,8 @@ class Progress:
             seconds = _SECONDS(data.get("seconds", {}), "seconds")
             plan, memory, traced = Plan.from_json(data["plan"]), _count(data["memory"]), _count(data["traced"])
             progress = cls(memory, str(data["samples"]), widths, plan, history, traced, data["tuned"] is True, seconds)
-        except (KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise ValueError(f"damaged progress: {reprlib.repr(error)}") from error
+        except (KeyError, TypeError, AttributeError, OverflowError, ValueError) as error:
+            raise ValueError(f"damaged progress: {error!r:.200}") from error
         removed = [(r.group, r.size, len(r.neurons), r.neurons) for r in plan.removals]
         if removed != [(*w, r.removed) for w, r in zip(widths, history, strict=False)] or len(removed) < len(history):
             raise ValueError("damaged progress: what was removed is not what was to be")
