@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import inspect
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from .. import __version__
 from ..compensation import Compensate
+from ..finetune import FineTune
 from ..goal import Target
 from ..precision import Precision
 from ..prune import prune
@@ -110,8 +112,8 @@ def _prune(parser: Parser) -> None:
     _literal(group, "target", Target, "what rho is a share of")
     group.add_argument(
         "--allocation", nargs="+", metavar="HOW",
-        help="uniform, linear, block, global or sensitivity; or relative rates as PATTERN=RATE ..., 1 for all others"
-        + _default("allocation"),
+        help="sensitivity, global, uniform, linear or block; or relative rates as PATTERN=RATE ..., 1 for all others "
+        "(default: sensitivity, of single weights uniform)",
     )  # fmt: skip
     _whole(group, "latency_batch", "samples at a time in the forward pass that --target latency is about")
     _whole(group, "round_to", "layers keep a multiple of so many channels")
@@ -135,12 +137,14 @@ def _prune(parser: Parser) -> None:
     )
     _whole(group, "seed", "of everything random")
     group = parser.add_argument_group("how accuracy is kept")
+    fine_tuning = " ".join(f"{field.name}={field.default}" for field in fields(FineTune))
     group.add_argument(
-        "--finetune", nargs="+", metavar="NAME=VALUE",
-        help="none; or what differs from the default of 1,000 steps: steps=, when=layer|neuron|after, lr=, momentum=, "
-        "weight_decay=, decay=, distill=, precision=",
+        "--finetune", nargs="+", metavar="NAME=VALUE", help=f"none; or what differs from {fine_tuning.lower()}"
+    )
+    group.add_argument(
+        "--compensate", choices=get_args(Compensate),
+        help="how the layers behind a group are refitted (default: least_squares, of single weights none)",
     )  # fmt: skip
-    _literal(group, "compensate", Compensate, "how the layers behind a group are refitted")
     _whole(group, "compensation_images", "samples for that")
     _whole(group, "recalibrate_bn", "images to estimate batch norm statistics on at the end")
     group.add_argument("--loss", metavar="REF", help="package.module:function (outputs, batch) -> scalar")
