@@ -27,7 +27,7 @@ log = logging.getLogger("singe")
 FILE = "checkpoint.safetensors"
 VERSION = 1
 
-_RECORD, _SECONDS = typed.reader(GroupRecord), typed.reader(dict[str, float])
+_read_record, _read_seconds = typed.reader(GroupRecord), typed.reader(dict[str, float])
 
 
 @dataclass
@@ -73,12 +73,12 @@ class Progress:
         """
         try:
             widths = [(str(name), _count(size), _count(count)) for name, size, count in data["widths"]]
-            history = [_RECORD(record, "history") for record in data["history"]]
-            seconds = _SECONDS(data.get("seconds", {}), "seconds")
+            history = [_read_record(record, "history") for record in data["history"]]
+            seconds = _read_seconds(data.get("seconds", {}), "seconds")
             plan, memory, traced = Plan.from_json(data["plan"]), _count(data["memory"]), _count(data["traced"])
             progress = cls(memory, str(data["samples"]), widths, plan, history, traced, data["tuned"] is True, seconds)
-        except (KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise ValueError(f"damaged progress: {reprlib.repr(error)}") from error
+        except (KeyError, TypeError, AttributeError, OverflowError, ValueError) as error:
+            raise ValueError(f"damaged progress: {error!r:.200}") from error
         removed = [(r.group, r.size, len(r.neurons), r.neurons) for r in plan.removals]
         if removed != [(*w, r.removed) for w, r in zip(widths, history, strict=False)] or len(removed) < len(history):
             raise ValueError("damaged progress: what was removed is not what was to be")

@@ -47,7 +47,7 @@ def reader(folder):
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.name)
-def test_the_code_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch, capsys):
+def test_the_code_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch, capsys, measured):
     monkeypatch.chdir(tmp_path)
     names = reader(tmp_path)
     for line, code in blocks(page):

@@ -31,6 +31,9 @@ from .operators import aten
 Forward = Callable[[nn.Module, Any], Any]
 """(model, inputs) -> outputs, with inputs any nested tensors [B, ...]."""
 
+_SHAPES = "torch.fx.experimental.symbolic_shapes"
+"""The logger that complains about batch axes which cannot be dynamic."""
+
 
 def exported(model: nn.Module, inputs: Any, forward: Forward) -> tuple[ExportedProgram, Form]:
     """The graph of ``forward(model, inputs)``: functional, and with a dynamic batch axis where possible.
@@ -97,9 +100,6 @@ class _Call(nn.Module):
 def first_line(error: BaseException) -> str:
     """What an error says, without the pages that may follow."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-_SHAPES = "torch.fx.experimental.symbolic_shapes"
 
 
 @contextlib.contextmanager

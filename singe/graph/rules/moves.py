@@ -49,8 +49,8 @@ class Moves(Base):
         return out
 
     def _counts_heads(self, node: fx.Node, size: int) -> bool:
-        counts = {n: v for n, v in self._trace.attributes.get(place_of(node), {}).items() if "head" in n}
-        return any(value == size for name, value in counts.items() if "dim" not in name and "size" not in name)
+        attributes = self._trace.attributes.get(place_of(node), {})
+        return size in [v for n, v in attributes.items() if "head" in n and "dim" not in n and "size" not in n]
 
     def _split(self, node: fx.Node, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Parts of one size are halves, thirds ...: a channel goes from all of them or the split moves."""
