@@ -259,7 +259,17 @@ class WeightRehearsal(UnstructuredRun):
 
 
 def _scores(size: int, count: int, refresh: Refresh, criterion: Criterion, again: float) -> float:
-    """How many neurons are scored while a group of ``size`` loses ``count``."""
+    """How many neurons are scored while a group of ``size`` loses ``count``.
+
+    Args:
+        size: neurons of the group.
+        count: how many go.
+        refresh: which of the others are scored again.
+        criterion: whose scores.
+        again: how often a neuron was scored again for each that went, elsewhere; 0 where scores last.
+    """
+    if not again:
+        return size
     if criterion.scores_together:
         return size * count
     if refresh == "full":

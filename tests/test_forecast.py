@@ -142,9 +142,10 @@ def test_scores_are_counted_as_selection_counts_them(model, loader):
             model, loader, 0.3, criterion=criterion, refresh=refresh, images=8, finetune=None, progress=False
         )
         for r in result.history:
-            assert forecast_module._scores(r.size, len(r.removed), refresh, criterion, 0) == r.neurons_scored
+            again = (r.neurons_scored - r.size) / len(r.removed)
+            assert forecast_module._scores(r.size, len(r.removed), refresh, criterion, again) == r.neurons_scored
     assert forecast_module._scores(10, 3, "lazy", singe.IntegratedGradient(), 2.5) == 17.5
-    assert forecast_module._scores(10, 3, "lazy", singe.Gradient(), 0) == 30
+    assert forecast_module._scores(10, 3, "lazy", singe.Gradient(), 9) == 30
 
 
 def test_samples_are_spread_and_what_lies_between_is_interpolated(monkeypatch):

@@ -153,7 +153,7 @@ def test_ones_own_loss_forward_evaluation_and_board(run, place, monkeypatch):
         (["--device", "tpu"], "expected a device that is there, got 'tpu'"),
         (["--criterion", "guess"], "guess"),
         (["--allocation", "conv9=0"], "conv9"),
-        (["--loss", "nets:constant"], "expected a network and a loss that can be trained"),
+        (["--loss", "nets:constant"], "expected a loss that depends smoothly"),
         (["--round-to", "0"], "round_to >= 1, got 0"),
         (["--out", "nets.py"], "nets.py"),
         (["--ignore", "nowhere*"], "nowhere*"),
