@@ -29,6 +29,16 @@ from singe.trial import difference, expanded
 from singe.weightnorm import plain_copy
 
 every_network = pytest.mark.parametrize("name", ZOO)
+OF_EVERY_KIND = (
+    "densenet", "googlenet", "shufflenet v2", "mobilenet v2", "convnext", "vit separate", "swin", "hrnet", "detector",
+    "demucs", "gru", "siamese", "weight norm", "group norm",
+)  # fmt: skip
+_TRANSPOSED = "it is no convolution or linear layer but aten.conv_transpose1d.default"
+REFUSED = {
+    "demucs": {"decoder.0.2": _TRANSPOSED, "decoder.1.2": _TRANSPOSED},
+    "siamese": {"tower.3": "its weight is used at several places"},
+}
+"""Readers that cannot be refitted -> why."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +132,22 @@ def test_a_pruned_network_is_the_masked_one_and_trains(name, share, monkeypatch)
     masked = expanded(model, result.model, result.plan)
     assert difference(*(answer(network, entry.inputs(), call) for network in (masked, result.model))) is None
     assert_attributes_agree(result.model)
+    assert_trains(result.model, entry)
+
+
+@pytest.mark.parametrize("name", OF_EVERY_KIND)
+def test_the_defaults_of_prune_are_for_every_kind_of_network(name, monkeypatch):
+    exported_once(name, monkeypatch)
+    entry = ZOO[name]
+    model, x = entry.make(), entry.inputs()
+    result = singe.prune(
+        model, [batch_of(entry)], 0.15, finetune=None, images=4, compensation_images=8, progress=False,
+        loss=size_of_outputs, forward=entry.forward,
+    )  # fmt: skip
+    assert result.plan.removals
+    refused = {reader: why for record in result.history for reader, why in record.uncompensated.items()}
+    assert refused == REFUSED.get(name, {})
+    assert all(v.isfinite().all() for v in pytree.tree_leaves(answer(result.model, x, entry.forward or plain)))
     assert_trains(result.model, entry)
 
 
