@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from .batches import Batch, head, length, tensors
+from .batches import Batch, head, length, parts
 from .budget import is_shortage
 from .criteria import Criterion, FadingCriterion, Magnitude, PathCriterion, Random, resolve
 from .graph.suffix import cut
@@ -152,8 +152,8 @@ class Gradients:
         """The loss's gradient at the model's outputs, for every part of the images."""
         nodes = self._trace.outputs
         with torch.no_grad():
-            parts = [self._outputs(faded, index) for index in range(len(self._sizes))]
-        joined = [self._stacking.join(*pair) for pair in zip(nodes, zip(*parts, strict=True), strict=True)]
+            each = [self._outputs(faded, index) for index in range(len(self._sizes))]
+        joined = [self._stacking.join(*pair) for pair in zip(nodes, zip(*each, strict=True), strict=True)]
         with torch.enable_grad():
             leaves = [out.detach().requires_grad_(out.is_floating_point() or out.is_complex()) for out in joined]
             wanted = [leaf for leaf in leaves if leaf.requires_grad]
@@ -218,11 +218,10 @@ def samples_are_independent(trace: Trace, live: Env, inputs: Batch) -> bool:
         return [env[node] for node in trace.outputs]
 
     pair, stacking = head(inputs, 2), Stacking(trace)
-    halves = [[t[i : i + 1] for t in tensors(pair)] for i in range(length(pair))]
     try:
-        together, alone = outputs(pair), [outputs(half) for half in halves]
+        together, alone = outputs(pair), [outputs(half) for half in parts(pair, 1)]
     except (RuntimeError, ValueError, IndexError) as error:
         log.debug("passing images in parts failed: %s", error)
         return False
-    joined = [stacking.join(*parts) for parts in zip(trace.outputs, zip(*alone, strict=True), strict=True)]
+    joined = [stacking.join(*both) for both in zip(trace.outputs, zip(*alone, strict=True), strict=True)]
     return all(close(*values) for values in zip(joined, together, strict=True))

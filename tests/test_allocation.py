@@ -363,7 +363,8 @@ def test_a_limit_that_is_next_to_nothing_is_not_called_zero():
 @example(100, 7)  # 0.07 * 100 > 7
 def test_the_limit_named_is_taken_whatever_it_is(total, reach):
     assume(reach < 0.999 * total)
-    cost = SimpleNamespace(total=total, gone=lambda counts: reach * counts[0], unit=lambda counts, group: reach)
+    gone, unit = (lambda counts: reach * counts[0]), (lambda counts, group: reach)
+    cost = SimpleNamespace(total=total, grain=1, gone=gone, unit=unit)
     limit, schedule = refused(cost, [[0, 1]], 0.9999999)
     assert 0.999 * reach / total <= limit <= reach / total
     assert fit(cost, [[0, 1]], schedule, limit) == [1]
