@@ -78,7 +78,7 @@ def test_other_parametrizations_are_left_alone():
 @pytest.mark.parametrize("norm", KINDS)
 def test_a_network_with_weight_norms_is_pruned_and_saved(norm, tmp_path):
     model, batch = network(norm), images()
-    result = singe.prune(model, [batch], 0.4, finetune=None, images=4, progress=False)
+    result = singe.prune(model, [batch], 0.4, allocation="uniform", finetune=None, images=4, progress=False)
     assert [n.module for n in weight_norms(result.model)] == ["0", "2", "6"]
     assert result.model[0].out_channels < 6 and result.model(batch[0]).isfinite().all()
     result.save(tmp_path)
