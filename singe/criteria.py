@@ -42,6 +42,10 @@ class Criterion:
         """Whether one pass scores all neurons of a group, so that fewer cost no less."""
         return True
 
+    def __repr__(self) -> str:
+        """The same in every process, as a checkpoint and other ranks compare it; dataclasses have their own."""
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
 
 @dataclass(frozen=True)
 class NormCriterion(Criterion):

@@ -23,6 +23,7 @@ from .graph.trace import Env, Trace
 from .numerics import close
 from .precision import Precision, arithmetic
 from .quadrature import Nodes
+from .ranks import ALONE, Ranks
 from .stacking import Stacking
 from .task import Task
 
@@ -57,6 +58,7 @@ class WeightScorer:
         task: how the model is called and judged.
         memory: bytes that the activations of one pass may take, so far as images can pass in parts.
         precision: of the passes.
+        ranks: that share the nodes of the path.
 
     Attributes:
         memory: what it has come down to where the device had no room for that.
@@ -71,8 +73,10 @@ class WeightScorer:
         task: Task,
         memory: int,
         precision: Precision = "float32",
+        ranks: Ranks = ALONE,
     ) -> None:
         self.memory: int = memory
+        self._ranks = ranks
         self._name, self._weight = parameter, model.get_parameter(parameter).detach()
         self._make = lambda: Gradients(model, trace, parameter, batch, task, self.memory)
         self._precision = precision
@@ -90,7 +94,8 @@ class WeightScorer:
             return magnitude
         assert isinstance(criterion, PathCriterion), criterion
         rule = criterion.rule()
-        scores = self._summed(rule.nodes)
+        own = self._ranks.share(len(rule.nodes[0]))
+        scores = self._ranks.sum(self._summed((rule.nodes[0][own], rule.nodes[1][own])))
         if rule.with_norm:
             scores *= magnitude
         if not scores.isfinite().all():

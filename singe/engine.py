@@ -24,6 +24,7 @@ from .jobs import Jobs, whole_group
 from .passes import LayerDelta, Passes, RowDelta
 from .precision import Precision, arithmetic
 from .quadrature import Nodes
+from .ranks import ALONE, Ranks
 from .task import Task
 
 log = logging.getLogger("singe")
@@ -50,6 +51,7 @@ class Engine:
         task: how the model is called and judged; (x, y) batches and cross-entropy by default.
         memory: bytes that the activations of one pass may take; at least one job on one image runs at a time.
         precision: the arithmetic of all passes; see ``precision.arithmetic``.
+        ranks: that share the jobs, each with an engine for the same group of the same model on the same batch.
 
     Attributes:
         memory: what it has come down to where the device had no room for that.
@@ -67,8 +69,10 @@ class Engine:
         task: Task = Task(),  # noqa: B008 - frozen
         memory: int = DEFAULT_MEMORY,
         precision: Precision = "float32",
+        ranks: Ranks = ALONE,
     ) -> None:
         self._group, self._precision, self._device = group, precision, tensors(batch)[0].device
+        self._ranks = ranks
         self.memory: int = memory
         self._make = lambda: Passes(model, trace, group, batch, task, self.memory, precision)
         self._made: Passes | None = None
@@ -99,6 +103,10 @@ class Engine:
         """
         neurons = torch.arange(self._group.size) if neurons is None else neurons
         scores = self._run(lambda: self._scores(criterion, neurons).cpu())
+        if isinstance(criterion, (PathCriterion, LossChange)):
+            scores = self._ranks.sum(scores)  # here: a rank short of memory begins its jobs anew
+        if isinstance(criterion, LossChange):
+            scores -= self.loss
         if not scores.isfinite().all():
             raise ValueError(f"scores of {self._group.name} are not finite: the loss or its gradient overflows")
         return scores
@@ -157,8 +165,9 @@ class Engine:
     # -- criteria --------------------------------------------------------------------------------------------
 
     def _scores(self, criterion: Criterion, neurons: Tensor) -> Tensor:
+        """What this rank adds to the scores; the whole of what takes no jobs."""
         if isinstance(criterion, LossChange):
-            return self._loss_changes(neurons)
+            return self._losses(neurons)
         if isinstance(criterion, Random):
             return torch.rand(len(neurons), dtype=torch.float64)
         if isinstance(criterion, WeightCriterion):
@@ -230,17 +239,20 @@ class Engine:
 
         t, node_weight = rule.nodes
         one_by_one = self._passes.parts > 1 or any(map(self._is_shared, self._passes.layers))
-        for chunk in torch.arange(len(t)).split(1 if one_by_one else self._passes.chunk_of_whole):
+        for chunk in self._chunks(len(t), 1 if one_by_one else self._passes.chunk_of_whole):
             jobs = Jobs(None, t[chunk], node_weight[chunk])
             self._passes.layer_deltas(jobs, partial(add, jobs))
             while summed:
                 add_norms(*summed.popitem(), float(jobs.weight[0]))
         return totals
 
-    def _loss_changes(self, neurons: Tensor) -> Tensor:
+    def _losses(self, neurons: Tensor) -> Tensor:
+        """float64 [len(neurons)]: the loss without each of those that are this rank's, else 0."""
         gone = (torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
-        losses = [self._passes.losses(jobs).cpu() for jobs in self._neuron_jobs(neurons, gone)]
-        return torch.cat([torch.empty(0), *losses]).double() - self.loss
+        losses = torch.zeros(len(neurons), dtype=torch.float64)
+        own = [self._passes.losses(jobs).cpu() for jobs in self._neuron_jobs(neurons, gone)]
+        losses[self._ranks.share(len(neurons))] = torch.cat([torch.empty(0), *own]).double()
+        return losses
 
     def _of_weights(self, criterion: WeightCriterion) -> Tensor:
         """float64 [n]."""
@@ -267,8 +279,13 @@ class Engine:
         return torch.stack([value.cpu()[rows[weight]].sum(1) for weight, value in by_row.items()]).sum(0)
 
     def _neuron_jobs(self, neurons: Tensor, nodes: Nodes) -> Iterator[Jobs]:
-        """Every neuron at every node, in chunks that fit the memory."""
+        """Every neuron at every node, so far as they are this rank's, in chunks that fit the memory."""
         t, weight = nodes
-        for index in torch.arange(len(neurons) * len(t)).split(self._passes.chunk):
+        for index in self._chunks(len(neurons) * len(t), self._passes.chunk):
             node = index % len(t)
             yield Jobs(neurons[index // len(t)], t[node], weight[node])
+
+    def _chunks(self, jobs: int, size: int) -> Iterator[Tensor]:
+        """The indices of this rank's jobs, so many at a time."""
+        own = torch.arange(jobs)[self._ranks.share(jobs)]
+        yield from (chunk for chunk in own.split(size) if len(chunk))

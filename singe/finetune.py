@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from . import checks
 from .bars import bar
@@ -18,6 +20,7 @@ from .batches import Batch, described, length
 from .data import Stream
 from .distillation import Teacher
 from .precision import Precision, arithmetic, check_name
+from .ranks import ALONE, Ranks
 from .task import Task, cross_entropy
 
 When = Literal["after", "layer", "neuron"]
@@ -91,6 +94,7 @@ class Tuner:
         still: names of modules that stay in eval mode.
         unpruned: the network to distil from; not modified.
         progress: whether pauses show a bar.
+        ranks: that train together, each on its share of the stream; gradients are averaged over them.
 
     Attributes:
         optimizer: SGD over the parameters that require a gradient; surgery keeps its state aligned.
@@ -108,12 +112,15 @@ class Tuner:
         *,
         unpruned: nn.Module,
         progress: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.when = plan.when
+        self.when, self._ranks = plan.when, ranks
         self._plan, self._model, self._stream, self._task = plan, model, stream, task
         self._pauses, self._pause, self._step = pauses, 0, 0
         self._still, self._progress = still, progress
+        self._unused = True  # whether the loss may not depend on some parameter; the rehearsal finds out
         self._distill = plan.distilled(task)
+        self._outputs: Callable[[Batch], Any] | None = None  # while it trains
         self._teacher = Teacher(unpruned, task) if self._distill else None
         trained = [p for p in model.parameters() if p.requires_grad]
         if not trained:
@@ -142,13 +149,16 @@ class Tuner:
             return 0
         self._train_mode(self._model)
         try:
+            self._outputs = self._distributed()
             with bar(range(steps), desc="fine-tuning", unit="step", shown=self._progress, inside=True) as turns:
                 for _ in turns:
                     self._train_step()
                     self._step += 1
         finally:
+            self._outputs = None  # an error that is looked at keeps no other rank waiting
             self._model.eval()
             self.optimizer.zero_grad(set_to_none=True)
+        self._ranks.synchronise(dict(self._model.named_buffers()))  # statistics of batch norms are of a rank's share
         return steps
 
     def resume(self, pauses: int) -> None:
@@ -161,12 +171,13 @@ class Tuner:
         Raises:
             ValueError: the network or the loss cannot be trained on the loader's batches.
         """
-        model, batch = copy.deepcopy(self._model), self._stream.next()
+        model, (batch, _) = copy.deepcopy(self._model), self._stream.next_share()
         self._train_mode(model)
         try:
             with torch.enable_grad(), self._arithmetic():
-                loss = self._loss(model, batch)
-                torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
+                loss = self._loss(self._task.outputs(model, batch), batch)
+                trained = [p for p in model.parameters() if p.requires_grad]
+                self._unused = None in torch.autograd.grad(loss, trained, allow_unused=True)
         except (RuntimeError, ValueError) as error:
             raise ValueError(
                 f"expected a network and a loss that can be trained on batches of {described(batch)}: {error}"
@@ -177,29 +188,45 @@ class Tuner:
         for name in self._still:
             model.get_submodule(name).training = False
 
+    def _distributed(self) -> Callable[[Batch], Any]:
+        """What answers to a batch, with gradients that are averaged over the ranks where there are several.
+
+        Made anew for every pause: pruning has changed parameters since.
+        """
+        if self._ranks.size == 1:
+            return partial(self._task.outputs, self._model)
+        on_cpu = next(self._model.parameters()).device.type == "cpu"
+        return DistributedDataParallel(
+            _Answering(self._model, self._task),
+            process_group=self._ranks.group if on_cpu else None,  # gloo's own, or what is right for the device
+            find_unused_parameters=self._unused,
+        )
+
     def _train_step(self) -> None:
+        assert self._outputs is not None
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
-        batch = self._stream.next()
+        batch, weight = self._stream.next_share()
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.optimizer.zero_grad(set_to_none=True)
         try:
-            with torch.enable_grad(), self._arithmetic():
-                loss = self._loss(self._model, batch)
+            with torch.enable_grad(), self._arithmetic(), self._ranks.together():
+                loss = self._loss(self._outputs(batch), batch)
+                loss = loss if weight == 1 else weight * loss
                 loss.backward(inputs=trained)
         except ValueError as error:
             if length(batch) > 1:
                 raise
             raise ValueError(f"fine-tuning failed on a batch of one sample; try drop_last=True: {error}") from error
-        if not math.isfinite(loss.item()):
+        value = float(self._ranks.sum(loss.detach())) / self._ranks.size
+        if not math.isfinite(value):
             raise ValueError(
-                f"expected a finite loss, got {loss.item()} at fine-tuning step {self._step + 1} of "
+                f"expected a finite loss, got {value} at fine-tuning step {self._step + 1} of "
                 f"{self._plan.steps}; try a smaller lr than {self._plan.lr}"
             )
         self.optimizer.step()
 
-    def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        outputs = self._task.outputs(model, batch)
+    def _loss(self, outputs: Any, batch: Batch) -> Tensor:
         if self._teacher is None:
             return self._task.judge(outputs, batch)
         divergence = self._distill * self._teacher.divergence(outputs, batch)
@@ -214,3 +241,15 @@ class Tuner:
         falling = self._plan.decay * self._plan.steps
         left = self._plan.steps - self._step
         return self._plan.lr * (min(1.0, left / falling) if falling else 1.0)
+
+
+class _Answering(nn.Module):
+    """A model as the user has it called, so that one wrapper serves every way to call it."""
+
+    def __init__(self, model: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.model, self._task = model, task
+
+    def forward(self, batch: Batch) -> Any:
+        """The model's answer to a batch."""
+        return self._task.outputs(self.model, batch)

@@ -20,6 +20,7 @@ from .finetune import Tuner
 from .graph.groups import Group
 from .plan import Plan
 from .prune import prepared, prune
+from .ranks import ALONE
 from .recalibration import recalibrate
 from .records import GroupRecord
 from .report import table
@@ -110,7 +111,7 @@ def forecast(model: nn.Module, loader: Iterable[Any], rho: float, **arguments: A
     given = inspect.signature(prune).bind(model, loader, rho, **arguments)
     given.apply_defaults()
     start = time.perf_counter()
-    with prepared(Rehearsal, WeightRehearsal, **given.arguments) as run:
+    with prepared(Rehearsal, WeightRehearsal, **given.arguments, ranks=ALONE) as run:
         return run.forecast(time.perf_counter() - start)
 
 

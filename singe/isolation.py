@@ -20,6 +20,7 @@ def preserved_random_state(loader: Any = None) -> Iterator[None]:
     torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
     cuda_states = torch.cuda.get_rng_state_all() if cuda else []
     own = [(g, g.get_state()) for g in _generators(loader)]
+    epochs = [(sampler, sampler.epoch) for sampler in counting_epochs(loader)]
     try:
         yield
     finally:
@@ -30,6 +31,8 @@ def preserved_random_state(loader: Any = None) -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda_states)
         for generator, state in own:
             generator.set_state(state)
+        for sampler, epoch in epochs:
+            sampler.set_epoch(epoch)
 
 
 _CALLERS_DEVICE: ContextVar[torch.device | None] = ContextVar("callers_device", default=None)
@@ -96,18 +99,28 @@ def seed_everything(seed: int, loader: Any = None) -> None:
         generator.manual_seed(seed)
 
 
+def counting_epochs(loader: Any) -> list[Any]:
+    """The parts of a DataLoader that shuffle by the number of the epoch that they are told, such as a sampler."""
+    return [
+        part
+        for part in _parts(loader)
+        if callable(getattr(part, "set_epoch", None)) and isinstance(getattr(part, "epoch", None), int)
+    ]
+
+
 def _generators(loader: Any) -> list[torch.Generator]:
     """The generators that a DataLoader, its samplers and its dataset draw from."""
-    found: dict[int, torch.Generator] = {}
-    todo, seen = [loader], set()
+    return [part for part in _parts(loader) if isinstance(part, torch.Generator)]
+
+
+def _parts(loader: Any) -> list[Any]:
+    """A DataLoader, its samplers, its dataset, and the generators that they draw from."""
+    found: dict[int, Any] = {}
+    todo = [loader]
     while todo:
-        holder = todo.pop()
-        if holder is None or id(holder) in seen:
-            continue
-        seen.add(id(holder))
-        if isinstance(holder, torch.Generator):
-            found[id(holder)] = holder
-        else:
+        part = todo.pop()
+        if part is not None and id(part) not in found:
+            found[id(part)] = part
             names = ("generator", "sampler", "batch_sampler", "dataset")
-            todo += [getattr(holder, name, None) for name in names]
+            todo += [] if isinstance(part, torch.Generator) else [getattr(part, name, None) for name in names]
     return list(found.values())

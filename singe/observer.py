@@ -29,19 +29,25 @@ class Observer:
         evaluate: see :func:`singe.prune`; None for none.
         callbacks: likewise.
         loader: whose generators are preserved, too.
+        tells: whether callbacks are called.
 
     Raises:
         TypeError: not functions.
     """
 
     def __init__(
-        self, evaluate: Evaluate | None = None, callbacks: Iterable[Callback] = (), loader: Any = None
+        self,
+        evaluate: Evaluate | None = None,
+        callbacks: Iterable[Callback] = (),
+        loader: Any = None,
+        *,
+        tells: bool = True,
     ) -> None:
         if evaluate is not None and not callable(evaluate):
             raise TypeError(f"expected evaluate to be a function of a model, got {type(evaluate).__name__}")
         if callable(callbacks) or not isinstance(callbacks, Iterable):
             raise TypeError(f"expected a list of functions for callbacks, got {type(callbacks).__name__}")
-        self._evaluate, self._callbacks, self._loader = evaluate, tuple(callbacks), loader
+        self._evaluate, self._callbacks, self._loader, self._tells = evaluate, tuple(callbacks), loader, tells
         for callback in self._callbacks:
             if not callable(callback):
                 raise TypeError(f"expected callbacks to be functions of a record, got {type(callback).__name__}")
@@ -67,6 +73,8 @@ class Observer:
 
     def tell(self, record: Record) -> None:
         """Hands a record to every callback."""
+        if not self._tells:
+            return
         with self._apart():
             for callback in self._callbacks:
                 callback(record)

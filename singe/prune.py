@@ -24,6 +24,7 @@ from .graph.trace import Forward
 from .isolation import plain_torch, preserved_random_state
 from .observer import Callback, Evaluate, Observer
 from .precision import Precision, check_precision
+from .ranks import Ranks, meeting
 from .result import PruneResult
 from .run import Options, Run
 from .selection import Refresh
@@ -145,7 +146,8 @@ def prune(
         OSError: the checkpoint's directory cannot be written to.
         TimeoutError: the trials take longer than ``analysis_seconds``.
     """
-    with prepared(Run, UnstructuredRun, **locals()) as run:
+    arguments = locals()
+    with meeting() as ranks, prepared(Run, UnstructuredRun, **arguments, ranks=ranks) as run:
         return run.execute()
 
 
@@ -180,6 +182,7 @@ def prepared(
     checkpoint: str | os.PathLike[str] | None,
     evaluate: Evaluate | None,
     callbacks: Iterable[Callback],
+    ranks: Ranks,
 ) -> Iterator[NeuronRun | WeightRun]:
     """Checks the arguments of :func:`prune` and makes a run of them, which knows what it will remove.
 
@@ -224,8 +227,8 @@ def prepared(
     if finetune is not None and finetune.precision is not None:
         check_precision(finetune.precision, model, device)
     task = Task(forward, cross_entropy if loss is None else loss)
-    observer = Observer(evaluate, callbacks, loader)
-    stream = Stream(loader, device, task)
+    observer = Observer(evaluate, callbacks, loader, tells=ranks.first)
+    stream = Stream(loader, device, task, ranks)
     if finetune is not None and not _shuffles(loader):
         log.warning(
             "the loader does not shuffle: every %s begins a new epoch, so fine-tuning will see its first batches again "
@@ -245,9 +248,10 @@ def prepared(
         seed,
         precision,
         memory,
-        progress,
+        progress and ranks.first,
         checkpoint,
         observer,
+        ranks,
     )
     with plain_torch(device), preserved_random_state(loader):
         if not structured:

@@ -41,7 +41,8 @@ class PruneResult:
         frozen: the groups that were left whole, and the modules whose weights could not be followed -> why.
         evaluation_before, evaluation_after: what ``evaluate`` said of the unpruned and of the pruned network; None
             without.
-        latency: what a forward pass takes; None where it was not measured.
+        latency: what a forward pass takes; None where it was not measured, as on all ranks of ``torch.distributed`` but
+            the first.
         widths: name of every convolution and linear layer -> output channels before and after.
         settings: what decided the run and where it ran, as text.
         seconds: what the time went into.

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checks, curves
+from .allocation import RANKINGS
 from .bars import bar, standing
 from .batches import Batch
 from .checkpoint import Checkpoint, Progress, fingerprint
@@ -32,11 +33,12 @@ from .goal import Goal
 from .graph.groups import Group
 from .graph.trace import Trace, named_tensors, trace
 from .info import surroundings
-from .isolation import same_modes
+from .isolation import same_modes, seed_everything
 from .latency_budget import Machine, counts_within
 from .observer import Observer
 from .plan import Plan
 from .precision import Precision
+from .ranks import ALONE, Ranks
 from .recalibration import recalibrate, running_norms
 from .reconstruction import Reconstructor
 from .records import Curve, GroupRecord
@@ -74,6 +76,7 @@ class Options:
     progress: bool
     checkpoint: str | os.PathLike[str] | None
     observer: Observer
+    ranks: Ranks
 
     def deciding(self) -> dict[str, Any]:
         """Those that decide what a run comes to, as plain data."""
@@ -93,16 +96,18 @@ class Options:
         return shown | surroundings(device)
 
 
-_COMPARED, _MEASURED, _SERVED = (1 << 20) - 1, (1 << 20) - 2, (1 << 20) - 3
-"""The phases that samples to compare networks, to measure their sensitivity and to time them on are drawn in: behind
-all others."""
+_COMPARED, _MEASURED, _SERVED, _RANKED = (1 << 20) - 1, (1 << 20) - 2, (1 << 20) - 3, 1 << 19
+"""The phases in which samples are drawn to compare networks, to measure their sensitivity and to time them on, and in which
+ranking draws: behind all others."""
 
 
 class Run:
     """One call of :func:`prune`: the working copy, what has been decided, and what has been done."""
 
     def __init__(self, model: nn.Module, stream: Stream, options: Options) -> None:
-        self._given, self._stream, self._options = model, stream, options
+        self._given, self._stream, self._options, self._ranks = model, stream, options, options.ranks
+        self._ranks.check_same("arguments", json.dumps(options.deciding()))
+        self._ranks.check_same("weights in the model", "", named_tensors(model))
         self._norms = weight_norms(model)
         self._work = without_weight_norms(checks.copied(model))
         self._original = plain_copy(model) if self._norms else model
@@ -113,7 +118,7 @@ class Run:
         self._probe = stream.take(options.images)
         checks.runs(self._work, self._probe, options.task)
         self._checkpoint = self._opened()
-        resumed = self._checkpoint.read() if self._checkpoint is not None else None
+        resumed = self._resumed()
         self._resumes = resumed is not None
         self._progress = resumed or Progress(options.memory, fingerprint(self._probe))
         self._progress.memory = min(self._progress.memory, options.memory)
@@ -131,6 +136,13 @@ class Run:
         self._served = self._to_serve() if options.goal.target == "latency" else None
 
     # -- before the first removal ----------------------------------------------------------------------------
+
+    def _resumed(self) -> Progress | None:
+        """What there is to go on from, which all ranks have to see."""
+        found = self._checkpoint.read() if self._checkpoint is not None else None
+        told = "" if found is None else json.dumps(found.to_json())
+        self._ranks.check_same("checkpoint, in a directory that all see,", told)
+        return found
 
     def _opened(self) -> Checkpoint | None:
         if self._options.checkpoint is None:
@@ -166,23 +178,35 @@ class Run:
             log.warning("nothing is removed: rho=%g is less than half of the smallest step", goal.rho)
 
     def _counts(self, groups: Sequence[Group]) -> list[int]:
-        """How many neurons each group will lose."""
+        """How many neurons each group will lose: what the first rank says, where the clock decides."""
         goal, task = self._options.goal, self._options.task
         if self._served is None:
             return goal.counts(self._original, groups, self._trace, self._macs_before, lambda: self._ranking(groups))
-        machine = Machine(self._given, groups, self._served, task)
-        return counts_within(goal, self._original, groups, machine, lambda: self._ranking(groups))
+        ranking = self._ranking(groups) if goal.allocation in RANKINGS else []
+        counts = [0] * len(groups)
+        if self._ranks.first:  # the others wait, and disturb no measurement
+            machine = Machine(self._given, groups, self._served, task)
+            counts = counts_within(goal, self._original, groups, machine, lambda: ranking)
+        return self._ranks.from_first(torch.tensor(counts)).tolist()
 
     def _ranking(self, groups: Sequence[Group]) -> list[Tensor]:
-        """What ranks every neuron of the unpruned network among all: its score, or what the loss makes of its group."""
+        """What ranks every neuron of the unpruned network among all: its score, or what the loss makes of its group.
+
+        Each rank looks at some of the groups.
+        """
         measured = self._sensitivity() if self._options.goal.allocation == "sensitivity" else None
-        with bar(groups, desc="ranking", unit="group", shown=self._options.progress) as shown:
-            before = None if self._unpruned is None else (self._unpruned, self._progress.plan)
-            scorers = ((g, self._engine(g, self._probe, before)) for g in shown)
-            criterion = self._options.criterion
-            if measured is None:
-                return [scorer.scores(criterion) for _, scorer in scorers]
-            return [measured.prices(g, order(scorer, criterion)) for g, scorer in scorers]
+        before = None if self._unpruned is None else (self._unpruned, self._progress.plan)
+        values = [torch.zeros(g.size, dtype=torch.float64) for g in groups]
+        own = range(self._ranks.rank, len(groups), self._ranks.size)
+        with bar(own, desc="ranking", unit="group", shown=self._options.progress) as shown:
+            for index in shown:
+                seed_everything((self._options.seed << 20) + _RANKED + index)
+                group, criterion = groups[index], self._options.criterion
+                scorer = self._engine(group, self._probe, before, ALONE)
+                values[index] = (
+                    scorer.scores(criterion) if measured is None else measured.prices(group, order(scorer, criterion))
+                )
+        return list(self._ranks.sum(torch.cat(values)).split([g.size for g in groups]))
 
     def _sensitivity(self) -> Sensitivity:
         o, graph = self._options, self._trace
@@ -203,7 +227,7 @@ class Run:
         self._evaluation_before = self._evaluation()
         if self._resumes:
             self._resume(tuner)
-        elif self._checkpoint is not None:  # what cannot be written is found out before any work
+        elif self._checkpoint is not None and self._ranks.first:  # what cannot be written is found out before any work
             self._checkpoint.write(progress, self._work, None)
         for record in progress.history:
             self._options.observer.tell(record)
@@ -212,6 +236,7 @@ class Run:
             for index, (group, count) in enumerate(self._todo[done:], done):
                 record = self._prune_group(index, group, count, tuner)
                 progress.history.append(record)
+                self._agree(record)
                 self._save(tuner)
                 shown.set_postfix(standing(record.loss_end, record.evaluation), refresh=False)
                 shown.update()
@@ -220,13 +245,20 @@ class Run:
             self._restart(len(self._todo))
             with self._timed("fine-tuning"):
                 tuner.pause()
+            self._ranks.synchronise(named_tensors(self._work))
             progress.tuned = True
             self._save(tuner)
         if self._options.recalibrate_bn:
             self._restart(len(self._todo) + 1)
             with self._timed("recalibrating"):
                 recalibrate(self._work, self._stream, self._options.task, self._options.recalibrate_bn, self._still)
+            self._ranks.synchronise(named_tensors(self._work))
         return self._result()
+
+    def _agree(self, record: GroupRecord) -> None:
+        """Ends the run where ranks have come apart; what they have rounded differently becomes the same again."""
+        self._ranks.check_decision(record.group, {"removed": torch.tensor(record.removed)})
+        self._ranks.synchronise(named_tensors(self._work))
 
     def _resume(self, tuner: Tuner | None) -> None:
         """Puts everything where the checkpoint says that it was."""
@@ -246,7 +278,7 @@ class Run:
 
     def _save(self, tuner: Tuner | None) -> None:
         """Leaves a checkpoint, if asked to; a run does not end for want of room on a disk."""
-        if self._checkpoint is None:
+        if self._checkpoint is None or not self._ranks.first:
             return
         try:
             self._checkpoint.write(self._progress, self._work, tuner.optimizer if tuner is not None else None)
@@ -264,7 +296,7 @@ class Run:
         pauses = {"layer": len(self._todo), "neuron": neurons, "after": 1}[self._options.finetune.when]
         tuner = Tuner(
             self._options.finetune, self._work, self._stream, self._options.task, pauses, self._still,
-            unpruned=self._original, progress=self._options.progress,
+            unpruned=self._original, progress=self._options.progress, ranks=self._ranks,
         )  # fmt: skip
         tuner.rehearse()
         return tuner
@@ -362,7 +394,8 @@ class Run:
             task = self._options.task
             served = self._served
             samples = few(self._probe, self._trace, task, TIMED) if served is None else task.inputs(served)
-            latency = compared(self._given, self._work, samples, task)
+            latency = compared(self._given, self._work, samples, task) if self._ranks.first else None
+            self._ranks.wait()  # so that nothing disturbs the measurement
         same_modes(self._work, self._given)
         return PruneResult(
             model=self._work, plan=plan,
@@ -379,7 +412,7 @@ class Run:
 
     def _evaluation(self) -> float | None:
         with self._timed("evaluate"):
-            return self._options.observer.evaluation(self._work)
+            return self._ranks.number(self._options.observer.evaluation(self._work))
 
     def _evaluate(self, batch: Batch) -> float:
         with torch.no_grad():
@@ -410,8 +443,11 @@ class Run:
             return self._unpruned, self._progress.plan
         return self._as_it_is(copy.deepcopy(self._work)), here
 
-    def _engine(self, group: Group, batch: Batch, before: tuple[Unpruned, Plan] | None) -> Scorer:
-        o = self._options
+    def _engine(
+        self, group: Group, batch: Batch, before: tuple[Unpruned, Plan] | None, ranks: Ranks | None = None
+    ) -> Scorer:
+        """What scores a group on a batch; by all ranks together, or by those given."""
+        o, ranks = self._options, ranks or self._ranks
         if isinstance(o.criterion, Reconstruction):
             assert before is not None
             network, gone = before
@@ -419,7 +455,7 @@ class Run:
             return Reconstructor(self._work, self._trace, group, network, gone.removed(), loss, memory)
         if isinstance(o.criterion, FeatureRelevance):
             return RelevanceScorer(self._work, self._trace, group, batch, o.task, self._progress.memory)
-        return Engine(self._work, self._trace, group, batch, o.task, self._progress.memory, o.precision)
+        return Engine(self._work, self._trace, group, batch, o.task, self._progress.memory, o.precision, ranks)
 
     def _traced(self, batch: Batch) -> Trace:
         task = self._options.task

@@ -7,6 +7,7 @@ scores all its weights.
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import math
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from .data import Stream
 from .elementwise import WeightScorer
 from .finetune import Tuner
 from .goal import ignored
-from .graph.trace import trace
+from .graph.trace import named_tensors, trace
 from .isolation import same_modes
 from .numerics import alike
 from .recalibration import recalibrate, running_norms
@@ -45,7 +46,9 @@ class UnstructuredRun:
     """
 
     def __init__(self, model: nn.Module, stream: Stream, options: Options) -> None:
-        self._given, self._stream, self._options = model, stream, options
+        self._given, self._stream, self._options, self._ranks = model, stream, options, options.ranks
+        self._ranks.check_same("arguments", json.dumps(options.deciding()))
+        self._ranks.check_same("weights in the model", "", named_tensors(model))
         self._work = checks.copied(model)
         self._still = [n for n, module in model.named_modules() if model.training and not module.training]
         self._memory = options.memory
@@ -111,6 +114,7 @@ class UnstructuredRun:
             self._restart(len(self._todo) + 1)
             with timed(self._seconds, "recalibrating"):
                 recalibrate(self._work, self._stream, self._options.task, self._options.recalibrate_bn, self._still)
+            self._ranks.synchronise(named_tensors(self._work))
         return self._result(history)
 
     def _tuner(self) -> Tuner | None:
@@ -120,7 +124,7 @@ class UnstructuredRun:
         pauses = len(self._todo) if plan.when == "layer" else 1
         tuner = Tuner(
             plan, self._work, self._stream, task, pauses, self._still, unpruned=self._given,
-            progress=self._options.progress,
+            progress=self._options.progress, ranks=self._ranks,
         )  # fmt: skip
         tuner.rehearse()
         # no gradient, momentum or decay moves what is masked
@@ -135,6 +139,7 @@ class UnstructuredRun:
         with scoring:
             scores = self._scores(weight, batch)
             self._kept[weight.name] = without_least(scores, count)
+        self._ranks.check_decision(weight.name, {"kept": self._kept[weight.name]})
         self._hold(tuner)
         loss_removed = loss_end = self._evaluate(batch)
         if tuner is not None and tuner.when == "layer":
@@ -159,7 +164,9 @@ class UnstructuredRun:
 
     def _scores(self, weight: Weight, batch: Batch) -> Tensor:
         o = self._options
-        scorer = WeightScorer(self._work, self._trace, weight.name, batch, o.task, self._memory, o.precision)
+        scorer = WeightScorer(
+            self._work, self._trace, weight.name, batch, o.task, self._memory, o.precision, self._ranks
+        )  # fmt: skip
         scores = scorer.scores(o.criterion)
         self._memory = scorer.memory
         return scores
@@ -186,7 +193,7 @@ class UnstructuredRun:
 
     def _evaluation(self) -> float | None:
         with timed(self._seconds, "evaluate"):
-            return self._options.observer.evaluation(self._work)
+            return self._ranks.number(self._options.observer.evaluation(self._work))
 
     def _evaluate(self, batch: Batch) -> float:
         with torch.no_grad():
