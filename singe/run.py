@@ -97,8 +97,8 @@ class Options:
 
 
 _COMPARED, _MEASURED, _SERVED, _RANKED = (1 << 20) - 1, (1 << 20) - 2, (1 << 20) - 3, 1 << 19
-"""The phases in which samples are drawn to compare networks, to measure their sensitivity and to time them on, and in which
-ranking draws: behind all others."""
+"""The phases in which samples are drawn to compare networks, to measure their sensitivity and to time them on, and in
+which ranking draws: behind all others."""
 
 
 class Run:

@@ -1,4 +1,4 @@
-"""What tests of several processes do in each of them: ``python ranked.py FOLDER SCENARIO...`` under torchrun's variables.
+"""What tests of several processes do in each of them: ``python ranked.py FOLDER SCENARIO...``, as torchrun does.
 
 A scenario is a function whose return value goes into FOLDER/RANK.json, by its name; without torch.distributed the same
 functions tell what one process does.
@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import singe
+import singe.ranks
 
 SCENARIOS: dict[str, Callable[[Path], Any]] = {}
 
@@ -226,9 +228,6 @@ def alone(folder: Path) -> Any:
     """Not all of them call."""
     if rank() == 1:
         return "elsewhere"
-    from datetime import timedelta
-
-    import singe.ranks
 
     singe.ranks.MEETING = timedelta(seconds=1)
     return message(lambda: prune(net()))
