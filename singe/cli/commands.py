@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from .. import demo as demonstration
@@ -50,12 +52,16 @@ def prune(options: argparse.Namespace) -> None:
             raise ValueError("expected --evaluate REF beside --forward, to measure on test data, got none")
         arguments["evaluate"] = _accuracy(model, data.test, options.test_images)
     if options.dry_run:
-        print(forecast(model, data.train, options.rho, **arguments))
+        if _first():
+            print(forecast(model, data.train, options.rho, **arguments))
         return
-    options.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    with _board(options) as callbacks:
+    if _first():
+        options.out.mkdir(parents=True, exist_ok=True)
+    with _processes(), _board(options) as callbacks:
         result = run(model, data.train, options.rho, callbacks=callbacks, **arguments)
+    if not _first():
+        return
     seconds = time.perf_counter() - start
     result.save(options.out)
     _leave_settings(options)
@@ -107,7 +113,7 @@ def _model(options: argparse.Namespace) -> nn.Module:
 
 
 def _device(options: argparse.Namespace) -> torch.device:
-    name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = options.device or (f"cuda:{_place()}" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -128,10 +134,35 @@ def _accuracy(model: nn.Module, test: Iterable[Any], images: int | None) -> Call
     return lambda network: accuracy(network, data)
 
 
+def _first() -> bool:
+    """Whether this process is the one that speaks, of those that torchrun may have launched."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def _place() -> int:
+    """Which of this machine's processes this one is."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+@contextmanager
+def _processes() -> Iterator[None]:
+    """Joins the other processes that torchrun has launched, if it has."""
+    if not (dist.is_available() and dist.is_torchelastic_launched()):
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(_place())
+    dist.init_process_group()
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
 @contextmanager
 def _board(options: argparse.Namespace) -> Iterator[list[Any]]:
     """The callbacks of a run."""
-    if options.tensorboard is None:
+    if options.tensorboard is None or not _first():
         yield []
         return
     with TensorBoard(options.tensorboard) as board:
