@@ -78,6 +78,10 @@ def prune(
     weights that are computed (a weight norm's), that eval mode does not use, or that code reads without calling the
     module that holds them, where no mask of ``torch.nn.utils.prune`` would be applied.
 
+    Where ``torch.distributed`` is initialised, all ranks make this call together and share the work (docs/scaling.md): with
+    the same arguments and weights, and loaders that yield the same on all of them, or each a share of the data. All get
+    the same result; the first one's ``evaluate`` counts, and it alone calls callbacks, writes and shows progress.
+
     Args:
         model: any module ``model(x)`` that ``torch.export`` can trace; not modified. Its hooks go with the copies that
             are worked on and are called there. Modules in eval mode inside a model in train mode stay so. Of
@@ -145,6 +149,7 @@ def prune(
             call; or a loss that is not finite during the run.
         OSError: the checkpoint's directory cannot be written to.
         TimeoutError: the trials take longer than ``analysis_seconds``.
+        RuntimeError: a rank of ``torch.distributed`` was lost, did not come, or decided otherwise.
     """
     arguments = locals()
     with meeting() as ranks, prepared(Run, UnstructuredRun, **arguments, ranks=ranks) as run:

@@ -174,3 +174,14 @@ def test_a_criterion_of_ones_own_gives_a_value_for_each_row(function, told):
     model, batch = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2)), (torch.randn(8, 3), torch.arange(8) % 2)
     with pytest.raises(ValueError, match=f"expected a value for each of 6 rows from Rows.of_rows, got {told}"):
         singe.score(model, batch, "0", criterion=Rows(function))
+
+
+def test_a_criterion_of_ones_own_is_named_alike_in_every_process():
+    class Mine(singe.criteria.WeightCriterion):
+        def __init__(self, power):
+            self.power = power
+
+        def of_rows(self, rows):
+            return rows.abs().pow(self.power).sum(1)
+
+    assert repr(Mine(3)) == "Mine(power=3)"

@@ -1,8 +1,9 @@
 import pytest
 import torch
-from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, TensorDataset
 
 from singe.data import Stream
+from singe.ranks import Ranks
 
 CPU = torch.device("cpu")
 
@@ -103,3 +104,50 @@ def test_images_of_different_sizes_cannot_be_joined_and_the_message_says_so():
     batches = [(torch.ones(2, 3, s, s), torch.zeros(2, dtype=torch.int64)) for s in (8, 6)]
     with pytest.raises(ValueError, match=r"size|shape"):
         Stream(batches, CPU).take(4)
+
+
+def test_a_sampler_that_shuffles_by_the_epochs_number_gives_other_batches_in_each_and_the_same_again():
+    sampler = DistributedSampler(numbered(12).dataset, num_replicas=2, rank=1)
+    stream = Stream(numbered(12, batch_size=3, sampler=sampler), CPU)
+    stream.restart(5)
+    epochs = [labels(stream, 2) for _ in range(3)]
+    assert len({str(epoch) for epoch in epochs}) == 3
+    stream.restart(6)
+    assert labels(stream, 2) not in epochs
+    stream.restart(5)
+    assert [labels(stream, 2) for _ in range(3)] == epochs
+
+
+class Pretended(Ranks):
+    """One of two ranks, whose loaders are alike or not."""
+
+    def __init__(self, rank, alike):
+        self.rank, self.size, self.group, self.alike = rank, 2, None, alike
+
+    def differing(self, text, tensors=None):
+        return [1] if tensors is not None and not self.alike else []
+
+    def from_first(self, values):
+        return torch.zeros_like(values)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ranks_that_draw_the_same_divide_every_batch_by_what_counts(rank):
+    stream = Stream(numbered(5, batch_size=5), CPU, ranks=Pretended(rank, alike=True))
+    assert stream.take(3)[1].tolist() == [0, 1, 2]
+    (_, y), weight = stream.next_share()
+    assert y.tolist() == [[0, 2, 4], [1, 3]][rank] and weight == [6 / 5, 4 / 5][rank]
+
+
+def test_ranks_that_draw_different_batches_keep_them_to_train_on_and_score_on_the_first_ranks():
+    stream = Stream(numbered(4, batch_size=2), CPU, ranks=Pretended(1, alike=False))
+    assert stream.take(3)[1].tolist() == [0, 0, 0]
+    (_, y), weight = stream.next_share()
+    assert y.tolist() == [0, 1] and weight == 1
+
+
+def test_a_batch_with_fewer_samples_than_ranks_is_refused():
+    stream = Stream(numbered(1), CPU, ranks=Pretended(1, alike=True))
+    stream.take(1)
+    with pytest.raises(ValueError, match="a sample for each of 2 ranks, got 1; try drop_last"):
+        stream.next_share()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from networks import PlainNet, images
 from torch import nn
 from torch.nn import functional as F
@@ -48,13 +49,24 @@ def reader(folder):
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.name)
-def test_the_code_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch, capsys, measured):
+def test_the_code_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch, capsys, measured, launched):
     monkeypatch.chdir(tmp_path)
     names = reader(tmp_path)
     for line, code in blocks(page):
         tree = ast.parse(code, filename=page.name)
         ast.increment_lineno(tree, line - 1)
         exec(compile(tree, str(page), "exec"), names)
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """What torchrun tells a process that is the only one."""
+    told = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}
+    for name, value in told.items():
+        monkeypatch.setenv(name, str(value))
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 SOURCE = "".join(path.read_text() for path in sorted((ROOT / "singe").rglob("*.py")))

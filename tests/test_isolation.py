@@ -3,9 +3,9 @@ import random
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, TensorDataset
 
-from singe.isolation import preserved_random_state, seed_everything
+from singe.isolation import counting_epochs, preserved_random_state, seed_everything
 
 DATA = TensorDataset(torch.arange(20.0))
 
@@ -79,3 +79,12 @@ def test_a_cuda_context_that_starts_later_keeps_the_users_seed(monkeypatch):
     with preserved_random_state():
         seed_everything(7)
     assert queued == []
+
+
+def test_the_epoch_that_a_sampler_counts_is_given_back():
+    loader = DataLoader(DATA, sampler=DistributedSampler(DATA, num_replicas=2, rank=0))
+    loader.sampler.set_epoch(3)
+    with preserved_random_state(loader):
+        assert counting_epochs(loader) == [loader.sampler]
+        loader.sampler.set_epoch(8)
+    assert loader.sampler.epoch == 3

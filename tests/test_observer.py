@@ -100,3 +100,10 @@ def test_nobody_watching_is_nothing():
     observer = Observer()
     assert observer.evaluation(nn.Linear(1, 1)) is None
     observer.tell(RECORD)
+
+
+def test_only_the_observer_that_speaks_for_all_ranks_calls_back():
+    told = []
+    for tells in (True, False):
+        Observer(callbacks=[told.append], tells=tells).tell(RECORD)
+    assert told == [RECORD]

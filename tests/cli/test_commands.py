@@ -1,4 +1,5 @@
 import json
+import subprocess
 import sys
 
 import pytest
@@ -230,3 +231,14 @@ def test_report_writes_the_page(run, place, monkeypatch):
     monkeypatch.setattr(commands, "write_report", lambda directory, out: (out or directory) / "report.html")
     assert run("report", "pruned") == (0, "pruned/report.html\n", "")
     assert run("report", "pruned", "--out", "page") == (0, "page/report.html\n", "")
+
+
+def test_torchrun_divides_the_work_and_the_first_process_saves_it(run, place):
+    words = ["prune", "--model", "nets:tiny", "--data", "nets:batches", "--rho", "0.3", *QUICK, "--out"]
+    assert run(*words, "one")[0] == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    program = [sys.executable, "-c", "import sys; from singe.cli import main; sys.exit(main())"]
+    done = subprocess.run([*launcher, *program, *words, "two"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("saved in two") == 1
+    assert (place / "two" / "plan.json").read_bytes() == (place / "one" / "plan.json").read_bytes()
