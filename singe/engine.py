@@ -55,9 +55,6 @@ class Engine:
 
     Attributes:
         memory: what it has come down to where the device had no room for that.
-
-    Raises:
-        TypeError, ValueError: the loss does not return a finite scalar for this batch.
     """
 
     def __init__(
@@ -76,11 +73,15 @@ class Engine:
         self.memory: int = memory
         self._make = lambda: Passes(model, trace, group, batch, task, self.memory, precision)
         self._made: Passes | None = None
-        self._current_loss: float | None = self._run(self._evaluate)
+        self._current_loss: float | None = None  # until somebody asks
 
     @property
     def loss(self) -> float:
-        """The loss on the batch with all removals so far."""
+        """The loss on the batch with all removals so far.
+
+        Raises:
+            TypeError, ValueError: it is not a finite scalar.
+        """
         if self._current_loss is None:
             self._current_loss = self._run(self._evaluate)
         return self._current_loss

@@ -78,8 +78,8 @@ def prune(
     weights that are computed (a weight norm's), that eval mode does not use, or that code reads without calling the
     module that holds them, where no mask of ``torch.nn.utils.prune`` would be applied.
 
-    Where ``torch.distributed`` is initialised, all ranks make this call together and share the work (docs/scaling.md): with
-    the same arguments and weights, and loaders that yield the same on all of them, or each a share of the data. All get
+    Where ``torch.distributed`` is initialised, all ranks make this call together and share the work (docs/scaling.md):
+    with the same arguments and weights, and loaders that yield the same on all, or each a share of the data. All get
     the same result; the first one's ``evaluate`` counts, and it alone calls callbacks, writes and shows progress.
 
     Args:

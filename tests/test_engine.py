@@ -194,13 +194,13 @@ def test_neurons_that_are_gone_stay_so_when_passes_get_smaller(setting, monkeypa
 def test_where_there_is_no_room_at_all_the_error_is_the_devices_own(setting, monkeypatch):
     with_room_for(monkeypatch, 0, SHORTAGES[0])
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
-        setting.engine()
+        setting.engine().scores(singe.LossChange())
 
 
 def test_other_errors_are_not_taken_for_a_shortage(setting, monkeypatch, caplog):
     with_room_for(monkeypatch, 0, RuntimeError("some kernel failed"))
     with pytest.raises(RuntimeError, match="some kernel failed"):
-        setting.engine()
+        setting.engine().scores(singe.LossChange())
     assert "out of memory" not in caplog.text
 
 
@@ -290,8 +290,9 @@ def test_samples_that_see_each_other_run_job_by_job_and_the_log_says_so(caplog):
 def test_a_loss_that_is_not_finite_is_refused():
     x, y = images(3, 10, 1)[0][:, 0, 0], images(3)[1]
     setting = Setting(randomised(MLP()), (x, y), "layers.0")
+    engine = setting.engine(task=Task(loss=lambda o, b: o.sum() * torch.inf))
     with pytest.raises(ValueError, match=r"finite loss.*inf"):
-        setting.engine(task=Task(loss=lambda o, b: o.sum() * torch.inf))
+        assert engine.loss
     engine = setting.engine(task=Task(loss=lambda o, b: (o - o.detach()).sum().sqrt()))  # 0, with an infinite slope
     with pytest.raises(ValueError, match=r"layers\.0.*not finite"):
         engine.scores(singe.Gradient())
