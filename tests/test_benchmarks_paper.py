@@ -4,12 +4,14 @@ import argparse
 import copy
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import reproduce
 import torch
+from cifar_models import CifarResNet
 from common import spearman
-from models import load
+from models import MODELS, Network, load
 from paper import (
     figure2,
     imagenet,
@@ -33,8 +35,16 @@ import singe
 from singe.result import count_parameters
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_network():
+    """What goes by the name of ResNet-20 has one block in a stage."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, "resnet20", Network(partial(CifarResNet, 1)))
+        yield
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(small_network, tmp_path_factory):
     """Few random images, and the weights of a network that has not learned a thing."""
     folder = write_records(tmp_path_factory.mktemp("cifar10"))
     torch.manual_seed(0)
@@ -165,8 +175,8 @@ def test_torch_pruning_meets_the_share_and_leaves_the_streams_whole(baseline, im
     pytest.importorskip("torch_pruning")
     pruned = torch_pruning_peer.prune(baseline, importance, ranking, 0.9, seed=0)
     gone = 1 - count_parameters(pruned) / count_parameters(baseline.model)
-    assert gone == pytest.approx(0.9, abs=0.005)
-    assert [block.conv2.out_channels for block in pruned.blocks] == [16] * 3 + [32] * 3 + [64] * 3
+    assert gone == pytest.approx(0.9, abs=0.01)  # the network is small
+    assert [block.conv2.out_channels for block in pruned.blocks] == [16, 32, 64]
     assert all(p.grad is None for p in pruned.parameters())
     kept = [block.conv1.out_channels / old.conv1.out_channels for block, old in
             zip(pruned.blocks, baseline.model.blocks, strict=True)]  # fmt: skip
@@ -250,19 +260,19 @@ def test_the_oracle_ranks_as_the_true_loss_changes_do(run, tmp_path, baseline, m
     monkeypatch.setattr(oracle, "HELD_OUT", 32)
     monkeypatch.setattr(oracle, "IMAGES", (16,))
     monkeypatch.setattr(oracle, "NODES", (1,))
-    found = run("oracle", "--layers", "blocks.7.conv1", "--seeds", "0", "--only", "L2", "IG, 1*")
+    found = run("oracle", "--layers", "blocks.2.conv1", "--seeds", "0", "--only", "L2", "IG, 1*")
     truth, *others = found
     assert len(truth["scores"]) == 64 and [r["settings"]["criterion"] for r in others] == ["L2", "IG, 1 nodes"]
     model, ((x, y),) = baseline.model, baseline.held_out(32)
     removed = copy.deepcopy(model)
     with torch.no_grad():
-        removed.blocks[7].bn1.weight[3] = removed.blocks[7].bn1.bias[3] = 0
+        removed.blocks[2].bn1.weight[3] = removed.blocks[2].bn1.bias[3] = 0
         change = torch.nn.functional.cross_entropy(removed(x), y) - torch.nn.functional.cross_entropy(model(x), y)
     assert truth["scores"][3] == pytest.approx(float(change), abs=1e-5)
-    magnitude = singe.score(model, (x, y), "blocks.7.conv1", criterion="magnitude")
+    magnitude = singe.score(model, (x, y), "blocks.2.conv1", criterion="magnitude")
     expected = spearmanr(magnitude.tolist(), truth["scores"])
     assert others[0]["spearman"] == pytest.approx(expected)
-    assert run("oracle", "--layers", "blocks.7.conv1", "--seeds", "0", "--only", "L2", "IG, 1*") == found
+    assert run("oracle", "--layers", "blocks.2.conv1", "--seeds", "0", "--only", "L2", "IG, 1*") == found
     assert "| L2 |" in (tmp_path / "oracle.md").read_text()
 
 
@@ -284,18 +294,18 @@ def test_equal_values_share_their_rank():
 def test_figure_2_has_the_gradients_norm_at_each_point(run, tmp_path, baseline, monkeypatch):
     monkeypatch.setattr(figure2, "POINTS", 2)
     monkeypatch.setattr(figure2, "IMAGES", 8)
-    found = run("figure2", "--layers", "blocks.4.conv1")
+    found = run("figure2", "--layers", "blocks.1.conv1")
     (record,) = found
     batch, folded = baseline.batches(0, recipe.SCORING).take(8), baseline.folded()
     for t, norms in zip(record["t"], record["norms"], strict=True):
         faded = copy.deepcopy(folded)
-        conv = faded.blocks[4].conv1
+        conv = faded.blocks[1].conv1
         with torch.no_grad():
             conv.weight[5] *= t  # there is no bias: the batch norms have not learned yet
         loss = torch.nn.functional.cross_entropy(faded(batch[0]), batch[1])
         (gradient,) = torch.autograd.grad(loss, conv.weight)
         assert norms[5] == pytest.approx(float(gradient[5].norm()), rel=1e-3)
-    assert record["t"] == [0.5, 1.0] and "| blocks.4.conv1 | 32 |" in (tmp_path / "figure2.md").read_text()
+    assert record["t"] == [0.5, 1.0] and "| blocks.1.conv1 | 32 |" in (tmp_path / "figure2.md").read_text()
     pytest.importorskip("matplotlib")
     assert (tmp_path / "figure2.png").read_bytes().startswith(b"\x89PNG")
 

@@ -265,16 +265,16 @@ ODD = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("memory", [1, 1 << 30])
 @pytest.mark.parametrize("name", ODD)
-def test_odd_models_and_losses_score_as_in_the_reference(name, memory):
+def test_odd_models_and_losses_score_as_in_the_reference(name):
     model, loss = ODD[name]
     model, (x, y) = randomised(model).double(), images()
     batch = x.double(), y
     for criterion in CRITERIA:
-        actual = singe.score(model, batch, "a", criterion=criterion, loss=loss, memory=memory)
         expected = singe.reference.score(model, batch, "a", criterion=criterion, loss=loss)
-        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
+        for memory in (1, 1 << 30):
+            actual = singe.score(model, batch, "a", criterion=criterion, loss=loss, memory=memory)
+            torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_only_operators_on_two_values_share_a_constant():

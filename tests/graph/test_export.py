@@ -64,13 +64,13 @@ def test_an_export_leaves_nothing_behind(make, monkeypatch):
     model, x = randomised(make()), images(channels=1)[0]
     with torch.no_grad():
         shapes, caches = [], []
-    for _ in range(6):
+    for _ in range(4):
         with contextlib.suppress(ValueError):
             trace(model, x)
         gc.collect()
         shapes.append(sum(type(o) is ShapeEnv for o in gc.get_objects()))
         caches.append([set(c) for c in (FakeTensorMode.cache, graph_module._loader.eval_cache, linecache.cache)])
-    assert shapes[2] == shapes[-1], "what the last export was of may stay until the next"
+    assert shapes[1] == shapes[-1], "what the last export was of may stay until the next"
     assert caches[0] == caches[-1]
 
 
