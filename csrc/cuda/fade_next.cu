@@ -53,10 +53,9 @@ void launch(const T* base, const T* contribution, const int64_t* index, const do
   using C = Compute<T>;
   s.pieces /= width;
   const C floor = relu ? C{0} : -std::numeric_limits<C>::infinity();
-  fade<T, width><<<grid_of_jobs(s.pieces, s.jobs), kThreads, 0, stream>>>(
-      reinterpret_cast<const Piece*>(base), reinterpret_cast<const Piece*>(contribution), index, t, s, floor,
-      reinterpret_cast<Piece*>(out));
-  check_launch("fade_next");
+  launch_kernel("fade_next", fade<T, width>, grid_of_jobs(s.pieces, s.jobs), stream,
+                reinterpret_cast<const Piece*>(base), reinterpret_cast<const Piece*>(contribution), index, t,
+                s, floor, reinterpret_cast<Piece*>(out));
 }
 
 Tensor fade_next(const Tensor& base_in, const Tensor& contribution_in, const Tensor& index_in,
