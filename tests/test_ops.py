@@ -309,6 +309,19 @@ def test_remove_neurons_refuses_gaps(device, change):
         ops.remove_neurons(change(base), contribution, index)
 
 
+@device_param
+def test_more_jobs_than_a_grid_has_rows(device):
+    """A CUDA grid has 65535 of them, each for a few jobs."""
+    jobs = 8 * 65535 + 3
+    case = next_case(torch.float32, device, jobs=jobs, batch=1, shape=(1,))
+    check_next(case)
+    base, _, index, t = case
+    neuron = index.clamp_max(0)
+    torch.testing.assert_close(
+        ops.fade_neurons(base, neuron, t), reference.fade_neurons(base, neuron, t), rtol=0, atol=0
+    )
+
+
 # neuron_grad_norm
 
 
