@@ -661,6 +661,18 @@ def test_direct_calls_are_checked_too(name):
             getattr(torch.ops.singe, name)(*replaced(arguments, index, torch.full((99,), 10**6)))
 
 
+@name_param
+def test_direct_calls_check_the_device_too(name):
+    """What the dispatcher sends to a device may have tensors of another among it."""
+    operator = getattr(torch.ops.singe, name).default
+    cpu = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+    arguments = operators()[name]
+    others = [i for i, argument in enumerate(arguments) if isinstance(argument, torch.Tensor)][1:]
+    for index in others:
+        with pytest.raises(RuntimeError, match="expected the device of the other tensors"):
+            operator.redispatch(cpu, *replaced(arguments, index, arguments[index].to("meta")))
+
+
 def test_direct_calls_check_the_layout_too():
     z, neuron, t, _ = operators()["fade_neurons"]
     for axis in (0, 3, -1):
