@@ -57,7 +57,7 @@ def test_a_grid_that_no_device_takes_is_refused(broken):
 
 def test_operators(tmp_path):
     """Those of test_ops.py that reach a kernel, and what only the emulation can be asked."""
-    arguments = ["-p", "emulated", "-p", "no:cacheprovider", "-q", "-k", f"not ({LEFT_OUT})"]
+    arguments = ["-p", "emulated", "-p", "no:cacheprovider", "-q", "--capture=sys", "-k", f"not ({LEFT_OUT})"]
     files = [TESTS / "test_ops.py", TESTS / "emulation" / "only_emulated.py"]
     command = [sys.executable, "-m", "pytest", *arguments, *files]
     environment = build.environment() | {"SINGE_EMULATED": str(build.operators(tmp_path))}

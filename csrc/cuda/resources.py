@@ -139,10 +139,11 @@ def main() -> int:
         try:
             usages += usages_of(nvcc, source, args.arch)
         except subprocess.CalledProcessError as error:
-            faults.append(error.stderr)
+            faults.append(re.sub(r"^(ptxas info .*| {4}\d+ bytes .*)\n", "", error.stderr, flags=re.MULTILINE))
     faults += [f"{u.kernel} on sm_{u.architecture} {fault}" for u in usages for fault in u.faults(threads)]
     print(table(usages))
-    print("\n".join(faults), file=sys.stderr)
+    for fault in faults:
+        print(fault, file=sys.stderr)
     return 1 if faults or not usages else 0
 
 
