@@ -48,7 +48,7 @@ format: $(READY)
 	$(BIN)/clang-format -i $$($(NATIVE))
 
 # torch first and pinned, so that building without isolation compiles against the torch that will be used
-$(READY): pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f)
+$(READY): pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f ! -name '*.py*')
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet torch==2.13.0 'setuptools>=77' 'cmake>=3.28' ninja pybind11

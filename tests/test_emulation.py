@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(OBSTACLE is not None, reason=str(OBSTACLE))
 
 TESTS = Path(__file__).parent
 # What gets to no kernel, what only_emulated.py has instead, and what test_neuron_grad_norm_strides shows in less time.
-LEFT_OUT = "opcheck or refuses or (checked_too and remove_neurons) or deterministic"
+LEFT_OUT = "opcheck or refuses or (checked_too and remove_neurons) or deterministic or depend_on_threads"
 
 
 @pytest.fixture(scope="module")
