@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+NATIVE := find csrc tests/emulation -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
 export OMP_WAIT_POLICY ?= passive
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: demo test bench bench-check reproduce docs lint format clean
+.PHONY: demo test bench bench-check cuda-resources reproduce docs lint format clean
 
 demo: $(READY)
 	$(BIN)/singe demo
@@ -22,6 +23,10 @@ bench: $(READY)
 bench-check: $(READY)
 	$(BIN)/pytest -q benchmarks --benchmark-disable
 
+# registers and memory of every CUDA kernel; fails where one spills. Needs nvcc, no GPU
+cuda-resources: $(READY)
+	$(BIN)/python csrc/cuda/resources.py
+
 # the paper's tables: make reproduce WEIGHTS=resnet56.safetensors DATA=CIFAR10_DIR [FULL=1] [RESULTS=DIR]
 reproduce: $(READY)
 	$(BIN)/pip install --quiet --no-build-isolation -e '.[peers]'
@@ -35,15 +40,15 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+	$(BIN)/clang-format --dry-run --Werror $$($(NATIVE))
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+	$(BIN)/clang-format -i $$($(NATIVE))
 
 # torch first and pinned, so that building without isolation compiles against the torch that will be used
-$(READY): pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f)
+$(READY): pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f ! -name '*.py*')
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet torch==2.13.0 'setuptools>=77' 'cmake>=3.28' ninja pybind11

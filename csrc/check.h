@@ -15,7 +15,14 @@ namespace singe {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-inline void check_vector(const Tensor& v, ScalarType type, int64_t length, const char* name) {
+// The device a kernel runs on is that of `like`.
+inline void check_device(const Tensor& t, const Tensor& like, const char* name) {
+  STD_TORCH_CHECK(t.device() == like.device(), name, ": expected the device of the other tensors");
+}
+
+inline void check_vector(const Tensor& v, ScalarType type, int64_t length, const Tensor& like,
+                         const char* name) {
+  check_device(v, like, name);
   STD_TORCH_CHECK(v.dim() == 1 && v.size(0) == length && v.scalar_type() == type, name,
                   ": expected a vector of length ", length, ", float64 (int64 for rows)");
 }
@@ -74,12 +81,14 @@ inline void check_fade(const Tensor& z, const Tensor& neuron, const Tensor& t, i
   STD_TORCH_CHECK(neuron.dim() == 1 || neuron.dim() == 2, "neuron: expected [K] or [K, R]");
   STD_TORCH_CHECK(neuron.scalar_type() == ScalarType::Long && neuron.size(0) == t.size(0),
                   "neuron: expected int64 with a row per element of t");
-  check_vector(t, ScalarType::Double, t.size(0), "t");
+  check_device(neuron, z, "neuron");
+  check_vector(t, ScalarType::Double, t.size(0), z, "t");
 }
 
 // What fade_next and remove_neurons have in common: contribution is [C, *base], index names rows of it.
 inline void check_contribution(const Tensor& base, const Tensor& contribution, const Tensor& index) {
   STD_TORCH_CHECK(base.dim() >= 1, "base: expected [batch, ...]");
+  check_device(contribution, base, "contribution");
   STD_TORCH_CHECK(contribution.scalar_type() == base.scalar_type() && contribution.dim() == base.dim() + 1,
                   "contribution: expected [C, *base] in the dtype of base");
   for (int64_t d = 0; d < base.dim(); ++d) {
@@ -87,7 +96,7 @@ inline void check_contribution(const Tensor& base, const Tensor& contribution, c
                     " along axis ", d + 1, ", got ", contribution.size(d + 1));
   }
   STD_TORCH_CHECK(index.dim() == 1, "index: expected a vector");
-  check_vector(index, ScalarType::Long, index.size(0), "index");
+  check_vector(index, ScalarType::Long, index.size(0), base, "index");
 }
 
 }  // namespace singe

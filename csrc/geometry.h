@@ -106,6 +106,7 @@ inline Problem make_problem(const Tensor& x, const Tensor& delta, const Tensor& 
                   "stride, padding, dilation: expected as many values as kernel_size");
   STD_TORCH_CHECK(x.dim() == rank + 2 && delta.dim() == rank + 2, "x, delta: expected ", rank + 2, " axes");
   STD_TORCH_CHECK(x.scalar_type() == delta.scalar_type(), "x, delta: expected the same dtype");
+  check_device(delta, x, "delta");
 
   Problem p{};
   p.jobs = delta.size(0);
@@ -119,10 +120,10 @@ inline Problem make_problem(const Tensor& x, const Tensor& delta, const Tensor& 
   STD_TORCH_CHECK(groups > 0 && p.channels % groups == 0 && p.neurons % groups == 0,
                   "groups: must divide channels and neurons");
   p.group_channels = p.channels / groups;
-  check_vector(neuron, ScalarType::Long, p.jobs, "neuron");
-  check_vector(node_weight, ScalarType::Double, p.jobs, "node_weight");
-  check_vector(weight_norm, ScalarType::Double, p.neurons, "weight_norm");
-  check_vector(scores, ScalarType::Double, p.neurons, "scores");
+  check_vector(neuron, ScalarType::Long, p.jobs, x, "neuron");
+  check_vector(node_weight, ScalarType::Double, p.jobs, x, "node_weight");
+  check_vector(weight_norm, ScalarType::Double, p.neurons, x, "weight_norm");
+  check_vector(scores, ScalarType::Double, p.neurons, x, "scores");
   for (int64_t d = 0; d < rank; ++d) {
     Axis& a = p.geometry.axis[Geometry::kRank - rank + d];
     a = {x.size(d + 2), delta.size(d + 2), kernel_size[d], stride[d], padding[d], dilation[d]};

@@ -309,6 +309,19 @@ def test_remove_neurons_refuses_gaps(device, change):
         ops.remove_neurons(change(base), contribution, index)
 
 
+@device_param
+def test_more_jobs_than_a_grid_has_rows(device):
+    """A CUDA grid has 65535 of them, each for a few jobs."""
+    jobs = 8 * 65535 + 3
+    case = next_case(torch.float32, device, jobs=jobs, batch=1, shape=(1,))
+    check_next(case)
+    base, _, index, t = case
+    neuron = index.clamp_max(0)
+    torch.testing.assert_close(
+        ops.fade_neurons(base, neuron, t), reference.fade_neurons(base, neuron, t), rtol=0, atol=0
+    )
+
+
 # neuron_grad_norm
 
 
@@ -646,6 +659,18 @@ def test_direct_calls_are_checked_too(name):
     for index in range(1, 3):
         with pytest.raises(RuntimeError, match="expected"):
             getattr(torch.ops.singe, name)(*replaced(arguments, index, torch.full((99,), 10**6)))
+
+
+@name_param
+def test_direct_calls_check_the_device_too(name):
+    """What the dispatcher sends to a device may have tensors of another among it."""
+    operator = getattr(torch.ops.singe, name).default
+    cpu = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+    arguments = operators()[name]
+    others = [i for i, argument in enumerate(arguments) if isinstance(argument, torch.Tensor)][1:]
+    for index in others:
+        with pytest.raises(RuntimeError, match="expected the device of the other tensors"):
+            operator.redispatch(cpu, *replaced(arguments, index, arguments[index].to("meta")))
 
 
 def test_direct_calls_check_the_layout_too():

@@ -41,7 +41,7 @@ Tensor fade_next(const Tensor& base_in, const Tensor& contribution_in, const Ten
                  const Tensor& t_in, bool relu) {
   check_contribution(base_in, contribution_in, index_in);
   const int64_t jobs = index_in.numel(), elements = base_in.numel();
-  check_vector(t_in, ScalarType::Double, jobs, "t");
+  check_vector(t_in, ScalarType::Double, jobs, base_in, "t");
   const Tensor base = torch::stable::contiguous(base_in), t = torch::stable::contiguous(t_in);
   const Tensor contribution = torch::stable::contiguous(contribution_in);
   const Tensor indices = torch::stable::contiguous(index_in);

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <initializer_list>
+#include <utility>
 
 #include "../check.h"
 
@@ -36,9 +37,14 @@ class Device {
   cudaStream_t stream_;
 };
 
-inline void check_launch(const char* kernel) {
-  const cudaError_t error = cudaGetLastError();
-  STD_TORCH_CHECK(error == cudaSuccess, kernel, ": ", cudaGetErrorString(error));
+// Starts a kernel in blocks of kThreads. As a call, since <<<>>> is a syntax that only nvcc knows.
+template <class... Parameters, class... Arguments>
+void launch_kernel(const char* name, void (*kernel)(Parameters...), dim3 grid, cudaStream_t stream,
+                   Arguments&&... arguments) {
+  const cudaLaunchConfig_t config{grid, dim3(kThreads), 0, stream, nullptr, 0};
+  cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
+  const cudaError_t error = cudaGetLastError();  // and forget it
+  STD_TORCH_CHECK(error == cudaSuccess, name, ": ", cudaGetErrorString(error));
 }
 
 // Blocks for `items` threads, in grids whose threads walk on by the grid's size.

@@ -59,9 +59,9 @@ __global__ void __launch_bounds__(kThreads)
 template <class T, int width, int owners>
 void launch(const T* z, const int64_t* neuron, const double* t, Shape s, T* out, cudaStream_t stream) {
   s.pieces /= width;
-  fade<T, width, owners><<<grid_of_jobs(s.pieces, s.jobs), kThreads, 0, stream>>>(
-      reinterpret_cast<const Piece<T, width>*>(z), neuron, t, s, reinterpret_cast<Piece<T, width>*>(out));
-  check_launch("fade_neurons");
+  launch_kernel("fade_neurons", fade<T, width, owners>, grid_of_jobs(s.pieces, s.jobs), stream,
+                reinterpret_cast<const Piece<T, width>*>(z), neuron, t, s,
+                reinterpret_cast<Piece<T, width>*>(out));
 }
 
 Tensor fade_neurons(const Tensor& z_in, const Tensor& neuron_in, const Tensor& t_in, int64_t axis) {

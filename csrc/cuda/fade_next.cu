@@ -26,6 +26,7 @@ __global__ void __launch_bounds__(kThreads)
     const Piece<T, width> from = base[i];
     Piece<T, width> change = from;
     int64_t loaded = -1;
+    Piece<T, width>* to = out + begin * s.pieces + i;
     for (int64_t k = begin; k < end; ++k) {
       const int64_t row = index[k];
       trap_unless_row(row, s.rows);
@@ -41,7 +42,8 @@ __global__ void __launch_bounds__(kThreads)
         if (row >= 0) value += factor * static_cast<C>(change.value[v]);
         next.value[v] = static_cast<T>(value < floor ? floor : value);  // NaN is not below it and stays
       }
-      out[k * s.pieces + i] = next;
+      *to = next;
+      to += s.pieces;
     }
   }
 }
@@ -53,17 +55,16 @@ void launch(const T* base, const T* contribution, const int64_t* index, const do
   using C = Compute<T>;
   s.pieces /= width;
   const C floor = relu ? C{0} : -std::numeric_limits<C>::infinity();
-  fade<T, width><<<grid_of_jobs(s.pieces, s.jobs), kThreads, 0, stream>>>(
-      reinterpret_cast<const Piece*>(base), reinterpret_cast<const Piece*>(contribution), index, t, s, floor,
-      reinterpret_cast<Piece*>(out));
-  check_launch("fade_next");
+  launch_kernel("fade_next", fade<T, width>, grid_of_jobs(s.pieces, s.jobs), stream,
+                reinterpret_cast<const Piece*>(base), reinterpret_cast<const Piece*>(contribution), index, t,
+                s, floor, reinterpret_cast<Piece*>(out));
 }
 
 Tensor fade_next(const Tensor& base_in, const Tensor& contribution_in, const Tensor& index_in,
                  const Tensor& t_in, bool relu) {
   check_contribution(base_in, contribution_in, index_in);
   const int64_t jobs = index_in.numel();
-  check_vector(t_in, ScalarType::Double, jobs, "t");
+  check_vector(t_in, ScalarType::Double, jobs, base_in, "t");
   const Device device(base_in);
   const Tensor base = torch::stable::contiguous(base_in), t = torch::stable::contiguous(t_in);
   const Tensor contribution = torch::stable::contiguous(contribution_in);

@@ -176,24 +176,22 @@ void launch(const Tensor& x, const Tensor& delta, Job job, const Pointers& at, c
   const Geometry& g = job.g;
   const int64_t elements = (job.shared ? 1 : job.jobs) * job.channels * g.channel();
   Tensor packed = empty(x, {elements}, x.scalar_type());
-  pack<In, Index><<<blocks_for(elements, kThreads), kThreads, 0, stream>>>(
-      x.const_data_ptr<In>(), g, job.channels, elements, packed.mutable_data_ptr<In>());
-  check_launch("neuron_grad_norm: pack");
+  launch_kernel("neuron_grad_norm: pack", pack<In, Index>, blocks_for(elements, kThreads), stream,
+                x.const_data_ptr<In>(), g, job.channels, elements, packed.mutable_data_ptr<In>());
 
   job.tiles = (job.columns + C - 1) / C;
   const int64_t blocks = (job.jobs + J - 1) / J * job.tiles;
   STD_TORCH_CHECK(blocks < (int64_t{1} << 31), "neuron_grad_norm: too many jobs for one call");
   Tensor parts = empty(x, {job.jobs, job.tiles}, ScalarType::Double);
-  tile_norms<In, Index, J, C><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(
-      packed.const_data_ptr<In>(), delta.const_data_ptr<In>(), at.neuron, job,
-      parts.mutable_data_ptr<double>());
-  check_launch("neuron_grad_norm: tile_norms");
+  launch_kernel("neuron_grad_norm: tile_norms", tile_norms<In, Index, J, C>, static_cast<unsigned>(blocks),
+                stream, packed.const_data_ptr<In>(), delta.const_data_ptr<In>(), at.neuron, job,
+                parts.mutable_data_ptr<double>());
 
   const int64_t threads = job.neurons * kWarp;
-  add_scores<<<static_cast<unsigned>((threads + kThreads - 1) / kThreads), kThreads, 0, stream>>>(
-      parts.const_data_ptr<double>(), at.neuron, at.node_weight, at.weight_norm, job, at.score_stride,
-      at.scores);
-  check_launch("neuron_grad_norm: add_scores");
+  launch_kernel("neuron_grad_norm: add_scores", add_scores,
+                static_cast<unsigned>((threads + kThreads - 1) / kThreads), stream,
+                parts.const_data_ptr<double>(), at.neuron, at.node_weight, at.weight_norm, job,
+                at.score_stride, at.scores);
 }
 
 template <class In>

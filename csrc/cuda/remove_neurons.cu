@@ -39,10 +39,9 @@ __global__ void __launch_bounds__(kThreads)
 template <class T, int width>
 void launch(const T* contribution, const int64_t* index, Shape s, T* base, cudaStream_t stream) {
   s.pieces /= width;
-  remove<T, width><<<blocks_for(s.pieces, kThreads), kThreads, 0, stream>>>(
-      reinterpret_cast<const Piece<T, width>*>(contribution), index, s,
-      reinterpret_cast<Piece<T, width>*>(base));
-  check_launch("remove_neurons");
+  launch_kernel("remove_neurons", remove<T, width>, blocks_for(s.pieces, kThreads), stream,
+                reinterpret_cast<const Piece<T, width>*>(contribution), index, s,
+                reinterpret_cast<Piece<T, width>*>(base));
 }
 
 void remove_neurons(Tensor base, const Tensor& contribution_in, const Tensor& index_in) {
