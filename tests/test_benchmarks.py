@@ -160,7 +160,7 @@ def test_training_in_bfloat16_leaves_float32_weights(data, tmp_path, device):
 def test_pruning_reports_all_there_is_to_know(weights, data, tmp_path, capsys, device):
     arguments = ["--model", "resnet20", "--weights", str(weights), "--data", str(data), "--rho", "0.3"]
     arguments += ["--steps", "2", "--criterion", "magnitude", "--batch-size", "32", "--ignore", "stem"]
-    arguments += ["--device", device]
+    arguments += ["--allocation", "uniform", "--compensate", "mean", "--device", device]
     cifar10.main([*arguments, "--json", str(tmp_path / "report.json")])
     text = (tmp_path / "report.json").read_text()
     report = json.loads(text)

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import singe
+from singe.finetune import Tuner
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -49,13 +51,24 @@ def reader(folder):
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.name)
-def test_the_code_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch, capsys, measured, launched):
+def test_the_code_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch, capsys, measured, few_steps, launched):
     monkeypatch.chdir(tmp_path)
     names = reader(tmp_path)
     for line, code in blocks(page):
         tree = ast.parse(code, filename=page.name)
         ast.increment_lineno(tree, line - 1)
         exec(compile(tree, str(page), "exec"), names)
+
+
+@pytest.fixture
+def few_steps(monkeypatch):
+    """Fine-tuning takes a handful of steps, whatever a page says."""
+    init = Tuner.__init__
+
+    def short(self, plan, *arguments, **options):
+        init(self, replace(plan, steps=min(plan.steps, 5)), *arguments, **options)
+
+    monkeypatch.setattr(Tuner, "__init__", short)
 
 
 @pytest.fixture
