@@ -18,6 +18,7 @@ from .criteria import Criterion
 from .data import Stream
 from .finetune import Tuner
 from .graph.groups import Group
+from .options import Options
 from .plan import Plan
 from .prune import prepared, prune
 from .ranks import ALONE
@@ -25,7 +26,7 @@ from .recalibration import recalibrate
 from .records import GroupRecord
 from .report import table
 from .result import count_macs, count_parameters
-from .run import Options, Run
+from .run import Run
 from .selection import Refresh
 from .stopwatch import Stopwatch, duration
 from .unstructured import UnstructuredRun

@@ -23,10 +23,11 @@ from .goal import Allocation, Goal, Target
 from .graph.trace import Forward
 from .isolation import plain_torch, preserved_random_state
 from .observer import Callback, Evaluate, Observer
+from .options import Options
 from .precision import Precision, check_precision
 from .ranks import Ranks, meeting
 from .result import PruneResult
-from .run import Options, Run
+from .run import Run
 from .selection import Refresh
 from .sparse import SparseResult
 from .task import Loss, Task, cross_entropy

@@ -6,12 +6,9 @@ import copy
 import json
 import logging
 import math
-import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,22 +19,19 @@ from .bars import bar, standing
 from .batches import Batch
 from .checkpoint import Checkpoint, Progress, fingerprint
 from .collapse import Watch
-from .compensation import Compensate, Compensator
-from .criteria import Criterion, FeatureRelevance, Reconstruction
+from .compensation import Compensator
+from .criteria import FeatureRelevance, Reconstruction
 from .data import Stream
 from .engine import Engine
 from .equations import Unpruned
 from .files import digest
-from .finetune import FineTune, Tuner
-from .goal import Goal
+from .finetune import Tuner
 from .graph.groups import Group
 from .graph.trace import Trace, named_tensors, trace
-from .info import surroundings
 from .isolation import same_modes, seed_everything
 from .latency_budget import Machine, counts_within
-from .observer import Observer
+from .options import Options
 from .plan import Plan
-from .precision import Precision
 from .ranks import ALONE, Ranks
 from .recalibration import recalibrate, running_norms
 from .reconstruction import Reconstructor
@@ -45,55 +39,15 @@ from .records import Curve, GroupRecord
 from .relevance import RelevanceScorer
 from .result import TIMED, PruneResult, compared, count_macs, count_parameters, spent, widths
 from .scoring import unscorable
-from .selection import Refresh, Scorer, Selection, order
+from .selection import Scorer, Selection, order
 from .sensitivity import SAMPLES, Sensitivity
 from .stopwatch import Stopwatch, timed
 from .surgery import compact, held_at_zero, mask
 from .survey import few, survey
-from .task import Task
 from .trial import check_result
 from .weightnorm import plain_copy, weight_norms, with_weight_norms, without_weight_norms
 
 log = logging.getLogger("singe")
-
-
-@dataclass(frozen=True)
-class Options:
-    """The arguments of :func:`singe.prune`, all but the model, the loader and the time that its analysis may take."""
-
-    goal: Goal
-    criterion: Criterion
-    compensate: Compensate
-    compensation_images: int
-    refresh: Refresh
-    finetune: FineTune | None
-    images: int
-    task: Task
-    recalibrate_bn: int
-    seed: int
-    precision: Precision
-    memory: int
-    progress: bool
-    checkpoint: str | os.PathLike[str] | None
-    observer: Observer
-    ranks: Ranks
-
-    def deciding(self) -> dict[str, Any]:
-        """Those that decide what a run comes to, as plain data."""
-        functions = {"loss": self.task.loss, "forward": self.task.forward}
-        return {
-            **asdict(self.goal), "criterion": repr(self.criterion), "refresh": self.refresh,
-            "compensate": self.compensate, "compensation_images": self.compensation_images,
-            "finetune": repr(self.finetune), "images": self.images, "recalibrate_bn": self.recalibrate_bn,
-            "seed": self.seed, "precision": self.precision,
-            **{key: f and getattr(f, "__qualname__", type(f).__name__) for key, f in functions.items()},
-        }  # fmt: skip
-
-    def described(self, device: torch.device) -> dict[str, str]:
-        """What decided the run, and where it ran, for people to read."""
-        deciding = self.deciding() | {"memory": self.memory}
-        shown = {name: value if isinstance(value, str) else repr(value) for name, value in deciding.items()}
-        return shown | surroundings(device)
 
 
 _COMPARED, _MEASURED, _SERVED, _RANKED = (1 << 20) - 1, (1 << 20) - 2, (1 << 20) - 3, 1 << 19

@@ -27,10 +27,10 @@ from .goal import ignored
 from .graph.trace import named_tensors, trace
 from .isolation import same_modes
 from .numerics import alike
+from .options import Options
 from .recalibration import recalibrate, running_norms
 from .records import WeightRecord
 from .result import count_parameters, spent
-from .run import Options
 from .sparse import SparseResult
 from .stopwatch import Stopwatch, timed
 from .survey import few
