@@ -46,18 +46,25 @@ def prune(model, **options):
     return singe.prune(model, [BATCH], 0.3, **options)
 
 
+@pytest.fixture(scope="module")
+def unwrapped_model():
+    """A model as it is: pruned, and with scores of its first layer."""
+    model = randomised(MLP())
+    return model, prune(model, ignore=["layers.2"]), singe.score(model, BATCH, "layers.0")
+
+
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS.keys())
-def test_every_function_takes_the_module_inside(wrap, distributed, tmp_path, caplog):
-    plain, inner = randomised(MLP()), randomised(MLP())
+def test_every_function_takes_the_module_inside(wrap, distributed, unwrapped_model, tmp_path, caplog):
+    (plain, expected, scores), inner = unwrapped_model, randomised(MLP())
     wrapped = wrap(inner, distributed)
     assert unwrapped(wrapped) is inner and unwrapped(inner) is inner
     with caplog.at_level(logging.INFO, "singe"):
-        result, expected = prune(wrapped, ignore=["layers.2"]), prune(plain, ignore=["layers.2"])
+        result = prune(wrapped, ignore=["layers.2"])
     assert f"taking the module inside of {type(wrapped).__name__}" in [r.getMessage() for r in caplog.records]
     assert type(result.model) is MLP and result.plan == expected.plan and result.frozen == expected.frozen
     assert same(inner.state_dict(), plain.state_dict())
     arguments = BATCH, "layers.0"
-    assert torch.equal(singe.score(wrapped, *arguments), singe.score(plain, *arguments))
+    assert torch.equal(singe.score(wrapped, *arguments), scores)
     literal = (singe.reference.score(m, *arguments, criterion="magnitude") for m in (wrapped, plain))
     assert torch.equal(*literal)
     assert type(singe.fold_batchnorm(wrapped, X).model) is MLP
