@@ -9,6 +9,7 @@ import gradual
 import latency
 import pytest
 import reliability
+import scaling
 import torch
 import train_cifar10
 import zoo
@@ -448,3 +449,20 @@ def test_the_published_run_is_a_command():
     assert gradual.schedule(options) == singe.gradual_preset("resnet110_cifar")
     shorter = gradual.parse(["--data", "somewhere", "--model", "vgg16_bn", "--epochs", "40", "--per-round", "50"])
     assert gradual.schedule(shorter) == singe.gradual_preset("vgg16_cifar10", 40) | {"per_round": 50}
+
+
+# -- several processes ------------------------------------------------------------------------------------------
+
+
+def test_what_processes_take_together_and_hand_over_is_reported(tmp_path, capsys):
+    arguments = ["--model", "resnet20", "--groups", "blocks.8.conv1", "--rho", "0.02", "--batch", "8"]
+    scaling.main([*arguments, "--criterion", "gradient", "--processes", "2", "--json", str(tmp_path / "out.json")])
+    (run,) = json.loads((tmp_path / "out.json").read_text())["runs"]
+    assert run["processes"] == 2 and run["same_plan"] and run["neurons"] == 64
+    assert run["processor_seconds"] > run["scoring"] > 0 and run["sent"] >= 8 * run["scored"]
+    assert f"{run['sent'] / run['removals']:.0f}" in capsys.readouterr().out
+
+
+def test_processes_that_come_to_different_plans_are_no_measurement():
+    with pytest.raises(RuntimeError, match="2 processes came to different plans"):
+        scaling.summed(2, [{"plan": 1}, {"plan": 2}])
