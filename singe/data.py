@@ -85,7 +85,7 @@ class Stream:
     def next_share(self) -> tuple[Batch, float]:
         """This rank's part of what all ranks train on at a time, and what the mean over it counts in theirs.
 
-        Where all ranks draw the same batches, each gets every so manieth sample; else its own batch, whole. To be
+        Where all N ranks draw the same batches, each gets every Nth sample; else its own batch, whole. To be
         called behind :meth:`take`, which finds out.
 
         Raises:

@@ -14,13 +14,14 @@ from torch.utils.data import SequentialSampler
 
 from . import checks
 from .compensation import Compensate
+from .copies import copy_of
 from .criteria import Criterion, resolve
 from .data import Stream
 from .elementwise import resolve_elementwise
 from .engine import DEFAULT_MEMORY
 from .finetune import FineTune
 from .goal import Allocation, Goal, Target
-from .graph.trace import Forward
+from .graph.trace import Forward, named_tensors
 from .isolation import plain_torch, preserved_random_state
 from .observer import Callback, Evaluate, Observer
 from .options import Options
@@ -80,7 +81,7 @@ def prune(
     module that holds them, where no mask of ``torch.nn.utils.prune`` would be applied.
 
     Where ``torch.distributed`` is initialised, all ranks make this call together and share the work (docs/scaling.md):
-    with the same arguments and weights, and loaders that yield the same on all, or each a share of the data. All get
+    with the same arguments, and loaders that yield the same on all of them, or each a share of the data. All get
     the same result; the first one's ``evaluate`` counts, and it alone calls callbacks, writes and shows progress.
 
     Args:
@@ -229,6 +230,7 @@ def prepared(
     chosen = resolve(criterion) if structured else resolve_elementwise(criterion)
     model = unwrapped(model)
     device = checks.sound_model(model)
+    model = _first_ranks(model, ranks)
     check_precision(precision, model, device)
     if finetune is not None and finetune.precision is not None:
         check_precision(finetune.precision, model, device)
@@ -270,6 +272,21 @@ def prepared(
         run.rehearse()
         run.plan_widths(analysis_seconds)
         yield run
+
+
+def _first_ranks(model: nn.Module, ranks: Ranks) -> nn.Module:
+    """The model that all ranks prune: a copy with the first one's values where others have other ones.
+
+    Batch norms do: DistributedDataParallel leaves each rank with the statistics of its own last batch.
+    """
+    tensors = named_tensors(model)
+    ranks.check_same("model", str([(name, tuple(t.shape), t.dtype) for name, t in tensors.items()]))
+    if not (others := ranks.differing("", tensors)):
+        return model
+    log.warning("weights or statistics on ranks %s are not those of rank 0, which are the ones that are pruned", others)
+    model = copy_of(model)
+    ranks.synchronise(named_tensors(model))
+    return model
 
 
 def _refuse_of_neurons(**options: Any) -> None:

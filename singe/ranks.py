@@ -63,7 +63,7 @@ class Ranks:
 
     def from_first(self, values: Tensor) -> Tensor:
         """What the first rank has, of the same shape and dtype; on the device of ``values``."""
-        if self.group is None:
+        if self.group is None or not values.numel():
             return values
         told = self._handed(values)
         with self.together():  # as bytes: any dtype will do

@@ -192,11 +192,19 @@ def latency(folder: Path) -> Any:
 
 
 @scenario
+def other_weights(folder: Path) -> Any:
+    """As DistributedDataParallel leaves batch norms; the model of each rank stays as it is."""
+    model = randomised(PlainNet(), seed=3 * rank())
+    before = weights(model)
+    return told(prune(model)) | {"kept": weights(model) == before}
+
+
+@scenario
 def others(folder: Path) -> Any:
     """What is not the same on all ranks is refused on all of them, and the next call goes well."""
     return [
         message(lambda: prune(net(), rho=0.4 + 0.1 * rank())),
-        message(lambda: prune(randomised(PlainNet(), seed=rank()))),
+        message(lambda: prune(net() if rank() == 0 else smooth_net())),
         message(lambda: prune(net(), loader() if rank() == 0 else [tuple(t[:, :2] if t.dim() > 1 else t for t in batch)
                                                                   for batch in loader()])),
         message(lambda: prune(smooth_net(), loader(batch_size=1), finetune=singe.FineTune(steps=1))),

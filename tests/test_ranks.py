@@ -128,11 +128,17 @@ def test_widths_that_the_clock_decides_are_the_first_ranks(three):
     assert all(found["latency"] == three[0]["latency"] for found in three)
 
 
+def test_the_first_ranks_weights_are_pruned(three, alone):
+    for found in three:
+        assert found["other_weights"]["kept"]
+        same_run(found["other_weights"], alone("other_weights"))
+
+
 def test_what_differs_between_ranks_is_refused_on_all_of_them(three):
     for found in three:
-        arguments, weights, samples, few, fine = found["others"]
+        arguments, model, samples, few, fine = found["others"]
         assert arguments.startswith("ValueError: expected the same arguments on all ranks, but ranks [1")
-        assert weights.startswith("ValueError: expected the same weights in the model on all ranks, but ranks [1")
+        assert model.startswith("ValueError: expected the same model on all ranks, but ranks [1")
         assert samples.startswith("ValueError: expected batches of one kind on all ranks, but those on ranks [1")
         assert few.startswith(f"ValueError: expected batches of a sample for each of {len(three)} ranks, got 1")
         assert fine == "none"
