@@ -11,9 +11,9 @@ import time
 import pytest
 import torch
 from networks import MLP, PlainNet, images, randomised
+from pruning import vectors
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_prune import vectors
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
