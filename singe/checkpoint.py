@@ -28,6 +28,7 @@ FILE = "checkpoint.safetensors"
 VERSION = 1
 
 _read_record, _read_seconds = typed.reader(GroupRecord), typed.reader(dict[str, float])
+_read_reasons = typed.reader(dict[str, str])
 
 
 @dataclass
@@ -42,6 +43,7 @@ class Progress:
         history: of the groups that are done.
         traced: how many groups were done when the graph in use was exported.
         tuned: whether the fine-tuning behind all groups is done.
+        uncompensated: the layers that were not refitted before that -> why.
         seconds: what went into what else than the groups.
     """
 
@@ -52,6 +54,7 @@ class Progress:
     history: list[GroupRecord] = field(default_factory=list)
     traced: int = 0
     tuned: bool = False
+    uncompensated: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -76,7 +79,11 @@ class Progress:
             history = [_read_record(record, "history") for record in data["history"]]
             seconds = _read_seconds(data.get("seconds", {}), "seconds")
             plan, memory, traced = Plan.from_json(data["plan"]), _count(data["memory"]), _count(data["traced"])
-            progress = cls(memory, str(data["samples"]), widths, plan, history, traced, data["tuned"] is True, seconds)
+            progress = cls(
+                memory=memory, samples=str(data["samples"]), widths=widths, plan=plan, history=history, traced=traced,
+                tuned=data["tuned"] is True, seconds=seconds,
+                uncompensated=_read_reasons(data.get("uncompensated", {}), "uncompensated"),
+            )  # fmt: skip
         except (KeyError, TypeError, AttributeError, OverflowError, ValueError) as error:
             raise ValueError(f"damaged progress: {error!r:.200}") from error
         removed = [(r.group, r.size, len(r.neurons), r.neurons) for r in plan.removals]

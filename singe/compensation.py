@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .equations import Equations, Unpruned
 from .graph.fading import readers
 from .graph.groups import Group, module_of
+from .graph.layer import is_affine
 from .graph.trace import Trace, named_tensors
 from .plan import Plan
 from .surgery import Removed
@@ -50,8 +51,31 @@ class Compensator:
         Returns:
             the readers that stay as they are -> why.
         """
+        return self._solved(model, self.equations(model, trace, group, plan.removed()))
+
+    def refit_all(self, model: nn.Module, trace: Trace, plan: Plan) -> dict[str, str]:
+        """Refits every layer that a removal reaches, in execution order, what is pruned and what is not alike.
+
+        Before that only what read a group has been refitted to what it sees since; what wrote it, and layers between
+        wider ones, have not.
+
+        Args:
+            model: pruned, changed in place.
+            trace: of it as it is.
+            plan: what of the unpruned network is gone.
+
+        Returns:
+            the layers that stay as they are -> why.
+        """
+        removed = plan.removed()
+        weights = reached(trace, {name for name, _ in removed})
+        found = ((weight, self._unpruned.equations(model, trace, weight, removed)) for weight in weights)
+        return self._solved(model, ((weight, e if isinstance(e, str) else e.enough()) for weight, e in found))
+
+    def _solved(self, model: nn.Module, found: Iterable[tuple[str, Equations | str]]) -> dict[str, str]:
+        """Solves equations, each before the next ones are asked for; modules that stay as they are -> why."""
         refused: dict[str, str] = {}
-        for weight, equations in self.equations(model, trace, group, plan.removed()):
+        for weight, equations in found:
             reason = equations if isinstance(equations, str) else self.solve(model, weight, equations)
             if reason is not None:
                 refused[module_of(weight)] = reason
@@ -89,6 +113,17 @@ class Compensator:
         if offset is not None and shift is not None:
             shift += offset[1] * torch.cat([constant for _, constant in fits]).to(shift.dtype)
         return None
+
+
+def reached(trace: Trace, owned: Collection[str]) -> list[str]:
+    """The weights of the convolutions and linear layers that come behind some tensors or hold them, in order."""
+    behind, weights = set[fx.Node](), dict[str, None]()
+    for node in trace.nodes:
+        if any(i in behind or trace.state.get(i) in owned for i in node.all_input_nodes):
+            behind.add(node)
+            if is_affine(node) and (weight := trace.parameter(node, 1, "weight")) is not None:
+                weights[weight] = None
+    return list(weights)
 
 
 def least_squares(x: Tensor, y: Tensor, offset: bool) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,9 @@ from .values import Values
 _EQUATIONS = 64
 """For each unknown of an output channel, as far as there are so many; four times as many win a little and cost more."""
 
+_FEWEST = 4
+"""Likewise, of layers that may as well stay as they are."""
+
 _NOTHING = torch.empty(0, dtype=torch.int64)
 
 
@@ -39,6 +42,13 @@ class Equations:
     x: Tensor
     missing: Tensor
     offset: tuple[str, int] | None
+
+    def enough(self) -> Equations | str:
+        """Themselves, or how few they are: with hardly more of them than unknowns a solution fits these samples only."""
+        unknowns = self.x.shape[1] * self.x.shape[2] // self.parts
+        if len(self.x) >= _FEWEST * unknowns:
+            return self
+        return f"{len(self.x):,} equations are too few for {unknowns:,} unknowns"
 
     def without(self, weight: Tensor, columns: Tensor) -> Equations:
         """Those of the reader when it sees nothing of some of its inputs.

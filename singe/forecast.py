@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .compensation import reached
 from .copies import copy_of
 from .criteria import Criterion
 from .data import Stream
@@ -191,7 +192,15 @@ class Rehearsal(Run):
             f"took {again:.1f} scores a removal beside the first of each neuron"
         )
         if o.compensate != "none":
-            seconds["compensating"] = sum(r.seconds_compensating for r in records) / len(records) * len(todo)
+            a_layer = sum(r.seconds_compensating for r in records) / len(records)
+            seconds["compensating"] = a_layer * (len(todo) + self._refitted_last())
+
+    def _refitted_last(self) -> int:
+        """How many layers are refitted once more at the end."""
+        if not self._refits_all:
+            return 0
+        owned = {s.tensor for group, _ in self._todo for s in group.slices}
+        return len(reached(self._trace, owned))
 
     def _time_scoring(self, group: Group) -> tuple[float, float]:
         """Seconds until the first score, and of one neuron's."""

@@ -39,6 +39,7 @@ class PruneResult:
         loss_before, loss_after: on one batch of calibration samples, in eval mode.
         history: one record per pruned group, in order; of gradual pruning, one per round.
         frozen: the groups that were left whole, and the modules whose weights could not be followed -> why.
+        uncompensated: the layers that the refitting of all, behind the last group, left as they were -> why.
         evaluation_before, evaluation_after: what ``evaluate`` said of the unpruned and of the pruned network; None
             without.
         latency: what a forward pass takes; None where it was not measured, as on all ranks of ``torch.distributed`` but
@@ -58,6 +59,7 @@ class PruneResult:
     loss_after: float
     history: list[GroupRecord] | list[RoundRecord]
     frozen: dict[str, str]
+    uncompensated: dict[str, str] = field(default_factory=dict)
     evaluation_before: float | None = None
     evaluation_after: float | None = None
     latency: LatencyChange | None = None

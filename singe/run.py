@@ -194,6 +194,8 @@ class Run:
                 shown.set_postfix(standing(record.loss_end, record.evaluation), refresh=False)
                 shown.update()
                 self._options.observer.tell(record)
+        if self._refits_all and not progress.tuned:
+            self._refit_all()
         if tuner is not None and tuner.when == "after" and not progress.tuned:
             self._restart(len(self._todo))
             with self._timed("fine-tuning"):
@@ -207,6 +209,21 @@ class Run:
                 recalibrate(self._work, self._stream, self._options.task, self._options.recalibrate_bn, self._still)
             self._ranks.synchronise(named_tensors(self._work))
         return self._result()
+
+    @property
+    def _refits_all(self) -> bool:
+        """Whether all layers are refitted behind the last group: not where training in between has led away."""
+        tuned = self._options.finetune
+        return self._options.compensate == "least_squares" and (tuned is None or tuned.when == "after")
+
+    def _refit_all(self) -> None:
+        """Refits all layers once more, now that all groups are pruned."""
+        assert self._unpruned is not None and self._compared is not None
+        self._follow(self._compared, len(self._todo))
+        with self._timed("compensating"):
+            compensator = Compensator(self._unpruned, self._options.compensate)
+            self._progress.uncompensated = compensator.refit_all(self._work, self._trace, self._progress.plan)
+        self._ranks.synchronise(named_tensors(self._work))
 
     def _agree(self, record: GroupRecord) -> None:
         """Ends the run where ranks have come apart; what they have rounded differently becomes the same again."""
@@ -355,6 +372,7 @@ class Run:
             params_before=count_parameters(self._given), params_after=count_parameters(self._work),
             macs_before=self._macs_before, macs_after=macs_after,
             loss_before=self._watch.loss, loss_after=loss_after, history=history, frozen=self._frozen,
+            uncompensated=self._progress.uncompensated,
             evaluation_before=self._evaluation_before, evaluation_after=evaluation_after, latency=latency,
             widths=widths(self._given, self._work), settings=self._options.described(checks.device_of(self._work)),
             seconds=spent(self._progress.seconds, history),
