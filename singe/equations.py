@@ -44,7 +44,7 @@ class Equations:
     offset: tuple[str, int] | None
 
     def enough(self) -> Equations | str:
-        """Themselves, or how few they are: with hardly more of them than unknowns a solution fits these samples only."""
+        """Themselves, or how few: with not many more than there are unknowns a solution fits these samples only."""
         unknowns = self.x.shape[1] * self.x.shape[2] // self.parts
         if len(self.x) >= _FEWEST * unknowns:
             return self

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from wiring import Wired, normal
 
 import singe
-from singe.compensation import RIDGE, Compensator, least_squares
+from singe.compensation import RIDGE, Compensator, least_squares, reached
 from singe.equations import Unpruned
 from singe.graph.analysis import find_groups
 from singe.graph.trace import trace
@@ -238,3 +238,69 @@ def test_where_a_network_is_trained_in_between_it_goes_on_as_it_was_before_the_g
         assert width > sum(p.numel() for p in work.parameters())
         if when == "layer" and done:
             assert width < sum(p.numel() for p in model.parameters())
+
+
+# -- all layers ------------------------------------------------------------------------------------------------
+
+
+def pruned_twice(model, x):
+    """A network with two pruned groups whose readers are refitted, its trace and plan, and what refits all of it."""
+    graph, plan = trace(model.eval(), x), Plan()
+    groups = [g for g in find_groups(graph) if g.frozen is None and g.name != "stem"][:2]
+    for group in groups:
+        plan.add(group, range(group.size // 2))
+    small = plan.apply(copy.deepcopy(model))
+    helper = Compensator(Unpruned(model, graph, (x, None), Task(), 1 << 30), "least_squares")
+    for group in groups:
+        helper.refit(small, trace(small, x), group, plan)
+    return small, trace(small, x), plan, helper
+
+
+def test_refitting_all_layers_comes_closer_than_readers_alone_and_leaves_what_lies_in_front():
+    model, x = randomised(DigitNet(8)), images(320, channels=1)[0]
+    small, graph, plan, helper = pruned_twice(model, x)
+    wanted, before, front = model(x), small(x), copy.deepcopy(small.stem.state_dict())
+    refused = helper.refit_all(small, graph, plan)
+    after = small(x)
+    assert not refused
+    assert F.mse_loss(after, wanted) < 0.7 * F.mse_loss(before, wanted)
+    assert all(torch.equal(value, front[name]) for name, value in small.stem.state_dict().items())
+
+
+def test_layers_with_hardly_more_equations_than_unknowns_stay_and_are_named():
+    model, x = randomised(DigitNet(8)), images(320, channels=1)[0]
+    small, graph, plan, helper = pruned_twice(model, x)
+    before = small.head.weight.clone()
+    few = Compensator(Unpruned(model, trace(model, x), (x[:40], None), Task(), 1 << 30), "least_squares")
+    assert few.refit_all(small, graph, plan)["head"] == "40 equations are too few for 32 unknowns"
+    assert torch.equal(small.head.weight, before)
+    assert helper.refit_all(small, graph, plan) == {} and not torch.equal(small.head.weight, before)
+
+
+def test_layers_behind_a_tensor_are_found_in_order():
+    model, x = randomised(PlainNet()), images(2)[0]
+    assert reached(trace(model, x), {"features.4.weight"}) == [
+        "features.4.weight", "features.7.weight", "classifier.0.weight", "classifier.3.weight"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({}, 1), ({"finetune": singe.FineTune(2, when="layer")}, 0), ({"compensate": "mean"}, 0)],
+    ids=["least squares", "entwined", "mean"],
+)
+def test_all_layers_are_refitted_behind_the_last_group_unless_training_led_away(options, expected, monkeypatch):
+    seen = []
+
+    class Watched(Compensator):
+        def refit_all(self, model, trace, plan):
+            seen.append(len(plan.removals))
+            return super().refit_all(model, trace, plan) | {"layer": "too odd"}
+
+    monkeypatch.setattr("singe.run.Compensator", Watched)
+    x, y = images(64)
+    loader = DataLoader(TensorDataset(x, y), batch_size=32, shuffle=True)
+    quick = {"criterion": "magnitude", "finetune": None, "images": 32, "progress": False, "allocation": "uniform"}
+    result = singe.prune(randomised(PlainNet()), loader, 0.4, **quick | {"compensation_images": 64} | options)
+    assert seen == [len(result.plan.removals)] * expected
+    assert ("layer" in result.uncompensated) == bool(expected)
