@@ -118,8 +118,9 @@ def prune(
         compensate: how the layers that read a group are changed once it is pruned, before any fine-tuning: "mean" moves
             biases (or the means of the batch norms behind), "least_squares", the default, refits weights too, so that
             on some samples the network holds behind them what the unpruned one holds; or, where it is trained in
-            between, what it held itself before it lost the group's neurons. Takes seconds a group, no labels, no
-            gradients. "none" leaves them, and is all there is for single weights.
+            between, what it held itself before it lost the group's neurons. By least squares all layers that a removal
+            reaches are then refitted once more behind the last group, unless training in between has led away. Takes
+            seconds a group, no labels, no gradients. "none" leaves them, and is all there is for single weights.
         compensation_images: samples for that.
         finetune: how to train between removals; None for not at all. For single weights ``when="neuron"`` is refused.
         images: samples that scores are computed on, drawn anew for every group or layer. Single weights need more of
