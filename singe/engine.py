@@ -74,6 +74,7 @@ class Engine:
         self._make = lambda: Passes(model, trace, group, batch, task, self.memory, precision)
         self._made: Passes | None = None
         self._current_loss: float | None = None  # until somebody asks
+        self._checked = False  # whether the loss was finite
 
     @property
     def loss(self) -> float:
@@ -100,9 +101,11 @@ class Engine:
         """float64 [len(neurons)] on the CPU: the criterion for each of ``neurons`` (int64; None: the whole group).
 
         Raises:
-            ValueError: a score is not finite.
+            TypeError, ValueError: a score or the loss is not finite, or the loss no scalar.
         """
         neurons = torch.arange(self._group.size) if neurons is None else neurons
+        if not self._checked and not isinstance(criterion, (WeightCriterion, Random)):
+            self._checked = math.isfinite(self.loss)
         scores = self._run(lambda: self._scores(criterion, neurons).cpu())
         if isinstance(criterion, (PathCriterion, LossChange)):
             scores = self._ranks.sum(scores)  # here: a rank short of memory begins its jobs anew

@@ -60,7 +60,7 @@ class Run:
 
     def __init__(self, model: nn.Module, stream: Stream, options: Options) -> None:
         self._given, self._stream, self._options, self._ranks = model, stream, options, options.ranks
-        self._ranks.check_same("arguments", json.dumps(options.deciding()))
+        self._ranks.check_same("arguments", json.dumps(options.deciding(), default=str))
         self._norms = weight_norms(model)
         self._work = without_weight_norms(checks.copied(model))
         self._original = plain_copy(model) if self._norms else model

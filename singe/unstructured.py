@@ -47,7 +47,7 @@ class UnstructuredRun:
 
     def __init__(self, model: nn.Module, stream: Stream, options: Options) -> None:
         self._given, self._stream, self._options, self._ranks = model, stream, options, options.ranks
-        self._ranks.check_same("arguments", json.dumps(options.deciding()))
+        self._ranks.check_same("arguments", json.dumps(options.deciding(), default=str))
         self._work = checks.copied(model)
         self._still = [n for n, module in model.named_modules() if model.training and not module.training]
         self._memory = options.memory
