@@ -196,10 +196,11 @@ class Tuner:
         if self._ranks.size == 1:
             return partial(self._task.outputs, self._model)
         on_cpu = next(self._model.parameters()).device.type == "cpu"
+        unused = bool(self._ranks.sum(torch.tensor(float(self._unused))))  # of any rank: all have to say the same
         return DistributedDataParallel(
             _Answering(self._model, self._task),
             process_group=self._ranks.group if on_cpu else None,  # gloo's own, or what is right for the device
-            find_unused_parameters=self._unused,
+            find_unused_parameters=unused,
         )
 
     def _train_step(self) -> None:

@@ -127,7 +127,8 @@ def prune(
             them than neurons, whose scores sum up many gradients: some hundred.
         loss: (outputs, batch) -> scalar; mean cross-entropy by default.
         forward: (model, batch) -> outputs, for a model that is not ``model(x)``; batches are then any nested tensors.
-        ignore: module names or glob patterns; a group with a member among them, or a weight in them, is left alone.
+        ignore: module names or glob patterns; a group with a member among them, or a weight in them, loses no neurons.
+            Its layers may still be refitted (see ``compensate``) and trained.
         recalibrate_bn: images on which batch norms estimate their statistics anew at the end; 0 for not at all.
         analysis_seconds: how long it may take to try on copies what can be removed.
         seed: of everything random in the run; the same seed gives the same plan on the same machine.

@@ -113,7 +113,8 @@ def _model(options: argparse.Namespace) -> nn.Module:
 
 
 def _device(options: argparse.Namespace) -> torch.device:
-    name = options.device or (f"cuda:{_place()}" if torch.cuda.is_available() else "cpu")
+    name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = f"cuda:{_place()}" if name == "cuda" else name
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
