@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .equations import Equations, Unpruned
+from .graph import batchnorm
 from .graph.fading import readers
 from .graph.groups import Group, module_of
 from .graph.layer import is_affine
@@ -91,27 +92,43 @@ class Compensator:
 
     @torch.no_grad()
     def solve(self, model: nn.Module, weight: str, equations: Equations) -> str | None:
-        """Changes a reader's weight and offset in place to what solves its equations best, or says why not."""
+        """Changes a reader's weight and offset in place to what solves its equations best, or says why not.
+
+        With weights, the batch norm behind gets new statistics, see :func:`singe.graph.batchnorm.restate`.
+        """
         tensors = named_tensors(model)
-        parameter, offset = tensors[weight], equations.offset
         trained = any(p.requires_grad for p in model.parameters())
-        if trained and not parameter.requires_grad:
+
+        def fixed(name: str) -> bool:
+            return trained and isinstance(tensors[name], nn.Parameter) and not tensors[name].requires_grad
+
+        if fixed(weight):
             return "its weight is not to be trained"
-        shift = None if offset is None else tensors[offset[0]]
-        if trained and isinstance(shift, nn.Parameter) and not shift.requires_grad:
+        offset, norm, parts = equations.offset, equations.norm, equations.parts
+        if offset is not None and fixed(offset[0]):
             offset = None
         if self._how == "mean" and offset is None:
             return "it has no bias to change, and no batch norm follows it"
-        x = equations.x if self._how == "least_squares" else equations.x[:, :0]
-        parts = equations.parts
+        inputs = [own.flatten(1) for own in equations.x.tensor_split(parts, 1)]
+        if self._how == "mean":
+            inputs = [own[:, :0] for own in inputs]
         fits = [
-            least_squares(own.flatten(1), wanted, offset is not None)
-            for own, wanted in zip(x.tensor_split(parts, 1), equations.missing.chunk(parts, 1), strict=True)
+            least_squares(own, wanted, offset is not None)
+            for own, wanted in zip(inputs, equations.missing.chunk(parts, 1), strict=True)
         ]
-        if self._how == "least_squares":
-            parameter += torch.cat([change for change, _ in fits]).view_as(parameter).to(parameter.dtype)
-        if offset is not None and shift is not None:
-            shift += offset[1] * torch.cat([constant for _, constant in fits]).to(shift.dtype)
+        constants = torch.cat([constant for _, constant in fits])
+        if offset is not None:
+            shift = tensors[offset[0]]
+            shift += offset[1] * constants.to(shift.dtype)
+        if self._how == "mean":
+            return None
+        parameter = tensors[weight]
+        parameter += torch.cat([change for change, _ in fits]).view_as(parameter).to(parameter.dtype)
+        if norm is not None and not fixed(norm.scale) and not fixed(norm.shift):
+            gained = torch.cat([own @ change.T for own, (change, _) in zip(inputs, fits, strict=True)], 1)
+            if offset is not None and offset[0] != norm.mean:
+                gained += constants
+            batchnorm.restate(norm, tensors, equations.output + gained)
         return None
 
 

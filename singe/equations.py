@@ -33,15 +33,19 @@ class Equations:
     Attributes:
         parts: into how many groups a convolution takes its inputs.
         x: [n, C, taps], what it sees.
-        missing: [n, M], what its output, before any batch norm, lacks there.
+        output: [n, M], what it puts out there, before any batch norm.
+        missing: [n, M], what that lacks.
         offset: the name of the bias, or of the mean that its batch norm takes away, and with which sign it shifts the
             output; None where there is neither.
+        norm: the batch norm behind it, if it has one to itself.
     """
 
     parts: int
     x: Tensor
+    output: Tensor
     missing: Tensor
     offset: tuple[str, int] | None
+    norm: batchnorm.Norm | None
 
     def enough(self) -> Equations | str:
         """Themselves, or how few: with not many more than there are unknowns a solution fits these samples only."""
@@ -62,7 +66,7 @@ class Equations:
         own = own[:, columns].unflatten(0, (self.parts, -1)).to(x.dtype)  # [parts, M / parts, columns, taps]
         lost = torch.einsum("npkt,pmkt->npm", x[:, :, columns], own).flatten(1)
         x[:, :, columns] = 0
-        return replace(self, x=x.flatten(1, 2), missing=self.missing + lost)
+        return replace(self, x=x.flatten(1, 2), output=self.output - lost, missing=self.missing + lost)
 
 
 class Unpruned:
@@ -101,18 +105,21 @@ class Unpruned:
         known = named_tensors(model)
         kept = torch.ones(len(named_tensors(self._original)[weight]), dtype=torch.bool)
         kept[removed.get((weight, 0), _NOTHING)] = False
-        x, missing = self._seen(now, then, model, trace, kept)
+        x, output, missing = self._seen(now, then, model, trace, kept)
         parts = x.shape[1] * x.shape[2] // known[weight][0].numel()
-        return Equations(parts, x, missing, _offset(trace, now))
+        norm = batchnorm.norm_at(trace, now.layer.output)
+        return Equations(parts, x, output, missing, _offset(trace, now), norm)
 
-    def _seen(self, now: Point, then: Point, model: nn.Module, trace: Trace, kept: Tensor) -> tuple[Tensor, Tensor]:
-        """What the reader sees, [n, C, taps], and what its output lacks there, [n, M], at places picked at random."""
+    def _seen(
+        self, now: Point, then: Point, model: nn.Module, trace: Trace, kept: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What the reader sees, [n, C, taps], puts out and lacks there, [n, M], at places picked at random."""
         layer, here = now.layer, trace.live(model)
         summed = now.other is not None and then.other is not None
         ends = [layer.call, layer.x, *([now.other] if summed and now.other is not None else [])]
         goal = then.total if summed else then.layer.output
         picks = torch.Generator().manual_seed(0)
-        seen, missing = [], []
+        seen, outputs, missing = list[Tensor](), list[Tensor](), list[Tensor]()
         self._look_into(trace)
         looks = self._pruned(model, ends, again=_in_front(layer.x)), self._whole(self._original, [goal])
         for values, (wanted,) in zip(*looks, strict=True):
@@ -125,8 +132,9 @@ class Unpruned:
             places = torch.randperm(z[:, 0].numel(), generator=picks)[: self._count(layer.kernel(here), x, z)]
             dtype, places = torch.promote_types(x.dtype, torch.float32), places.to(x.device)
             seen.append(layer.patches(layer.padded_wholly(x), z.shape[2:], places).to(dtype))
-            missing.append((wanted - z).movedim(1, -1).flatten(0, -2)[places].to(dtype))
-        return torch.cat(seen), torch.cat(missing)
+            for found, value in ((outputs, z), (missing, wanted - z)):
+                found.append(value.movedim(1, -1).flatten(0, -2)[places].to(dtype))
+        return torch.cat(seen), torch.cat(outputs), torch.cat(missing)
 
     def _count(self, kernel: Tensor, x: Tensor, z: Tensor) -> int:
         """How many places of a part of the images to look at."""

@@ -240,6 +240,30 @@ def test_where_a_network_is_trained_in_between_it_goes_on_as_it_was_before_the_g
             assert width < sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_refitted_layer_does_the_same_in_train_mode(bias):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3, groups=2, bias=bias), nn.BatchNorm2d(6), nn.ReLU()]
+    model = nn.Sequential(*layers).double()
+    x = normal(60, 3, 9, 9, dtype=torch.float64)
+    with torch.no_grad():
+        y = model[:3](x)
+        model[3].running_mean[:], model[3].running_var[:] = y.mean((0, 2, 3)), y.var((0, 2, 3))
+    small, refused, (whole, _, refitted) = compensated(model, x, {"0": [0, 1, 5]})
+    trained = copy.deepcopy(small).train()(x)
+    assert refused == {} and error(trained, refitted) < 0.02 * error(refitted, whole)
+
+
+def test_scales_that_are_not_to_be_trained_stay():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 4), nn.BatchNorm1d(4))
+    model[3].requires_grad_(False)
+    small, refused, (whole, pruned, refitted) = compensated(model, normal(200, 3), {"0": [0, 5]})
+    assert refused == {} and error(refitted, whole) < error(pruned, whole)
+    assert torch.equal(small[3].weight, model[3].weight) and torch.equal(small[3].bias, model[3].bias)
+    assert torch.equal(small[3].running_var, model[3].running_var)
+
+
 # -- all layers ------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,17 @@ class Affine:
 
     scale: Tensor
     shift: Tensor
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A batch norm by the names of its tensors, all [N], and its epsilon."""
+
+    scale: str
+    shift: str
+    mean: str
+    var: str
+    eps: float
 
 
 def is_batch_norm(node: fx.Node) -> bool:
@@ -55,6 +67,38 @@ def affine(node: fx.Node, live: Env) -> Affine:
     arguments: tuple[Any, ...] = node.args
     weight, bias, mean, var = (None if a is None else live[a] for a in arguments[1:5])
     return _affine(weight, bias, mean, var, arguments[7])
+
+
+def norm_at(trace: Trace, node: fx.Node) -> Norm | None:
+    """What a batch norm is made of; None where it is none, is used at several places, or lacks any of it."""
+    if not is_plain(node):
+        return None
+    scale, shift, mean, var = (trace.parameter(node, i, "") for i in range(1, 5))
+    if scale is None or shift is None or mean is None or var is None or len(trace.calls(mean)) != 1:
+        return None
+    eps: Any = node.args[7]
+    return Norm(scale, shift, mean, var, eps)
+
+
+@torch.no_grad()
+def restate(norm: Norm, tensors: Mapping[str, Tensor], seen: Tensor) -> None:
+    """Gives a batch norm the statistics of what it sees, and the scale and shift with which it puts out the same.
+
+    In train mode, which goes by what is seen, it then does what it does in eval mode, and statistics that are measured
+    anew are those that it has.
+
+    Args:
+        norm: which.
+        tensors: by name; changed in place.
+        seen: [n, N].
+    """
+    scale, shift, mean, var = (tensors[name] for name in (norm.scale, norm.shift, norm.mean, norm.var))
+    now_var, now_mean = (t.to(mean.device) for t in torch.var_mean(seen.double(), 0, correction=0))
+    stretch = scale.double() / (var.double() + norm.eps).sqrt()
+    shift += stretch * (now_mean - mean)
+    scale.copy_(stretch * (now_var + norm.eps).sqrt())
+    mean.copy_(now_mean)
+    var.copy_(now_var)
 
 
 def affine_of(norm: Any) -> Affine:

@@ -1,11 +1,13 @@
+import copy
+
 import pytest
 import torch
 from networks import PlainNet, images, randomised
 from torch import nn
 from wiring import Wired, normal
 
-from singe.graph.batchnorm import affine, following, is_batch_norm, owned_tensor
-from singe.graph.trace import trace
+from singe.graph.batchnorm import affine, following, is_batch_norm, norm_at, owned_tensor, restate
+from singe.graph.trace import named_tensors, trace
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +45,30 @@ def test_no_batch_norm_follows_where_something_else_does_or_also_reads():
     for name in ("a", "b"):
         (call,) = graph.calls(f"{name}.weight")
         assert following(call) is None
+
+
+def test_restated_statistics_are_of_what_is_seen_and_nothing_else_is_put_out():
+    model = randomised(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))).double()
+    x = normal(50, 3, dtype=torch.float64) + 2
+    graph, before = trace(model, x), model(x)
+    (node,) = (n for n in graph.nodes if is_batch_norm(n))
+    assert not torch.allclose(copy.deepcopy(model).train()(x), before, atol=0.1)
+    with torch.no_grad():
+        restate(norm_at(graph, node), named_tensors(model), model[0](x))
+    torch.testing.assert_close(model(x), before)
+    torch.testing.assert_close(copy.deepcopy(model).train()(x), before)
+    seen = model[0](x)
+    torch.testing.assert_close(model[1].running_mean, seen.mean(0))
+    torch.testing.assert_close(model[1].running_var, seen.var(0, correction=0))
+
+
+def test_a_norm_that_sees_several_layers_or_lacks_a_tensor_is_not_restated():
+    def wiring(self, x):
+        return self.plain(self.twice(self.a(x))) + self.twice(self.b(x)) + self.once(self.b(x))
+
+    norms = {"twice": nn.BatchNorm1d(4), "once": nn.BatchNorm1d(4), "plain": nn.BatchNorm1d(4, affine=False)}
+    graph = trace(Wired(wiring, a=nn.Linear(4, 4), b=nn.Linear(4, 4), **norms), normal(3, 4))
+    found = [norm_at(graph, n) for n in graph.nodes if is_batch_norm(n)]
+    assert [norm and norm.mean for norm in found].count("once.running_mean") == 1
+    assert sum(norm is None for norm in found) == 3
+    assert norm_at(graph, graph.calls("a.weight")[0]) is None
