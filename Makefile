@@ -21,7 +21,7 @@ bench: $(READY)
 
 # the benchmarks still run; nothing is timed
 bench-check: $(READY)
-	$(BIN)/pytest -q benchmarks --benchmark-disable
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q benchmarks --benchmark-disable -n auto
 
 # registers and memory of every CUDA kernel; fails where one spills. Needs nvcc, no GPU
 cuda-resources: $(READY)

@@ -130,8 +130,9 @@ def score(
         raise ValueError(f"expected a criterion made of losses, gradients or weights, got {chosen}")
     work = plain_copy(model).eval()  # batch norms are folded in here
     task = Task(forward, loss or cross_entropy)
-    fold(work, trace(work, task.inputs(batch), task.call))
-    graph = trace(work, task.inputs(batch), task.call)  # in which every batch norm has a shift of its own
+    graph = trace(work, task.inputs(batch), task.call)
+    if fold(work, graph):
+        graph = trace(work, task.inputs(batch), task.call)  # in which every batch norm has a shift of its own
     parts = [
         (g, _Literal(work, graph, g, batch, task).scores(chosen)) for g in groups_of(layer, find_groups(graph), work)
     ]
@@ -166,10 +167,13 @@ def weight_scores(
 
 
 @torch.no_grad()
-def fold(model: nn.Module, graph: Trace) -> None:
+def fold(model: nn.Module, graph: Trace) -> bool:
     """Folds every batch norm in place: y = a x + shift, with a moved into the layer in front where there is one.
 
     Each batch norm is left with mean 0, var 1 - eps, weight a (or 1) and bias shift: its bias is its whole shift.
+
+    Returns:
+        whether there are any.
     """
     live = graph.live(model)
     nodes = [n for n in graph.nodes if batchnorm.is_plain(n)]
@@ -190,6 +194,7 @@ def fold(model: nn.Module, graph: Trace) -> None:
                     scaled.add(tensor)
             folded: Any = model.get_submodule(name)
             folded.weight.fill_(1)
+    return bool(nodes)
 
 
 def _scale_rows(model: nn.Module, tensor: str, scale: Tensor) -> None:
