@@ -97,7 +97,7 @@ def test_after_masking_and_forgetting_loss_change_is_that_of_one_more_removal(se
     assert close(engine.scores(singe.LossChange()), fresh.scores(singe.LossChange()))
 
 
-def test_a_masked_model_scores_as_in_the_reference(setting, after_removals):
+def test_a_masked_model_scores_as_in_the_reference(setting, after_removals, one_export):
     _, fresh, left = after_removals
     for criterion in CRITERIA[1:]:
         expected = reference.score(setting.model, setting.batch, setting.group.name, criterion=criterion)

@@ -266,7 +266,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_odd_models_and_losses_score_as_in_the_reference(name):
+def test_odd_models_and_losses_score_as_in_the_reference(name, one_export):
     (model, loss), (x, y) = ODD[name], images()
     model, graph, group, batch = setting(randomised(model).double(), (x.double(), y), "a")
     task = Task() if loss is None else Task(None, loss)

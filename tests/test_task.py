@@ -271,7 +271,7 @@ EITHER_WAY = pytest.mark.parametrize(("forward", "loss"), WAYS.values(), ids=WAY
 
 
 @EITHER_WAY
-def test_scores_of_a_model_that_answers_in_a_dataclass_equal_the_reference(forward, loss):
+def test_scores_of_a_model_that_answers_in_a_dataclass_equal_the_reference(forward, loss, one_export):
     model, batch = randomised(TextClassifier()).double(), dict(encoded())
     for layer in ("up", "pooler"):
         options = {"criterion": singe.LossChange(), "forward": forward, "loss": loss}
