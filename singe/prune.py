@@ -119,8 +119,10 @@ def prune(
             biases (or the means of the batch norms behind), "least_squares", the default, refits weights too, so that
             on some samples the network holds behind them what the unpruned one holds; or, where it is trained in
             between, what it held itself before it lost the group's neurons. By least squares all layers that a removal
-            reaches are then refitted once more behind the last group, unless training in between has led away. Takes
-            seconds a group, no labels, no gradients. "none" leaves them, and is all there is for single weights.
+            reaches are then refitted once more behind the last group, unless training in between has led away. Batch
+            norms behind what is refitted so get the statistics of what they see, with scales and shifts that make up
+            for it. Takes seconds a group, no labels, no gradients. "none" leaves them, and is all there is for single
+            weights.
         compensation_images: samples for that.
         finetune: how to train between removals; None for not at all. For single weights ``when="neuron"`` is refused.
         images: samples that scores are computed on, drawn anew for every group or layer. Single weights need more of
