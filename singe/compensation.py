@@ -124,11 +124,12 @@ class Compensator:
             return None
         parameter = tensors[weight]
         parameter += torch.cat([change for change, _ in fits]).view_as(parameter).to(parameter.dtype)
-        if norm is not None and not fixed(norm.scale) and not fixed(norm.shift):
-            gained = torch.cat([own @ change.T for own, (change, _) in zip(inputs, fits, strict=True)], 1)
+        if norm is not None and equations.output is not None and not fixed(norm.scale) and not fixed(norm.shift):
+            output = torch.cat([own @ change.T for own, (change, _) in zip(inputs, fits, strict=True)], 1)
+            output += equations.output
             if offset is not None and offset[0] != norm.mean:
-                gained += constants
-            batchnorm.restate(norm, tensors, equations.output + gained)
+                output += constants
+            batchnorm.restate(norm, tensors, output)
         return None
 
 

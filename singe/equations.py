@@ -33,19 +33,19 @@ class Equations:
     Attributes:
         parts: into how many groups a convolution takes its inputs.
         x: [n, C, taps], what it sees.
-        output: [n, M], what it puts out there, before any batch norm.
-        missing: [n, M], what that lacks.
+        missing: [n, M], what its output, before any batch norm, lacks there.
         offset: the name of the bias, or of the mean that its batch norm takes away, and with which sign it shifts the
             output; None where there is neither.
         norm: the batch norm behind it, if it has one to itself.
+        output: [n, M], what that sees there; None without one.
     """
 
     parts: int
     x: Tensor
-    output: Tensor
     missing: Tensor
     offset: tuple[str, int] | None
     norm: batchnorm.Norm | None
+    output: Tensor | None
 
     def enough(self) -> Equations | str:
         """Themselves, or how few: with not many more than there are unknowns a solution fits these samples only."""
@@ -66,7 +66,8 @@ class Equations:
         own = own[:, columns].unflatten(0, (self.parts, -1)).to(x.dtype)  # [parts, M / parts, columns, taps]
         lost = torch.einsum("npkt,pmkt->npm", x[:, :, columns], own).flatten(1)
         x[:, :, columns] = 0
-        return replace(self, x=x.flatten(1, 2), output=self.output - lost, missing=self.missing + lost)
+        output = None if self.output is None else self.output - lost
+        return replace(self, x=x.flatten(1, 2), missing=self.missing + lost, output=output)
 
 
 class Unpruned:
@@ -105,21 +106,21 @@ class Unpruned:
         known = named_tensors(model)
         kept = torch.ones(len(named_tensors(self._original)[weight]), dtype=torch.bool)
         kept[removed.get((weight, 0), _NOTHING)] = False
-        x, output, missing = self._seen(now, then, model, trace, kept)
+        x, missing, output = self._seen(now, then, model, trace, kept)
         parts = x.shape[1] * x.shape[2] // known[weight][0].numel()
         norm = batchnorm.norm_at(trace, now.layer.output)
-        return Equations(parts, x, output, missing, _offset(trace, now), norm)
+        return Equations(parts, x, missing, _offset(trace, now), norm, output if norm is not None else None)
 
     def _seen(
         self, now: Point, then: Point, model: nn.Module, trace: Trace, kept: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What the reader sees, [n, C, taps], puts out and lacks there, [n, M], at places picked at random."""
+        """What the reader sees, [n, C, taps], lacks and puts out, [n, M], at places picked at random."""
         layer, here = now.layer, trace.live(model)
         summed = now.other is not None and then.other is not None
         ends = [layer.call, layer.x, *([now.other] if summed and now.other is not None else [])]
         goal = then.total if summed else then.layer.output
         picks = torch.Generator().manual_seed(0)
-        seen, outputs, missing = list[Tensor](), list[Tensor](), list[Tensor]()
+        seen, missing, outputs = list[Tensor](), list[Tensor](), list[Tensor]()
         self._look_into(trace)
         looks = self._pruned(model, ends, again=_in_front(layer.x)), self._whole(self._original, [goal])
         for values, (wanted,) in zip(*looks, strict=True):
@@ -132,14 +133,14 @@ class Unpruned:
             places = torch.randperm(z[:, 0].numel(), generator=picks)[: self._count(layer.kernel(here), x, z)]
             dtype, places = torch.promote_types(x.dtype, torch.float32), places.to(x.device)
             seen.append(layer.patches(layer.padded_wholly(x), z.shape[2:], places).to(dtype))
-            for found, value in ((outputs, z), (missing, wanted - z)):
+            for found, value in ((missing, wanted - z), (outputs, z)):
                 found.append(value.movedim(1, -1).flatten(0, -2)[places].to(dtype))
-        return torch.cat(seen), torch.cat(outputs), torch.cat(missing)
+        return torch.cat(seen), torch.cat(missing), torch.cat(outputs)
 
     def _count(self, kernel: Tensor, x: Tensor, z: Tensor) -> int:
         """How many places of a part of the images to look at."""
-        unknowns, seen = kernel[0].numel(), x.shape[1] * kernel[0, 0].numel()
-        whole = min(_EQUATIONS * unknowns, self._memory // (12 * seen))
+        unknowns, values = kernel[0].numel(), x.shape[1] * kernel[0, 0].numel() + len(kernel)
+        whole = min(_EQUATIONS * unknowns, self._memory // (12 * values))
         return max(1, -(-whole * len(z) // length(self._inputs)))
 
     def _look_into(self, trace: Trace) -> None:

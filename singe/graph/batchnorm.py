@@ -93,7 +93,8 @@ def restate(norm: Norm, tensors: Mapping[str, Tensor], seen: Tensor) -> None:
         seen: [n, N].
     """
     scale, shift, mean, var = (tensors[name] for name in (norm.scale, norm.shift, norm.mean, norm.var))
-    now_var, now_mean = (t.to(mean.device) for t in torch.var_mean(seen.double(), 0, correction=0))
+    now_mean = seen.mean(0, dtype=torch.float64)
+    now_var = (seen - now_mean.to(seen.dtype)).square_().mean(0, dtype=torch.float64)
     stretch = scale.double() / (var.double() + norm.eps).sqrt()
     shift += stretch * (now_mean - mean)
     scale.copy_(stretch * (now_var + norm.eps).sqrt())
