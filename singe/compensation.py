@@ -94,7 +94,8 @@ class Compensator:
     def solve(self, model: nn.Module, weight: str, equations: Equations) -> str | None:
         """Changes a reader's weight and offset in place to what solves its equations best, or says why not.
 
-        With weights, the batch norm behind gets new statistics, see :func:`singe.graph.batchnorm.restate`.
+        With weights, and plenty of equations, the batch norm behind gets new statistics, see
+        :func:`singe.graph.batchnorm.restate`.
         """
         tensors = named_tensors(model)
         trained = any(p.requires_grad for p in model.parameters())
@@ -124,7 +125,9 @@ class Compensator:
             return None
         parameter = tensors[weight]
         parameter += torch.cat([change for change, _ in fits]).view_as(parameter).to(parameter.dtype)
-        if norm is not None and equations.output is not None and not fixed(norm.scale) and not fixed(norm.shift):
+        if norm is None or equations.output is None or not equations.plenty:
+            return None
+        if not fixed(norm.scale) and not fixed(norm.shift):
             output = torch.cat([own @ change.T for own, (change, _) in zip(inputs, fits, strict=True)], 1)
             output += equations.output
             if offset is not None and offset[0] != norm.mean:

@@ -21,7 +21,7 @@ _EQUATIONS = 64
 """For each unknown of an output channel, as far as there are so many; four times as many win a little and cost more."""
 
 _FEWEST = 4
-"""Likewise, of layers that may as well stay as they are."""
+"""Likewise, of layers that may as well stay as they are, or of which statistics are to be known."""
 
 _NOTHING = torch.empty(0, dtype=torch.int64)
 
@@ -47,12 +47,19 @@ class Equations:
     norm: batchnorm.Norm | None
     output: Tensor | None
 
+    @property
+    def unknowns(self) -> int:
+        """The weights of an output channel."""
+        return self.x.shape[1] * self.x.shape[2] // self.parts
+
+    @property
+    def plenty(self) -> bool:
+        """Whether there are many more than unknowns: else a solution, and what it puts out, fits these samples only."""
+        return len(self.x) >= _FEWEST * self.unknowns
+
     def enough(self) -> Equations | str:
-        """Themselves, or how few: with not many more than there are unknowns a solution fits these samples only."""
-        unknowns = self.x.shape[1] * self.x.shape[2] // self.parts
-        if len(self.x) >= _FEWEST * unknowns:
-            return self
-        return f"{len(self.x):,} equations are too few for {unknowns:,} unknowns"
+        """Themselves, or how few."""
+        return self if self.plenty else f"{len(self.x):,} equations are too few for {self.unknowns:,} unknowns"
 
     def without(self, weight: Tensor, columns: Tensor) -> Equations:
         """Those of the reader when it sees nothing of some of its inputs.

@@ -254,11 +254,12 @@ def test_a_refitted_layer_does_the_same_in_train_mode(bias):
     assert refused == {} and error(trained, refitted) < 0.02 * error(refitted, whole)
 
 
-def test_scales_that_are_not_to_be_trained_stay():
+@pytest.mark.parametrize(("samples", "trained"), [(200, False), (20, True)], ids=["not to be trained", "few equations"])
+def test_scales_that_are_not_to_be_trained_or_of_few_samples_stay(samples, trained):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 4), nn.BatchNorm1d(4))
-    model[3].requires_grad_(False)
-    small, refused, (whole, pruned, refitted) = compensated(model, normal(200, 3), {"0": [0, 5]})
+    model[3].requires_grad_(trained)
+    small, refused, (whole, pruned, refitted) = compensated(model, normal(samples, 3), {"0": [0, 5]})
     assert refused == {} and error(refitted, whole) < error(pruned, whole)
     assert torch.equal(small[3].weight, model[3].weight) and torch.equal(small[3].bias, model[3].bias)
     assert torch.equal(small[3].running_var, model[3].running_var)
