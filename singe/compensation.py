@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -117,23 +117,25 @@ class Compensator:
             least_squares(own, wanted, offset is not None)
             for own, wanted in zip(inputs, equations.missing.chunk(parts, 1), strict=True)
         ]
-        constants = torch.cat([constant for _, constant in fits])
         if offset is not None:
             shift = tensors[offset[0]]
-            shift += offset[1] * constants.to(shift.dtype)
-        if self._how == "mean":
-            return None
-        parameter = tensors[weight]
-        parameter += torch.cat([change for change, _ in fits]).view_as(parameter).to(parameter.dtype)
-        if norm is None or equations.output is None or not equations.plenty:
-            return None
-        if not fixed(norm.scale) and not fixed(norm.shift):
-            output = torch.cat([own @ change.T for own, (change, _) in zip(inputs, fits, strict=True)], 1)
-            output += equations.output
-            if offset is not None and offset[0] != norm.mean:
-                output += constants
-            batchnorm.restate(norm, tensors, output)
+            shift += offset[1] * torch.cat([constant for _, constant in fits]).to(shift.dtype)
+        if self._how == "least_squares":
+            parameter = tensors[weight]
+            parameter += torch.cat([change for change, _ in fits]).view_as(parameter).to(parameter.dtype)
+            if norm is not None and equations.plenty and not fixed(norm.scale) and not fixed(norm.shift):
+                batchnorm.restate(norm, tensors, _output(equations, inputs, fits))
         return None
+
+
+def _output(equations: Equations, inputs: Sequence[Tensor], fits: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """[n, M], what a layer puts out, before its batch norm, once it is refitted."""
+    assert equations.output is not None
+    output = torch.cat([own @ change.T for own, (change, _) in zip(inputs, fits, strict=True)], 1)
+    output += equations.output
+    if equations.offset is not None and equations.offset[1] == 1:  # a bias; zero constants where it had to stay
+        output += torch.cat([constant for _, constant in fits])
+    return output
 
 
 def reached(trace: Trace, owned: Collection[str]) -> list[str]:
