@@ -14,7 +14,7 @@ import torch
 from common import settings, write_json
 from timing import Way, timed
 
-from singe.precision import Precision, arithmetic
+from singe.models.precision import Precision, arithmetic
 from singe.report import table
 
 

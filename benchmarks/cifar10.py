@@ -17,8 +17,8 @@ from models import CIFAR10_MODELS, load, random_images
 from torch import nn
 
 import singe
-from singe.accuracy import accuracy
 from singe.cifar10 import Loader, Ordered, read
+from singe.training.accuracy import accuracy
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

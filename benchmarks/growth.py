@@ -22,10 +22,10 @@ from subject import Subject, prepare
 from timing import Way, call_all, in_turns
 
 import singe
-from singe.batches import head
-from singe.engine import Engine
 from singe.graph.groups import Group
+from singe.models.batches import head
 from singe.report import table
+from singe.scoring.engine import Engine
 
 
 @dataclass(frozen=True)

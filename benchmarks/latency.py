@@ -26,14 +26,14 @@ from models import MODELS, load, random_images
 from torch import Tensor, nn
 
 import singe
-from singe.cost import mac_cost, parameter_cost
-from singe.goal import Goal
+from singe.allocation.cost import mac_cost, parameter_cost
+from singe.allocation.goal import Goal
 from singe.graph.analysis import analyse
 from singe.graph.groups import Group
 from singe.graph.trace import Trace, trace
-from singe.latency import evaluating, in_turns
 from singe.report import table
 from singe.result import count_macs
+from singe.timing.latency import evaluating, in_turns
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from timing import Way, call_all, in_turns
 from torch import Tensor
 
 import singe
-from singe.engine import Engine
 from singe.graph.groups import Group
 from singe.quadrature import Nodes
 from singe.report import table
+from singe.scoring.engine import Engine
 
 WAYS = ("engine", *BASELINES)
 

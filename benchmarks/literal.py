@@ -15,9 +15,9 @@ from subject import Subject
 from timing import call_all, in_turns
 
 import singe
-from singe.plan import Plan
+from singe.removal.plan import Plan
+from singe.removal.surgery import compact
 from singe.result import GroupRecord
-from singe.surgery import compact
 
 NODES = len(singe.Geometric(0.95).dt()[0])
 LEAST_TIMED = 20

@@ -20,9 +20,9 @@ from subject import Subject, prepare
 from timing import timed
 
 import singe
-from singe.engine import Engine
 from singe.graph.groups import Group
 from singe.report import table
+from singe.scoring.engine import Engine
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from timing import timed
 from torch import Tensor
 
 import singe
-from singe.engine import Engine
 from singe.graph.groups import Group
-from singe.precision import Precision
+from singe.models.precision import Precision
 from singe.quadrature import Quadrature
 from singe.report import table
+from singe.scoring.engine import Engine
 
 EXACT = singe.Geometric(0.95)
 

@@ -13,11 +13,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import singe
-from singe import selection
-from singe.engine import Engine
 from singe.graph.groups import Group
-from singe.selection import Selection
-from singe.surgery import mask
+from singe.removal.surgery import mask
+from singe.scoring import selection
+from singe.scoring.engine import Engine
+from singe.scoring.selection import Selection
 
 CRITERION = singe.IntegratedGradient(quadrature=singe.GaussLegendre(4))
 

@@ -26,11 +26,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import singe
-from singe.checkpoint import FILE, Checkpoint
-from singe.files import digest
+from singe.removal.surgery import compact
 from singe.report import facts
-from singe.saved import PLAN_FILE, WEIGHTS_FILE, load, load_plan
-from singe.surgery import compact
+from singe.storage.checkpoint import FILE, Checkpoint
+from singe.storage.files import digest
+from singe.storage.saved import PLAN_FILE, WEIGHTS_FILE, load, load_plan
 
 ROOM = 1 << 29
 """Bytes of address space that reading may take on top of what is in use; more is an error."""

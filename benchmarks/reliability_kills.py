@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from singe import demo
-from singe.checkpoint import FILE
+from singe.storage.checkpoint import FILE
 
 SCRIPT = Path(__file__).with_name("reliability_run.py")
 LIMIT = 600

@@ -22,7 +22,7 @@ from paper import figure2, imagenet, oracle, peers, table1, table2, table3, tabl
 from paper.recipe import cifar10_baseline
 from paper.records import Record, Records
 
-from singe.precision import Precision
+from singe.models.precision import Precision
 
 SCRIPTS = {
     "peers": peers, "table1": table1, "table2": table2, "oracle": oracle, "figure2": figure2, "table3": table3,

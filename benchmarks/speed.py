@@ -25,8 +25,8 @@ from common import settings, write_json
 from models import CIFAR10_MODELS, MODELS
 from subject import prepare
 
-from singe.engine import DEFAULT_MEMORY
-from singe.precision import arithmetic
+from singe.models.precision import arithmetic
+from singe.scoring.engine import DEFAULT_MEMORY
 
 PARTS: dict[str, ModuleType] = {"layers": layers, "whole": whole, "ranks": ranks}
 

@@ -16,7 +16,7 @@ import singe
 from singe.graph.analysis import find_groups
 from singe.graph.groups import Group
 from singe.graph.trace import Trace, trace
-from singe.precision import prefers_channels_last
+from singe.models.precision import prefers_channels_last
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from singe.accuracy import accuracy
 from singe.cifar10 import Loader, Ordered, read
 from singe.result import count_parameters
+from singe.training.accuracy import accuracy
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -16,8 +16,8 @@ from zoo_models import MODELS, lively
 
 import singe
 from singe.graph.trace import Forward
+from singe.removal.trial import expanded
 from singe.result import count_parameters
-from singe.trial import expanded
 
 SHARES = (0.3, 0.6)
 TOLERANCE = 1e-4

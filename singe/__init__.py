@@ -12,24 +12,24 @@ from .criteria import (
     Reconstruction,
     SummedGradient,
 )
-from .export import export_onnx
-from .finetune import FineTune
 from .folding import Folding, fold_batchnorm
 from .forecast import Forecast, forecast
 from .gradual import GradualPruner
 from .inspection import GroupInfo, Inspection, inspect
-from .latency import Latency, latencies, latency
-from .plan import Plan
 from .presets import gradual_preset
 from .prune import prune
 from .quadrature import GaussLegendre, Geometric
 from .records import Curve, GroupRecord, LatencyChange, RoundRecord, WeightRecord
+from .removal.plan import Plan
 from .result import PruneResult
-from .saved import load, load_plan
 from .score import score
 from .sparse import SparseResult
+from .storage.export import export_onnx
+from .storage.saved import load, load_plan
 from .tensorboard import TensorBoard
+from .timing.latency import Latency, latencies, latency
 from .torch_pruning import SingeImportance
+from .training.finetune import FineTune
 
 __version__ = "0.1.0"
 

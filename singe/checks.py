@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from .batches import Batch, described
-from .copies import copy_of
 from .graph.trace import Trace
-from .isolation import plain_torch
-from .numerics import alike
+from .models.batches import Batch, described
+from .models.copies import copy_of
+from .models.isolation import plain_torch
+from .models.numerics import alike
 from .ops import FLOATING
-from .surgery import widths_by_tensors
+from .removal.surgery import widths_by_tensors
 from .task import Task
 
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from .latency import latencies
 from .prune import prune
 from .report import table
 from .result import count_macs, count_parameters
-from .saved import load
+from .storage.saved import load
+from .timing.latency import latencies
 
 Say = Callable[[str], None]
 

@@ -14,7 +14,6 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import checks
-from .batches import Batch
 from .graph.ability import unable, why_it_stays
 from .graph.absorb import absorbed
 from .graph.batchnorm import affine_of
@@ -22,10 +21,11 @@ from .graph.channels import Channels
 from .graph.flow import find_channels
 from .graph.roots import Unfoldable, change_without
 from .graph.trace import Forward, Trace, trace
-from .isolation import plain_torch, preserved_random_state, same_modes
-from .numerics import alike, distance
+from .models.batches import Batch
+from .models.isolation import plain_torch, preserved_random_state, same_modes
+from .models.numerics import alike, distance
+from .models.wrappers import unwrapped
 from .task import Task
-from .wrappers import unwrapped
 
 log = logging.getLogger("singe")
 

@@ -13,25 +13,25 @@ import numpy as np
 import torch
 from torch import nn
 
-from .compensation import reached
-from .copies import copy_of
 from .criteria import Criterion
-from .data import Stream
-from .finetune import Tuner
 from .graph.groups import Group
+from .models.copies import copy_of
 from .options import Options
-from .plan import Plan
 from .prune import prepared, prune
 from .ranks import ALONE
-from .recalibration import recalibrate
 from .records import GroupRecord
+from .refit.compensation import reached
+from .removal.plan import Plan
+from .removal.weights import Weight
 from .report import table
 from .result import count_macs, count_parameters
 from .run import Run
-from .selection import Refresh
-from .stopwatch import Stopwatch, duration
+from .scoring.selection import Refresh
+from .timing.stopwatch import Stopwatch, duration
+from .training.data import Stream
+from .training.finetune import Tuner
+from .training.recalibration import recalibrate
 from .unstructured import UnstructuredRun
-from .weights import Weight
 
 SAMPLED = 15.0
 """Seconds in which parts of the network are sampled: as many as there is time for, two at least."""

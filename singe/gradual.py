@@ -17,27 +17,27 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from . import checks
-from .batches import Batch, length, parts
+from .allocation.goal import left_alone
 from .criteria import Criterion, resolve
-from .data import Stream
-from .engine import DEFAULT_MEMORY
-from .goal import left_alone
 from .graph.groups import Group
 from .graph.trace import Forward, trace
 from .info import surroundings
-from .isolation import plain_torch, preserved_random_state, same_modes
+from .models.batches import Batch, length, parts
+from .models.isolation import plain_torch, preserved_random_state, same_modes
+from .models.weightnorm import weight_norms
+from .models.wrappers import unwrapped
 from .observer import Callback, Evaluate, Observer
-from .plan import Plan
 from .records import RoundRecord
+from .removal.plan import Plan
+from .removal.surgery import compact, zero
+from .removal.trial import check_result
 from .result import TIMED, PruneResult, compared, count_macs, count_parameters, widths
-from .scoring import scores_of, unscorable
-from .stopwatch import timed
-from .surgery import compact, zero
+from .scoring.engine import DEFAULT_MEMORY
+from .scoring.scores import scores_of, unscorable
 from .survey import few, survey
 from .task import Loss, Task, cross_entropy
-from .trial import check_result
-from .weightnorm import weight_norms
-from .wrappers import unwrapped
+from .timing.stopwatch import timed
+from .training.data import Stream
 
 log = logging.getLogger("singe")
 

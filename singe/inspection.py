@@ -10,18 +10,18 @@ import torch
 from torch import nn
 
 from . import checks
-from .cost import Cost, mac_cost, parameter_cost
-from .goal import left_alone
+from .allocation.cost import Cost, mac_cost, parameter_cost
+from .allocation.goal import left_alone
 from .graph.fading import ends_elsewhere, readers
 from .graph.groups import Group, module_of
 from .graph.trace import Forward, Trace, trace
-from .isolation import plain_torch, preserved_random_state
+from .models.isolation import plain_torch, preserved_random_state
+from .models.weightnorm import without_weight_norms
+from .models.wrappers import unwrapped
 from .report import table
 from .result import count_macs
 from .survey import Survey, few, survey
 from .task import Task
-from .weightnorm import without_weight_norms
-from .wrappers import unwrapped
 
 _WIDTH = 140
 _NAME = 32

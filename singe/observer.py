@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .copies import copy_of
-from .isolation import callers_device, preserved_random_state
+from .models.copies import copy_of
+from .models.isolation import callers_device, preserved_random_state
 from .records import Record
 
 Evaluate = Callable[[nn.Module], float]

@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from .compensation import Compensate
+from .allocation.goal import Goal
 from .criteria import Criterion
-from .finetune import FineTune
-from .goal import Goal
 from .info import surroundings
+from .models.precision import Precision
 from .observer import Observer
-from .precision import Precision
 from .ranks import Ranks
-from .selection import Refresh
+from .refit.compensation import Compensate
+from .scoring.selection import Refresh
 from .task import Task
+from .training.finetune import FineTune
 
 
 @dataclass(frozen=True)

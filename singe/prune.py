@@ -13,27 +13,27 @@ from torch import nn
 from torch.utils.data import SequentialSampler
 
 from . import checks
-from .compensation import Compensate
-from .copies import copy_of
+from .allocation.goal import Allocation, Goal, Target
 from .criteria import Criterion, resolve
-from .data import Stream
-from .elementwise import resolve_elementwise
-from .engine import DEFAULT_MEMORY
-from .finetune import FineTune
-from .goal import Allocation, Goal, Target
 from .graph.trace import Forward, named_tensors
-from .isolation import plain_torch, preserved_random_state
+from .models.copies import copy_of
+from .models.isolation import plain_torch, preserved_random_state
+from .models.precision import Precision, check_precision
+from .models.wrappers import unwrapped
 from .observer import Callback, Evaluate, Observer
 from .options import Options
-from .precision import Precision, check_precision
 from .ranks import Ranks, meeting
+from .refit.compensation import Compensate
 from .result import PruneResult
 from .run import Run
-from .selection import Refresh
+from .scoring.elementwise import resolve_elementwise
+from .scoring.engine import DEFAULT_MEMORY
+from .scoring.selection import Refresh
 from .sparse import SparseResult
 from .task import Loss, Task, cross_entropy
+from .training.data import Stream
+from .training.finetune import FineTune
 from .unstructured import UnstructuredRun
-from .wrappers import unwrapped
 
 log = logging.getLogger("singe")
 

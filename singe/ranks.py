@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .files import digest
+from .storage.files import digest
 
 log = logging.getLogger("singe")
 

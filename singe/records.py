@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .latency import Latency
+from .timing.latency import Latency
 
 
 @dataclass(frozen=True)

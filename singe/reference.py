@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from .batches import Batch
-from .copies import copy_of
 from .criteria import (
     Criterion,
     FeatureRelevance,
@@ -27,16 +25,18 @@ from .criteria import (
     WeightCriterion,
     resolve,
 )
-from .elementwise import resolve_elementwise
 from .graph import batchnorm
 from .graph.analysis import find_groups
 from .graph.groups import Group, module_of
 from .graph.riders import find_riders
 from .graph.trace import Forward, Trace, trace
+from .models.batches import Batch
+from .models.copies import copy_of
+from .models.weightnorm import plain_copy
+from .models.wrappers import unwrapped
 from .score import groups_of, in_layer_order
+from .scoring.elementwise import resolve_elementwise
 from .task import Loss, Task, cross_entropy
-from .weightnorm import plain_copy
-from .wrappers import unwrapped
 
 
 def fade_neurons(z: Tensor, neuron: Tensor, t: Tensor, *, axis: int = 1) -> Tensor:

@@ -14,14 +14,15 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import checks, report, saved
-from .batches import length
+from . import checks, report
 from .graph.trace import Forward, answer, plain
-from .latency import latencies
-from .plan import Plan
+from .models.batches import length
 from .records import GroupRecord, LatencyChange, Record, RoundRecord
+from .removal.plan import Plan
 from .report import Facts, table
+from .storage import saved
 from .task import Task
+from .timing.latency import latencies
 
 ROUNDS, TIMED = 20, 8
 """In which latencies are measured at the end of a run, and of how many samples, where the model takes any number."""

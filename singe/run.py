@@ -13,39 +13,40 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from . import checks, curves
-from .allocation import RANKINGS
+from . import checks
+from .allocation.latency_budget import Machine, counts_within
+from .allocation.schedules import RANKINGS
+from .allocation.sensitivity import SAMPLES, Sensitivity
 from .bars import bar, standing
-from .batches import Batch
-from .checkpoint import Checkpoint, Progress, fingerprint
-from .collapse import Watch
-from .compensation import Compensator
 from .criteria import FeatureRelevance, Reconstruction
-from .data import Stream
-from .engine import Engine
-from .equations import Unpruned
-from .files import digest
-from .finetune import Tuner
 from .graph.groups import Group
 from .graph.trace import Trace, named_tensors, trace
-from .isolation import same_modes, seed_everything
-from .latency_budget import Machine, counts_within
+from .models.batches import Batch
+from .models.isolation import same_modes, seed_everything
+from .models.weightnorm import plain_copy, weight_norms, with_weight_norms, without_weight_norms
 from .options import Options
-from .plan import Plan
 from .ranks import ALONE, Ranks
-from .recalibration import recalibrate, running_norms
-from .reconstruction import Reconstructor
 from .records import Curve, GroupRecord
-from .relevance import RelevanceScorer
+from .refit.compensation import Compensator
+from .refit.equations import Unpruned
+from .removal.plan import Plan
+from .removal.surgery import compact, held_at_zero, mask
+from .removal.trial import check_result
 from .result import TIMED, PruneResult, compared, count_macs, count_parameters, spent, widths
-from .scoring import unscorable
-from .selection import Scorer, Selection, order
-from .sensitivity import SAMPLES, Sensitivity
-from .stopwatch import Stopwatch, timed
-from .surgery import compact, held_at_zero, mask
+from .scoring import curves
+from .scoring.engine import Engine
+from .scoring.reconstruction import Reconstructor
+from .scoring.relevance import RelevanceScorer
+from .scoring.scores import unscorable
+from .scoring.selection import Scorer, Selection, order
+from .storage.checkpoint import Checkpoint, Progress, fingerprint
+from .storage.files import digest
 from .survey import few, survey
-from .trial import check_result
-from .weightnorm import plain_copy, weight_norms, with_weight_norms, without_weight_norms
+from .timing.stopwatch import Stopwatch, timed
+from .training.collapse import Watch
+from .training.data import Stream
+from .training.finetune import Tuner
+from .training.recalibration import recalibrate, running_norms
 
 log = logging.getLogger("singe")
 

@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 from . import checks
 from .criteria import Criterion, resolve
-from .engine import DEFAULT_MEMORY
 from .graph.analysis import find_groups
 from .graph.groups import Group, module_of
 from .graph.trace import Forward, trace
-from .isolation import plain_torch, preserved_random_state
-from .precision import Precision, check_precision
-from .scoring import scores_of
+from .models.isolation import plain_torch, preserved_random_state
+from .models.precision import Precision, check_precision
+from .models.weightnorm import without_weight_norms
+from .models.wrappers import remark_on, unwrapped
+from .scoring.engine import DEFAULT_MEMORY
+from .scoring.scores import scores_of
 from .task import Loss, Task, cross_entropy
-from .weightnorm import without_weight_norms
-from .wrappers import remark_on, unwrapped
 
 
 def score(

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from . import masks, report, saved
+from . import report
 from .records import WeightRecord
+from .removal import masks
 from .report import Facts, table
+from .storage import saved
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,12 +12,12 @@ from typing import Any
 from torch import nn
 
 from .bars import bar
-from .batches import Batch, head
 from .graph.analysis import analyse
 from .graph.groups import Group, module_of
 from .graph.trace import Trace, trace
+from .models.batches import Batch, head
+from .removal.trial import Trials
 from .task import Task
-from .trial import Trials
 
 log = logging.getLogger("singe")
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from .batches import Batch
 from .graph.trace import Forward, answer, plain
-from .isolation import callers_device
+from .models.batches import Batch
+from .models.isolation import callers_device
 
 Loss = Callable[[Any, Batch], Tensor]
 """(model outputs, batch) -> scalar."""

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from . import checks
-from .batches import Batch, tensors
 from .criteria import Criterion, resolve
-from .engine import DEFAULT_MEMORY
 from .graph.analysis import find_groups
 from .graph.groups import Group, Slice
 from .graph.trace import Forward, Trace, named_tensors, trace
-from .isolation import plain_torch, preserved_random_state
-from .precision import Precision, check_precision
-from .scoring import scores_of, unscorable
+from .models.batches import Batch, tensors
+from .models.isolation import plain_torch, preserved_random_state
+from .models.precision import Precision, check_precision
+from .models.wrappers import unwrapped
+from .scoring.engine import DEFAULT_MEMORY
+from .scoring.scores import scores_of, unscorable
 from .task import Loss, Task, cross_entropy
-from .wrappers import unwrapped
 
 log = logging.getLogger("singe")
 

@@ -15,26 +15,27 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from . import checks, masks
+from . import checks
+from .allocation.cost import WeightCost
+from .allocation.goal import ignored
 from .bars import bar, standing
-from .batches import Batch
-from .collapse import Watch
-from .cost import WeightCost
-from .data import Stream
-from .elementwise import WeightScorer
-from .finetune import Tuner
-from .goal import ignored
 from .graph.trace import named_tensors, trace
-from .isolation import same_modes
-from .numerics import alike
+from .models.batches import Batch
+from .models.isolation import same_modes
+from .models.numerics import alike
 from .options import Options
-from .recalibration import recalibrate, running_norms
 from .records import WeightRecord
+from .removal import masks
+from .removal.weights import Weight, find_weights
 from .result import count_parameters, spent
+from .scoring.elementwise import WeightScorer
 from .sparse import SparseResult
-from .stopwatch import Stopwatch, timed
 from .survey import few
-from .weights import Weight, find_weights
+from .timing.stopwatch import Stopwatch, timed
+from .training.collapse import Watch
+from .training.data import Stream
+from .training.finetune import Tuner
+from .training.recalibration import recalibrate, running_norms
 
 log = logging.getLogger("singe")
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from singe import demo
-from singe.batches import described
-from singe.latency import Latency
+from singe.models.batches import described
+from singe.timing.latency import Latency
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
@@ -51,9 +51,9 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     def module_times(models, batch, task, rounds):
         return [{name: seconds(module) for name, module in model.named_modules()} for model in models]
 
-    monkeypatch.setattr(sys.modules["singe.latency_budget"], "latencies", latencies)
+    monkeypatch.setattr(sys.modules["singe.allocation.latency_budget"], "latencies", latencies)
     monkeypatch.setattr(sys.modules["singe.result"], "latencies", latencies)
-    monkeypatch.setattr(sys.modules["singe.latency_budget"], "module_times", module_times)
+    monkeypatch.setattr(sys.modules["singe.allocation.latency_budget"], "module_times", module_times)
     return calls
 
 

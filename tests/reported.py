@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from singe.latency import Latency
 from singe.records import Curve, GroupRecord, LatencyChange, RoundRecord, WeightRecord
 from singe.report import Facts
+from singe.timing.latency import Latency
 
 CURVES = tuple(Curve(n, (0.5, 1.0), (0.02 * (n + 1), 0.01)) for n in (1, 2))
 

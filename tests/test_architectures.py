@@ -15,8 +15,8 @@ from torch.nn import functional as F
 import singe
 from singe.graph.analysis import find_groups
 from singe.graph.trace import trace
-from singe.plan import Plan
-from singe.trial import expanded
+from singe.removal.plan import Plan
+from singe.removal.trial import expanded
 
 LOADER = [images(8, 6, classes=3, seed=seed) for seed in range(2)]
 CRITERIA = {

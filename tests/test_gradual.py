@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from wiring import normal
 
 import singe
-from singe.batches import described
 from singe.graph.trace import named_tensors
+from singe.models.batches import described
 
 SGD = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-2, "nesterov": True}
 CLASSES = 4

@@ -14,9 +14,9 @@ from wiring import Wired, normal
 import singe
 from singe.graph.analysis import find_groups
 from singe.graph.trace import trace
-from singe.plan import Plan
+from singe.removal.plan import Plan
+from singe.removal.surgery import compact
 from singe.result import count_macs, count_parameters
-from singe.surgery import compact
 
 NETWORKS = {
     "residual": (lambda: DigitNet(4), lambda: images(6, channels=1)[0]),

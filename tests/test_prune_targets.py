@@ -14,12 +14,12 @@ from torch import nn
 from torch.nn import functional as F
 
 import singe
-from singe.cost import mac_cost
-from singe.data import Stream
+from singe.allocation.cost import mac_cost
 from singe.graph.analysis import find_groups
 from singe.graph.trace import trace
-from singe.isolation import preserved_random_state
+from singe.models.isolation import preserved_random_state
 from singe.result import count_macs
+from singe.training.data import Stream
 
 # -- targets and allocations -------------------------------------------------------------------------------------
 
@@ -83,7 +83,7 @@ def test_latency_is_measured_on_as_many_samples_as_asked_for_and_the_model_is_le
         assert models[0] is not model
         return latencies(models, example, **options)
 
-    for name in ("singe.result", "singe.latency_budget"):
+    for name in ("singe.result", "singe.allocation.latency_budget"):
         monkeypatch.setattr(sys.modules[name], "latencies", noted)
     model = mlp().train()
     before = snapshot(model)

@@ -82,7 +82,7 @@ def test_first_scores_are_those_of_the_whole_group(watched):
 def test_fading_curves_are_recorded_and_change_nothing(watched, monkeypatch):
     for record in watched.result.history:
         assert [curve.neuron for curve in record.curves] == list(record.removed[-3:])
-    monkeypatch.setattr("singe.curves.recorded", lambda *_: False)
+    monkeypatch.setattr("singe.scoring.curves.recorded", lambda *_: False)
     without = prune(mlp(), finetune=FineTune(steps=6), seed=5)
     assert not any(record.curves for record in without.history) and same_plan(without, watched.result)
     assert [r.scores for r in without.history] == [r.scores for r in watched.result.history]

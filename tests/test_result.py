@@ -6,11 +6,11 @@ from networks import PlainNet, images, randomised
 from torch import nn
 
 import singe
-from singe.latency import Latency
-from singe.plan import Plan, Removal
 from singe.records import LatencyChange, WeightRecord
+from singe.removal.plan import Plan, Removal
 from singe.result import PruneResult, compared, count_macs, count_parameters, spent, widths
 from singe.task import Task
+from singe.timing.latency import Latency
 
 
 def result(**changes):

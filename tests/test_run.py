@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import singe
 from singe import FineTune, demo, reference
-from singe.data import Stream
 from singe.graph.analysis import find_groups
 from singe.graph.trace import trace
-from singe.plan import Plan
-from singe.surgery import compact, mask
-from singe.trial import expanded
+from singe.removal.plan import Plan
+from singe.removal.surgery import compact, mask
+from singe.removal.trial import expanded
+from singe.training.data import Stream
 
 # -- one run of a residual network, looked at from all sides -----------------------------------------------------
 

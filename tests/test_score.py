@@ -28,7 +28,7 @@ from singe import reference
 from singe.criteria import WeightCriterion
 from singe.graph.analysis import find_groups
 from singe.graph.trace import trace
-from singe.plan import Plan
+from singe.removal.plan import Plan
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 

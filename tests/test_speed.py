@@ -33,9 +33,9 @@ from subject import prepare
 from timing import in_turns, timed
 
 import singe
-from singe.engine import Engine
-from singe.precision import arithmetic
+from singe.models.precision import arithmetic
 from singe.result import GroupRecord, count_parameters
+from singe.scoring.engine import Engine
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 CPU = torch.device("cpu")

@@ -4,7 +4,7 @@ from networks import randomised
 from torch import nn
 from torch.nn import functional as F
 
-from singe.goal import left_alone
+from singe.allocation.goal import left_alone
 from singe.graph.trace import trace
 from singe.survey import survey
 from singe.task import Task

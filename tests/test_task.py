@@ -13,8 +13,8 @@ from wiring import Wired, normal
 
 import singe
 from singe import reference
+from singe.removal.trial import expanded
 from singe.task import Task, cross_entropy
-from singe.trial import expanded
 
 QUICK = {"images": 10, "progress": False, "finetune": None}
 

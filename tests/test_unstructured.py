@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import singe
 from singe import FineTune, reference
-from singe.batches import described
-from singe.data import Stream
 from singe.graph.trace import trace
+from singe.models.batches import described
 from singe.report.facts import load as load_facts
+from singe.training.data import Stream
 from singe.unstructured import without_least
 
 

@@ -19,14 +19,14 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils import _pytree as pytree
 
 import singe
-from singe.cost import parameter_cost
-from singe.goal import left_alone
+from singe.allocation.cost import parameter_cost
+from singe.allocation.goal import left_alone
 from singe.graph.groups import Group, module_of
 from singe.graph.trace import Trace, answer, named_tensors, plain, trace
+from singe.models.weightnorm import plain_copy
+from singe.removal.trial import difference, expanded
 from singe.survey import Survey, survey
 from singe.task import Task
-from singe.trial import difference, expanded
-from singe.weightnorm import plain_copy
 
 every_network = pytest.mark.parametrize("name", ZOO)
 OF_EVERY_KIND = (

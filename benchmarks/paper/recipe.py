@@ -17,13 +17,13 @@ from models import load
 from torch import Tensor, nn
 
 import singe
-from singe.accuracy import accuracy
 from singe.cifar10 import Loader, Ordered, normalised, read
-from singe.data import Stream
-from singe.finetune import Tuner, When
-from singe.recalibration import recalibrate, running_norms
 from singe.result import count_macs
 from singe.task import Task
+from singe.training.accuracy import accuracy
+from singe.training.data import Stream
+from singe.training.finetune import Tuner, When
+from singe.training.recalibration import recalibrate, running_norms
 
 RECALIBRATION_IMAGES = 2048
 _TUNING, _RECALIBRATION, SCORING = range(1 << 19, (1 << 19) + 3)

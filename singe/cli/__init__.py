@@ -13,8 +13,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..finetune import Tuner
 from ..run import Run
+from ..training.finetune import Tuner
 from ..unstructured import UnstructuredRun
 from . import commands, config
 from .parser import build

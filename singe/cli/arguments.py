@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from ..finetune import FineTune
+from ..training.finetune import FineTune
 from .references import find
 
 _PASSED = (

@@ -16,17 +16,17 @@ from torch import nn
 
 from .. import demo as demonstration
 from .. import info as installed
-from ..accuracy import accuracy
-from ..batches import Batch, head
-from ..export import export_onnx
-from ..files import replace
 from ..forecast import forecast
 from ..inspection import inspect as look
+from ..models.batches import Batch, head
 from ..prune import prune as run
 from ..report import write_report
-from ..saved import load as load_saved
-from ..stopwatch import duration
+from ..storage.export import export_onnx
+from ..storage.files import replace
+from ..storage.saved import load as load_saved
 from ..tensorboard import TensorBoard
+from ..timing.stopwatch import duration
+from ..training.accuracy import accuracy
 from . import config, datasets, models
 from .arguments import prune_arguments
 from .references import find

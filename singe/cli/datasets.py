@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from .. import cifar10
-from ..batches import head, length
+from ..models.batches import head, length
 from .references import called, find
 
 KINDS = "cifar10:DIR, imagefolder:DIR or package.module:loader"

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from .. import __version__
-from ..compensation import Compensate
-from ..finetune import FineTune
-from ..goal import Target
-from ..precision import Precision
+from ..allocation.goal import Target
+from ..models.precision import Precision
 from ..prune import prune
-from ..selection import Refresh
+from ..refit.compensation import Compensate
+from ..scoring.selection import Refresh
+from ..training.finetune import FineTune
 
 _UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 

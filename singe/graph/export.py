@@ -22,9 +22,9 @@ from torch.fx import graph_module
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
-from ..batches import copied
-from ..isolation import callers_device
-from ..outputs import Form, leaves
+from ..models.batches import copied
+from ..models.isolation import callers_device
+from ..models.outputs import Form, leaves
 from .nodes import MODEL
 from .operators import aten
 

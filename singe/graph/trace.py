@@ -13,10 +13,10 @@ from torch.export.graph_signature import OutputKind
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
-from ..batches import copied, head, joined, length
-from ..isolation import callers_device
-from ..numerics import close
-from ..outputs import Form, leaves
+from ..models.batches import copied, head, joined, length
+from ..models.isolation import callers_device
+from ..models.numerics import close
+from ..models.outputs import Form, leaves
 from .export import Forward, exported
 from .nodes import MODEL, packet_of
 from .operators import CONVOLUTIONS, TRANSPOSED, aten

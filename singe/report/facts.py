@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .. import typed
-from ..files import digest, read_text, replace, tensor_file
 from ..records import GroupRecord, LatencyChange, Record, RoundRecord, WeightRecord
+from ..storage import typed
+from ..storage.files import digest, read_text, replace, tensor_file
 
 FILE = "report.json"
 VERSION = 1

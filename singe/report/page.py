@@ -8,8 +8,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files import replace
 from ..records import LatencyChange
+from ..storage.files import replace
 from . import drawing, plots
 from .facts import Facts
 from .markup import folded, section, table

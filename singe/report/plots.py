@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TypeGuard
 
 from ..records import GroupRecord, WeightRecord
-from ..stopwatch import duration
+from ..timing.stopwatch import duration
 from .drawing import GONE, INK, KEPT, PALE, THIRD, every, figure, label
 from .facts import Facts
 

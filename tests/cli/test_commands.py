@@ -8,9 +8,9 @@ from safetensors.torch import save_file
 
 import singe
 from singe import cli
-from singe.accuracy import accuracy
 from singe.cli import commands, models
 from singe.cli.datasets import Settings, load
+from singe.training.accuracy import accuracy
 
 QUICK = ["--images", "8", "--finetune", "steps=2"]
 

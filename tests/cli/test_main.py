@@ -67,8 +67,8 @@ def test_what_fails_within_a_run_is_no_bad_input(command, capsys, monkeypatch):
 
 
 def test_that_fine_tuning_is_impossible_is_bad_input(command, monkeypatch):
-    from singe.finetune import Tuner
     from singe.run import Run
+    from singe.training.finetune import Tuner
 
     begun = SimpleNamespace(_todo=[], _progress=None, _tuner=lambda neurons: Tuner.rehearse(None))  # fails inside
     command(lambda options: Run.execute(begun))

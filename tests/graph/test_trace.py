@@ -7,7 +7,7 @@ from wiring import Wired, normal, run
 
 from singe.graph.operators import aten
 from singe.graph.trace import named_tensors, trace
-from singe.surgery import compact
+from singe.removal.surgery import compact
 
 aten_relu = aten.relu.default
 

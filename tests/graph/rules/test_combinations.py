@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 from wiring import Attention, BiasedAttention, Wired, free, frozen, groups_of, normal, once, owned
 
-from singe.trial import unsafe_groups
+from singe.removal.trial import unsafe_groups
 
 
 def gate(self, x):

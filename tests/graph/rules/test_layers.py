@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 from wiring import Wired, free, frozen, groups_of, normal, owned
 
-from singe.trial import unsafe_groups
+from singe.removal.trial import unsafe_groups
 
 
 def test_a_weight_under_two_names_is_one():

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 from wiring import Wired, free, groups_of, normal, once, owned
 
-from singe.trial import unsafe_groups
+from singe.removal.trial import unsafe_groups
 
 
 def fixed(batch, channels, *size):

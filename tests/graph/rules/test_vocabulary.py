@@ -8,7 +8,7 @@ from wiring import Wired, free, groups_of, normal, once, owned
 
 from singe.graph.analysis import analyse
 from singe.graph.trace import trace
-from singe.trial import unsafe_groups
+from singe.removal.trial import unsafe_groups
 
 REFUSED = {
     "softmax": (lambda self, y: self.inner(y).softmax(1), nn.Identity(), "taken together by aten.softmax.int"),

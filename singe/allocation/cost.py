@@ -1,0 +1,129 @@
+"""What a network costs, in parameters or multiply-adds, when its groups have lost some neurons; or in weights."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import nn
+
+from ..graph.groups import Group
+from ..graph.layer import is_affine, is_transposed
+from ..graph.trace import Trace
+
+
+class Cost(Protocol):
+    """What parts of a network cost that lose units, groups neurons or weights single ones.
+
+    Attributes:
+        total: what the unpruned model costs.
+        grain: costs that differ by less are not told apart.
+    """
+
+    total: int
+    grain: int
+
+    def gone(self, removed: Sequence[int]) -> int:
+        """What is saved when part i has lost removed[i] units."""
+
+    def unit(self, removed: Sequence[int], part: int) -> int:
+        """What one more unit of a part saves."""
+
+
+class WeightCost:
+    """The number of single weights: each costs one.
+
+    Args:
+        total: of all weights, those that cannot go included.
+    """
+
+    grain = 1
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+
+    def gone(self, removed: Sequence[int]) -> int:
+        """See :class:`Cost`."""
+        return sum(removed)
+
+    def unit(self, removed: Sequence[int], part: int) -> int:
+        """See :class:`Cost`."""
+        return 1
+
+
+class ElementCost:
+    """A price for every element of every parameter; what has a neuron's index along some axis goes with the neuron.
+
+    Args:
+        model: the unpruned model.
+        groups: the groups that may lose neurons.
+        prices: of one element of each parameter, by the name under which the model lists it first.
+        fixed: what the model costs beside its parameters' elements.
+
+    Attributes:
+        total: what the unpruned model costs.
+    """
+
+    grain = 1
+
+    def __init__(self, model: nn.Module, groups: Sequence[Group], prices: Mapping[str, int], fixed: int = 0) -> None:
+        canonical = {id(p): name for name, p in model.named_parameters()}
+        names = {alias: canonical[id(p)] for alias, p in model.named_parameters(remove_duplicate=False)}
+        self._prices = prices
+        self._shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        # parameter -> axis -> (group, indices that go with one neuron)
+        self._owned: dict[str, dict[int, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
+        for i, group in enumerate(groups):
+            for s in group.slices:
+                if prices.get(names.get(s.tensor, "")):
+                    self._owned[names[s.tensor]][s.dim].append((i, s.multiplicity))
+        self.total = fixed + sum(price * math.prod(self._shapes[name]) for name, price in prices.items())
+
+    def gone(self, removed: Sequence[int]) -> int:
+        """What is saved when group i has lost removed[i] neurons."""
+        return sum(self.saved(removed).values())
+
+    def saved(self, removed: Sequence[int]) -> dict[str, int]:
+        """The same for every parameter that has a price and that some group owns something of."""
+        return {name: self._saved(name, removed) for name in self._owned}
+
+    def unit(self, removed: Sequence[int], part: int) -> int:
+        """What one more neuron of a group saves."""
+        more = list(removed)
+        more[part] += 1
+        return self.gone(more) - self.gone(removed)
+
+    def _saved(self, name: str, removed: Sequence[int]) -> int:
+        left = [
+            size - sum(removed[i] * n for i, n in self._owned[name].get(dim, ()))
+            for dim, size in enumerate(self._shapes[name])
+        ]
+        return self._prices[name] * (math.prod(self._shapes[name]) - math.prod(left))
+
+
+def parameter_cost(model: nn.Module, groups: Sequence[Group]) -> ElementCost:
+    """The number of parameters, tied ones counted once."""
+    return ElementCost(model, groups, {name: 1 for name, _ in model.named_parameters()})
+
+
+def mac_cost(model: nn.Module, groups: Sequence[Group], trace: Trace, total: int) -> ElementCost:
+    """The multiply-adds for one sample: an element of a weight costs one at every position where it is used.
+
+    Args:
+        model: the unpruned model.
+        groups: the groups that may lose neurons.
+        trace: of that model.
+        total: its multiply-adds as torch counts them; those beside convolutions and linear layers stay.
+    """
+    parameters, batch = dict(model.named_parameters()), trace.example_batch
+    prices: dict[str, int] = defaultdict(int)
+    for node in trace.nodes:
+        weight = trace.parameter(node, 1, "weight") if is_affine(node) or is_transposed(node) else None
+        if weight in parameters:
+            # of a transposed convolution, at every position of what it takes
+            slid: Any = node.args[0] if is_transposed(node) else node
+            prices[weight] += math.prod(trace.shape(slid, batch)) // (batch * len(parameters[weight]))
+    spent = sum(price * parameters[name].numel() for name, price in prices.items())
+    return ElementCost(model, groups, prices, fixed=total - spent)

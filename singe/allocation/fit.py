@@ -1,0 +1,119 @@
+"""From rho, the share of the cost that must go, to a number of units for each part."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+
+from ..graph.groups import Group
+from .cost import Cost
+from .schedules import Schedule
+
+
+def removable(group: Group, round_to: int) -> list[int]:
+    """How many neurons a group may lose, ascending from 0, so that all its layers keep a multiple of round_to rows."""
+    rows = [group.written(writer).multiplicity for writer in group.writers]
+    step = math.lcm(*(round_to // math.gcd(round_to, r) for r in rows))
+    return [0, *sorted(group.size - kept for kept in range(step, group.size, step))]
+
+
+def reach(cost: Cost, choices: Sequence[Sequence[int]]) -> float:
+    """The share of the cost that is gone when all goes that may."""
+    return cost.gone([c[-1] for c in choices]) / cost.total
+
+
+def check_reach(cost: Cost, choices: Sequence[Sequence[int]], rho: float) -> None:
+    """Raises ValueError if the parts cannot lose a share ``rho`` of the cost; says how far it goes."""
+    share = reach(cost, choices)
+    if rho > share:
+        digits = 4 - math.ceil(math.log10(share)) if share else 0
+        limit = math.floor(share * 10**digits) / 10**digits
+        raise ValueError(f"expected rho <= {limit:g}, which takes all that may go, got {rho}")
+
+
+def fit(cost: Cost, choices: Sequence[Sequence[int]], schedule: Schedule, rho: float) -> list[int]:
+    """Units to remove from each part so that a share ``rho`` of the cost goes.
+
+    Args:
+        cost: of the parts.
+        choices: for each part, how many units it may lose, ascending from 0.
+        schedule: which parts lose more than others.
+        rho: share of the whole cost that must go, in (0, 1).
+
+    Returns:
+        one of its choices for each part, within one smallest move of rho where single moves lead there; else no move
+        of a single part comes closer.
+
+    Raises:
+        ValueError: rho is out of reach; says how far it goes.
+    """
+    check_reach(cost, choices, rho)
+    target = rho * cost.total
+
+    def at(level: float) -> list[int]:
+        """Which choice is nearest for each part at a level."""
+        return [_nearest(own, lost) for own, lost in zip(choices, schedule(level), strict=True)]
+
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _gone(cost, choices, at(middle)) <= target else (low, middle)
+    return _removed(choices, _adjusted(cost, choices, at(low), target))
+
+
+def _nearest(choices: Sequence[int], value: float) -> int:
+    """Index of the ascending choice that is nearest to a value."""
+    above = bisect_left(choices, value)
+    if above == 0 or above == len(choices):
+        return min(above, len(choices) - 1)
+    return above - (value - choices[above - 1] <= choices[above] - value)
+
+
+def _adjusted(cost: Cost, choices: Sequence[Sequence[int]], base: list[int], target: float) -> list[int]:
+    """Moves parts on or back by single choices, none further than it takes to come within the smallest move."""
+    chosen = base
+    for far in range(1, max(map(len, choices))):
+        chosen = _moved(cost, choices, chosen, target, [range(b - far, b + far + 1) for b in base])
+        gone = _gone(cost, choices, chosen)
+        moves = [abs(gone - _gone(cost, choices, near)) for near in _neighbours(choices, chosen)]
+        if abs(target - gone) < max(cost.grain, min(moves)):
+            break
+    return chosen
+
+
+def _moved(
+    cost: Cost, choices: Sequence[Sequence[int]], chosen: list[int], target: float, allowed: Sequence[range]
+) -> list[int]:
+    """Moves parts from the dearest to the cheapest while it comes closer: first what fits, then beyond the target."""
+    missing = target - _gone(cost, choices, chosen)
+    for beyond in (False, True):
+        changed = True
+        while changed:
+            changed = False
+            removed = _removed(choices, chosen)
+            for i in sorted(range(len(choices)), key=lambda i: -cost.unit(removed, i)):
+                trial = list(chosen)
+                trial[i] += 1 if missing > 0 else -1
+                if not 0 <= trial[i] < len(choices[i]) or trial[i] not in allowed[i]:
+                    continue
+                gap = target - _gone(cost, choices, trial)
+                if abs(gap) < abs(missing) and (beyond or gap >= 0):
+                    chosen, missing, changed = trial, gap, True
+    return chosen
+
+
+def _neighbours(choices: Sequence[Sequence[int]], chosen: Sequence[int]) -> Iterator[list[int]]:
+    """All that differ in one part by one choice."""
+    for i, own in enumerate(choices):
+        for other in (chosen[i] - 1, chosen[i] + 1):
+            if 0 <= other < len(own):
+                yield [*chosen[:i], other, *chosen[i + 1 :]]
+
+
+def _removed(choices: Sequence[Sequence[int]], chosen: Sequence[int]) -> list[int]:
+    return [own[i] for own, i in zip(choices, chosen, strict=True)]
+
+
+def _gone(cost: Cost, choices: Sequence[Sequence[int]], chosen: Sequence[int]) -> int:
+    return cost.gone(_removed(choices, chosen))

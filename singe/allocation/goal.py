@@ -1,0 +1,145 @@
+"""How much is to go and from where: the parts of a network that may lose units, and how many each will."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from .. import checks
+from ..graph.groups import Group
+from ..graph.trace import Trace
+from ..models.patterns import Part, named_parts
+from . import schedules
+from .cost import Cost, mac_cost, parameter_cost
+from .fit import check_reach, fit, removable
+
+Target = Literal["params", "macs", "latency"]
+Allocation = str | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """The arguments of :func:`singe.prune` that decide widths; see there.
+
+    Raises:
+        TypeError, ValueError: bad values.
+    """
+
+    rho: float
+    target: Target
+    allocation: Allocation
+    round_to: int
+    ignore: Collection[str]
+    latency_batch: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < checks.number("rho", self.rho) < 1:
+            raise ValueError(f"expected rho in (0, 1), got {self.rho}")
+        if self.target not in ("params", "macs", "latency"):
+            raise ValueError(f"expected target 'params', 'macs' or 'latency', got {self.target!r}")
+        schedules.check(self.allocation)
+        checks.integer("round_to", self.round_to, 1)
+        checks.patterns("ignore", self.ignore)
+        checks.integer("latency_batch", self.latency_batch, 1)
+
+    def left_whole(self, model: nn.Module, groups: Sequence[Group]) -> dict[str, str]:
+        """Names of the groups that may not lose neurons -> why.
+
+        Raises:
+            ValueError: a pattern of ``ignore`` or ``allocation`` that names no module.
+        """
+        whole = left_alone(model, groups, self.ignore)
+        able = [g for g in groups if g.name not in whole]
+        whole |= self.without_share(model, able)
+        narrow = [g.name for g in able if len(removable(g, self.round_to)) == 1]
+        return whole | dict.fromkeys(narrow, f"has no more than round_to={self.round_to} rows")
+
+    def without_share(self, model: nn.Module, parts: Sequence[Part]) -> dict[str, str]:
+        """Names of the parts that the allocation leaves whole -> why.
+
+        Raises:
+            ValueError: a pattern of ``allocation`` that names no module.
+        """
+        if not isinstance(self.allocation, Mapping):
+            return {}
+        shares = zip(parts, schedules.rates(self.allocation, model, parts), strict=True)
+        return {p.name: "the allocation gives it no share" for p, rate in shares if not rate}
+
+    def counts(
+        self, model: nn.Module, groups: Sequence[Group], trace: Trace, macs: int, scores: Callable[[], list[Tensor]]
+    ) -> list[int]:
+        """How many neurons each group will lose, so that a share of the parameters or multiply-adds goes.
+
+        Args:
+            model: unpruned.
+            groups: those that may lose neurons, in execution order.
+            trace: of the model.
+            macs: its multiply-adds for one sample.
+            scores: gives what ranks the neurons of all groups; called where the allocation is a ranking.
+
+        Raises:
+            ValueError: rho is out of reach.
+        """
+        cost = mac_cost(model, groups, trace, macs) if self.target == "macs" else parameter_cost(model, groups)
+        choices = [removable(g, self.round_to) for g in groups]
+        return self.fitted(model, groups, cost, choices, scores)
+
+    def fitted(
+        self,
+        model: nn.Module,
+        parts: Sequence[Part],
+        cost: Cost,
+        choices: Sequence[Sequence[int]],
+        scores: Callable[[], list[Tensor]],
+    ) -> list[int]:
+        """How many units each part will lose.
+
+        Args:
+            model: unpruned.
+            parts: those that may lose units, in execution order.
+            cost: of these parts.
+            choices: for each part, how many units it may lose, ascending from 0.
+            scores: gives what ranks the units of all parts; called where the allocation is a ranking.
+
+        Raises:
+            ValueError: rho is out of reach.
+        """
+        check_reach(cost, choices, self.rho)
+        return fit(cost, choices, self.schedule(model, parts, cost, scores), self.rho)
+
+    def schedule(
+        self, model: nn.Module, parts: Sequence[Part], cost: Cost, scores: Callable[[], list[Tensor]]
+    ) -> schedules.Schedule:
+        """Which parts lose more than others; the arguments are those of :meth:`fitted`."""
+        if self.allocation in schedules.RANKINGS:
+            return schedules.ranked(scores(), cost)
+        rates = schedules.rates(self.allocation, model, parts)
+        return schedules.proportional(rates, [p.size for p in parts])
+
+
+def left_alone(model: nn.Module, groups: Sequence[Group], ignore: Collection[str]) -> dict[str, str]:
+    """Names of the groups that may not lose neurons whatever the goal -> why.
+
+    Raises:
+        ValueError: a pattern of ``ignore`` that names no module.
+    """
+    whole = {g.name: g.frozen for g in groups if g.frozen is not None}
+    whole |= {g.name: _single(g) for g in groups if g.size == 1 and g.frozen is None}
+    return whole | ignored(model, groups, ignore)
+
+
+def ignored(model: nn.Module, parts: Sequence[Part], ignore: Collection[str]) -> dict[str, str]:
+    """Names of the parts that patterns name -> that they are ignored.
+
+    Raises:
+        ValueError: a pattern that names no module.
+    """
+    return {name: "ignored" for pattern in ignore for name in named_parts(model, parts, pattern, "ignore")}
+
+
+def _single(group: Group) -> str:
+    rows = int((group.written(group.writers[0]).neuron == 0).sum())
+    return "has only one neuron" if rows == 1 else f"its {rows} channels can only go together"

@@ -1,0 +1,178 @@
+"""What reads pruned neurons is refitted, so that the network goes on as the unpruned one: no labels, no gradients."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..graph import batchnorm
+from ..graph.fading import readers
+from ..graph.groups import Group, module_of
+from ..graph.layer import is_affine
+from ..graph.trace import Trace, named_tensors
+from ..removal.plan import Plan
+from ..removal.surgery import Removed
+from .equations import Equations, Unpruned
+
+log = logging.getLogger("singe")
+
+Compensate = Literal["none", "mean", "least_squares"]
+
+RIDGE = 1e-4
+"""What a change of the weights costs, as a share of the mean square of the inputs."""
+
+
+class Compensator:
+    """Refits the readers of a group after neurons of it are gone.
+
+    A reader's weights W and bias b become those that minimise |X W + b - Z|^2 + lambda |W - W_0|^2, where X is what it
+    now reads, and Z what it would have to put out; see :meth:`singe.equations.Unpruned.equations`.
+
+    Args:
+        unpruned: the network as it was.
+        how: "mean" changes biases alone, "least_squares" weights too.
+    """
+
+    def __init__(self, unpruned: Unpruned, how: Compensate) -> None:
+        self._unpruned, self._how = unpruned, how
+
+    def refit(self, model: nn.Module, trace: Trace, group: Group, plan: Plan) -> dict[str, str]:
+        """Refits what reads a group, in execution order.
+
+        Args:
+            model: pruned, changed in place.
+            trace: of it as it is.
+            group: with slices of any coordinates.
+            plan: what of the unpruned network is gone.
+
+        Returns:
+            the readers that stay as they are -> why.
+        """
+        return self._solved(model, self.equations(model, trace, group, plan.removed()))
+
+    def refit_all(self, model: nn.Module, trace: Trace, plan: Plan) -> dict[str, str]:
+        """Refits every layer that a removal reaches, in execution order, what is pruned and what is not alike.
+
+        Before that only what read a group has been refitted to what it sees since; what wrote it, and layers between
+        wider ones, have not.
+
+        Args:
+            model: pruned, changed in place.
+            trace: of it as it is.
+            plan: what of the unpruned network is gone.
+
+        Returns:
+            the layers that stay as they are -> why.
+        """
+        removed = plan.removed()
+        weights = reached(trace, {name for name, _ in removed})
+        found = ((weight, self._unpruned.equations(model, trace, weight, removed)) for weight in weights)
+        return self._solved(model, ((weight, e if isinstance(e, str) else e.enough()) for weight, e in found))
+
+    def _solved(self, model: nn.Module, found: Iterable[tuple[str, Equations | str]]) -> dict[str, str]:
+        """Solves equations, each before the next ones are asked for; modules that stay as they are -> why."""
+        refused: dict[str, str] = {}
+        for weight, equations in found:
+            reason = equations if isinstance(equations, str) else self.solve(model, weight, equations)
+            if reason is not None:
+                refused[module_of(weight)] = reason
+                log.info("%s is not compensated: %s", module_of(weight), reason)
+        return refused
+
+    def equations(
+        self, model: nn.Module, trace: Trace, group: Group, removed: Removed
+    ) -> Iterator[tuple[str, Equations | str]]:
+        """The weight of every reader with its equations, or why it has none, each looked at when it is its turn."""
+        for weight in readers(group):
+            yield weight, self._unpruned.equations(model, trace, weight, removed)
+
+    @torch.no_grad()
+    def solve(self, model: nn.Module, weight: str, equations: Equations) -> str | None:
+        """Changes a reader's weight and offset in place to what solves its equations best, or says why not.
+
+        With weights, and plenty of equations, the batch norm behind gets new statistics, see
+        :func:`singe.graph.batchnorm.restate`.
+        """
+        tensors = named_tensors(model)
+        trained = any(p.requires_grad for p in model.parameters())
+
+        def fixed(name: str) -> bool:
+            return trained and isinstance(tensors[name], nn.Parameter) and not tensors[name].requires_grad
+
+        if fixed(weight):
+            return "its weight is not to be trained"
+        offset, norm, parts = equations.offset, equations.norm, equations.parts
+        if offset is not None and fixed(offset[0]):
+            offset = None
+        if self._how == "mean" and offset is None:
+            return "it has no bias to change, and no batch norm follows it"
+        inputs = [own.flatten(1) for own in equations.x.tensor_split(parts, 1)]
+        if self._how == "mean":
+            inputs = [own[:, :0] for own in inputs]
+        fits = [
+            least_squares(own, wanted, offset is not None)
+            for own, wanted in zip(inputs, equations.missing.chunk(parts, 1), strict=True)
+        ]
+        if offset is not None:
+            shift = tensors[offset[0]]
+            shift += offset[1] * torch.cat([constant for _, constant in fits]).to(shift.dtype)
+        if self._how == "least_squares":
+            parameter = tensors[weight]
+            parameter += torch.cat([change for change, _ in fits]).view_as(parameter).to(parameter.dtype)
+            if norm is not None and equations.plenty and not fixed(norm.scale) and not fixed(norm.shift):
+                batchnorm.restate(norm, tensors, _output(equations, inputs, fits))
+        return None
+
+
+def _output(equations: Equations, inputs: Sequence[Tensor], fits: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """[n, M], what a layer puts out, before its batch norm, once it is refitted."""
+    assert equations.output is not None
+    output = torch.cat([own @ change.T for own, (change, _) in zip(inputs, fits, strict=True)], 1)
+    output += equations.output
+    if equations.offset is not None and equations.offset[1] == 1:  # a bias; zero constants where it had to stay
+        output += torch.cat([constant for _, constant in fits])
+    return output
+
+
+def reached(trace: Trace, owned: Collection[str]) -> list[str]:
+    """The weights of the convolutions and linear layers that come behind some tensors or hold them, in order."""
+    behind, weights = set[fx.Node](), dict[str, None]()
+    for node in trace.nodes:
+        if any(i in behind or trace.state.get(i) in owned for i in node.all_input_nodes):
+            behind.add(node)
+            if is_affine(node) and (weight := trace.parameter(node, 1, "weight")) is not None:
+                weights[weight] = None
+    return list(weights)
+
+
+def least_squares(x: Tensor, y: Tensor, offset: bool) -> tuple[Tensor, Tensor]:
+    """Ridge regression: the [M, F] and [M] that minimise |x change^T + constant - y|^2 + lambda |change|^2.
+
+    Args:
+        x: [n, F].
+        y: [n, M].
+        offset: whether there is a constant; zero otherwise.
+    """
+    means = [t.mean(0) if offset else torch.zeros_like(t[0]) for t in (x, y)]
+    x, y = x - means[0], y - means[1]
+    cost = ridge(x)
+    if not cost:  # nothing to learn from
+        return x.new_zeros(y.shape[1], x.shape[1]), means[1]
+    if x.shape[1] <= len(x):
+        squares, products = (x.T @ x).double(), (x.T @ y).double()
+        squares.diagonal().add_(cost)
+        change = torch.linalg.solve(squares, products).to(x.dtype)
+    else:
+        squares = (x @ x.T).double()
+        squares.diagonal().add_(cost)
+        change = x.T @ torch.linalg.solve(squares, y.double()).to(x.dtype)
+    return change.T, means[1] - means[0] @ change
+
+
+def ridge(x: Tensor) -> float:
+    """Lambda for inputs x [n, F]."""
+    return RIDGE * float(x.square().sum()) / max(1, x.shape[1])

@@ -1,0 +1,212 @@
+"""What was removed, in the coordinates of the model before any removal."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..graph.groups import Group, Slice
+from ..graph.trace import named_tensors
+from ..models.weightnorm import Norm, plain_copy, weight_norms, with_weight_norms, without_weight_norms
+from ..models.wrappers import unwrapped
+from .surgery import compact, named_widths
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What goes of one axis of a parameter or buffer, or of a width that a module keeps as an attribute.
+
+    Attributes:
+        tensor: its qualified name; or that of an integer attribute of a module, which is its length.
+        axis: the axis.
+        size: how long the axis is in the unpruned model.
+        indices: those that go, ascending.
+    """
+
+    tensor: str
+    axis: int
+    size: int
+    indices: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Removal:
+    """One group's part of a plan.
+
+    Attributes:
+        group: the group's name.
+        size: how many neurons it had.
+        neurons: those removed, in the order of removal.
+        cuts: what goes with them.
+    """
+
+    group: str
+    size: int
+    neurons: tuple[int, ...]
+    cuts: tuple[Cut, ...]
+
+
+@dataclass
+class Plan:
+    """Which neurons were removed and what of each tensor goes with them; independent of any export.
+
+    Every index counts in the unpruned model, so a plan applies to a fresh copy of that model.
+    """
+
+    removals: list[Removal] = field(default_factory=list)
+
+    def add(self, group: Group, neurons: list[int]) -> Removal:
+        """Records the removal of ``neurons`` of ``group``, whose slices count in the unpruned model."""
+        gone = torch.tensor(neurons, dtype=torch.int64)
+        cuts = tuple(Cut(s.tensor, s.dim, len(s.neuron), tuple(s.indices(gone).tolist())) for s in group.slices)
+        removal = Removal(group.name, group.size, tuple(neurons), cuts)
+        self.removals.append(removal)
+        return removal
+
+    def removed(self) -> dict[tuple[str, int], Tensor]:
+        """(tensor name, axis) -> all indices that go, ascending."""
+        gathered: dict[tuple[str, int], list[int]] = {}
+        for removal in self.removals:
+            for cut in removal.cuts:
+                gathered.setdefault((cut.tensor, cut.axis), []).extend(cut.indices)
+        return {axis: torch.tensor(sorted(indices), dtype=torch.int64) for axis, indices in gathered.items()}
+
+    def rebase(self, group: Group) -> Group:
+        """The group as it stands in a model from which this plan's neurons are gone; the group lost none itself."""
+        removed = self.removed()
+
+        def shrink(s: Slice) -> Slice:
+            keep = torch.ones(len(s.neuron), dtype=torch.bool)
+            keep[removed.get((s.tensor, s.dim), torch.empty(0, dtype=torch.int64))] = False
+            return replace(s, neuron=s.neuron[keep])
+
+        return replace(group, slices=tuple(shrink(s) for s in group.slices))
+
+    def apply(self, model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
+        """Cuts the planned neurons out of ``model`` in place and returns it.
+
+        Args:
+            model: unpruned, like the one that the plan was made for. Wrapped or compiled, the module inside is cut and
+                returned; DistributedDataParallel has to be put around it anew.
+            optimizer: of this model's parameters, also of others: holds the smaller ones from now on, with what it
+                remembers of each element that stays (momentum and the like), so that training goes on.
+
+        Raises:
+            TypeError: not an optimiser.
+            ValueError: the plan does not fit the model, or the optimiser holds none of the model's parameters or
+                remembers something else than a value per element. Nothing is changed then.
+        """
+        model = unwrapped(model)
+        norms = weight_norms(model)
+        if optimizer is not None:
+            _check_optimizer(optimizer, model, norms)
+        if norms:  # off and on again they are new parameters, so that the plan has to fit a copy first
+            self._apply(plain_copy(model), None)
+        self._apply(without_weight_norms(model), optimizer)
+        return with_weight_norms(model, norms)
+
+    def _apply(self, model: nn.Module, optimizer: Optimizer | None) -> None:
+        shapes: dict[str, tuple[int, ...]] = {name: (value,) for name, value in named_widths(model).items()}
+        shapes |= {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
+        for cut in (cut for removal in self.removals for cut in removal.cuts):
+            shape = shapes.get(cut.tensor, ())
+            if not (cut.axis < len(shape) and shape[cut.axis] == cut.size):
+                raise ValueError(
+                    f"expected a model whose {cut.tensor} is {cut.size} long on axis {cut.axis}, as the one that was "
+                    f"pruned, got {f'shape {shape}' if shape else 'no such tensor'}"
+                )
+        compact(model, self.removed(), optimizer)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``json``; see :meth:`from_json`."""
+        return {
+            "format": "singe-plan",
+            "version": VERSION,
+            "removals": [
+                {
+                    "group": r.group,
+                    "size": r.size,
+                    "neurons": list(r.neurons),
+                    "cuts": [
+                        {"tensor": c.tensor, "axis": c.axis, "size": c.size, "indices": list(c.indices)} for c in r.cuts
+                    ],
+                }
+                for r in self.removals
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> Plan:
+        """The plan that :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: not a plan, of another version, or with a field of the wrong kind.
+        """
+        if not isinstance(data, dict) or data.get("format") != "singe-plan":
+            raise ValueError("expected a singe plan (a JSON object with format 'singe-plan')")
+        if data.get("version") != VERSION:
+            raise ValueError(f"expected a plan of version {VERSION}, got version {reprlib.repr(data.get('version'))}")
+        try:
+            return cls([_removal(r) for r in data["removals"]])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"damaged plan: {error!r}") from error
+
+
+def _check_optimizer(optimizer: Optimizer, model: nn.Module, norms: Sequence[Norm]) -> None:
+    if norms:
+        raise ValueError(
+            f"expected a model without weight norms, which no optimizer's state follows, got one in {norms[0].module}"
+        )
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"expected optimizer to be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if held.isdisjoint(map(id, model.parameters())):
+        raise ValueError(
+            f"expected an optimizer of the model's own parameters, got {type(optimizer).__name__} of none of them "
+            "(of a copy's, perhaps)"
+        )
+
+
+def _removal(data: dict[str, Any]) -> Removal:
+    size = _integer(data["size"])
+    return Removal(_text(data["group"]), size, _indices(data["neurons"], size), tuple(map(_cut, data["cuts"])))
+
+
+def _cut(data: dict[str, Any]) -> Cut:
+    size = _integer(data["size"])
+    indices = _indices(data["indices"], size)
+    if list(indices) != sorted(indices):
+        raise ValueError("damaged plan: expected ascending indices")
+    return Cut(_text(data["tensor"]), _integer(data["axis"]), size, indices)
+
+
+def _text(value: Any) -> str:
+    if type(value) is not str:
+        raise TypeError(f"expected a name, got {reprlib.repr(value)}")
+    return value
+
+
+def _integer(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise TypeError(f"expected an index or a size, got {reprlib.repr(value)}")
+    return value
+
+
+def _indices(values: Any, size: int) -> tuple[int, ...]:
+    """Different integers below ``size``."""
+    if type(values) is not list:
+        raise TypeError(f"expected a list of indices, got {reprlib.repr(values)}")
+    result = tuple(_integer(v) for v in values)
+    if len(set(result)) != len(result):
+        raise ValueError(f"damaged plan: repeated indices in {reprlib.repr(values)}")
+    if result and max(result) >= size:
+        raise ValueError(f"damaged plan: expected indices below {size}, got {max(result)}")
+    return result

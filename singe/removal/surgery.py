@@ -1,0 +1,221 @@
+"""Masks become smaller tensors: zeroing and cutting a model's parameters in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.optim import Optimizer
+
+from ..graph.groups import Slice, module_of
+from ..graph.trace import named_tensors
+
+Removed = Mapping[tuple[str, int], Tensor]
+"""(parameter or buffer name, axis), or (name of an integer attribute, 0), -> int64 indices of that axis that go."""
+
+
+def mask(model: nn.Module, slices: Iterable[Slice], neurons: Tensor, optimizer: Optimizer | None = None) -> None:
+    """Zeroes all that ``neurons`` (int64) own, their readers' columns included, and the optimiser's state of it."""
+    zero(model, {(s.tensor, s.dim): s.indices(neurons) for s in slices if s.role != "width"}, optimizer)
+
+
+@torch.no_grad()
+def zero(model: nn.Module, removed: Removed, optimizer: Optimizer | None = None) -> None:
+    """Zeroes what :func:`compact` would cut out of tensors, and the optimiser's state of it."""
+    for (name, dim), index in removed.items():
+        tensor = getattr(model.get_submodule(module_of(name)), name.rpartition(".")[2])
+        if not isinstance(tensor, Tensor):
+            continue
+        index = index.to(tensor.device)
+        tensor.index_fill_(dim, index, 0)
+        for state in _matching_state(optimizer, tensor).values():
+            if state.shape[dim] == tensor.shape[dim]:
+                state.index_fill_(dim, index, 0)
+
+
+@contextmanager
+def held_at_zero(model: nn.Module, slices: Sequence[Slice], neurons: Tensor, optimizer: Optimizer) -> Iterator[None]:
+    """Masks ``neurons`` again after every step of ``optimizer``, so that no gradient, momentum or decay moves them."""
+    hook = optimizer.register_step_post_hook(lambda *_: mask(model, slices, neurons, optimizer))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@torch.no_grad()
+def compact(model: nn.Module, removed: Removed, optimizer: Optimizer | None = None) -> None:
+    """Cuts indices out of a model's tensors in place and lets its modules' attributes follow.
+
+    Keeps requires_grad, dtype, device, memory format, tied weights, hooks on modules and parameters, attributes and
+    classes of parameters, train mode, and, if an ``optimizer`` is given, its parameter lists and per-element state
+    (momentum and the like). Gradients are dropped.
+
+    Args:
+        model: changed in place.
+        removed: (tensor name, axis), or (attribute name, 0), -> int64 indices to remove.
+        optimizer: holds some of the model's parameters.
+
+    Raises:
+        ValueError: an unknown name, an axis or index out of range, an axis that would become empty, or an optimiser
+            whose state cannot be cut.
+    """
+    tensors, widths = named_tensors(model), named_widths(model)
+    kept = {key: _kept(tensors, *key, indices) for key, indices in removed.items() if key[0] not in widths}
+    left = {key[0]: len(_left(widths[key[0]], *key, indices)) for key, indices in removed.items() if key[0] in widths}
+    blocks = {
+        module: {attribute: _blocks_left(weight, len(tensors[weight]), getattr(module, attribute), kept[weight, 0])}
+        for weight, module, attribute in _in_blocks(model)
+        if (weight, 0) in kept
+    }
+    for name, _ in kept:
+        _check_state(optimizer, name, tensors[name])
+    cut: dict[int, Tensor] = {}
+    for name, old in tensors.items():
+        axes = {dim: keep for (tensor, dim), keep in kept.items() if tensors[tensor] is old}
+        if not axes:
+            continue
+        if id(old) not in cut:
+            cut[id(old)] = _cut(old, axes)
+            _follow(optimizer, old, cut[id(old)], axes)
+        _replace(model.get_submodule(module_of(name)), name.rpartition(".")[2], cut[id(old)])
+    for module in model.modules():
+        for name, value in blocks.get(module, {}).items():
+            setattr(module, name, value)
+        for name, value in widths_by_tensors(module).items():
+            setattr(module, name, value)
+    for name, value in left.items():
+        setattr(model.get_submodule(module_of(name)), name.rpartition(".")[2], value)
+
+
+def named_widths(model: nn.Module) -> dict[str, int]:
+    """Every integer attribute of every module, by qualified name: what code may take for the length of an axis."""
+    holders = [(f"{name}." if name else "", vars(module)) for name, module in model.named_modules()]
+    return {f"{prefix}{name}": value for prefix, held in holders for name, value in held.items() if type(value) is int}
+
+
+def _kept(tensors: Mapping[str, Tensor], name: str, dim: int, indices: Tensor) -> Tensor:
+    if name not in tensors:
+        raise ValueError(f"expected the name of a parameter or buffer of the model, got {name!r}")
+    shape = tensors[name].shape
+    if not 0 <= dim < len(shape):
+        raise ValueError(f"expected an axis of {name} (shape {tuple(shape)}), got {dim}")
+    return _left(shape[dim], name, dim, indices)
+
+
+def _left(size: int, name: str, dim: int, indices: Tensor) -> Tensor:
+    """Those of ``size`` indices that stay where ``indices`` go."""
+    if len(indices) and not (int(indices.min()) >= 0 and int(indices.max()) < size):
+        raise ValueError(f"expected indices of axis {dim} of {name} in [0, {size}), got {indices.tolist()}")
+    keep = torch.ones(size, dtype=torch.bool)
+    keep[indices.cpu()] = False
+    if not keep.any():
+        raise ValueError(f"expected at least one index of axis {dim} of {name} to stay, all {size} would go")
+    return keep.nonzero().flatten()
+
+
+def _cut(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
+    new = tensor.detach()
+    for dim, keep in axes.items():
+        new = new.index_select(dim, keep.to(tensor.device))
+    for rank, memory_format in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if tensor.dim() == rank and tensor.is_contiguous(memory_format=memory_format):
+            new = new.contiguous(memory_format=memory_format)
+    if isinstance(tensor, nn.Parameter):  # of its own class, whatever that asks for when it is called
+        new = nn.Parameter.__new__(type(tensor), new, tensor.requires_grad)
+    _inherit(new, tensor)
+    return new
+
+
+def _inherit(new: Tensor, old: Tensor) -> None:
+    """Gives a tensor the attributes and hooks of the one it takes the place of; handles can still remove the hooks."""
+    vars(new).update({name: value for name, value in vars(old).items() if name not in vars(new)})
+    for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+        if getattr(old, hooks) is not None:
+            setattr(new, hooks, getattr(old, hooks))
+
+
+def _replace(module: nn.Module, name: str, tensor: Tensor) -> None:
+    if isinstance(tensor, nn.Parameter):
+        module._parameters[name] = tensor
+    else:
+        module._buffers[name] = tensor
+
+
+def _in_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """Modules that take their channels in several blocks: weight, module, the attribute that says how many."""
+    for name, module in model.named_modules():
+        attribute = "groups" if isinstance(module, _ConvNd) else "num_groups"
+        if isinstance(module, _ConvNd | nn.GroupNorm) and getattr(module, attribute) > 1:
+            yield f"{name}.weight", module, attribute
+
+
+def _blocks_left(weight: str, size: int, blocks: int, kept: Tensor) -> int:
+    """How many blocks are left along axis 0: depthwise convolutions and group norms lose whole ones, others none."""
+    sizes = torch.bincount(kept // (size // blocks))
+    sizes = sizes[sizes > 0]
+    if len(sizes.unique()) > 1:
+        raise ValueError(
+            f"expected as many rows of each of the {blocks} groups of {weight} to stay, got {sizes.tolist()}"
+        )
+    return len(sizes)
+
+
+def widths_by_tensors(module: nn.Module) -> dict[str, int]:
+    """What torch's own modules keep beside their tensors, as these say it is."""
+    if isinstance(module, _ConvNd):
+        whole, part = module.weight.shape[0], module.weight.shape[1] * module.groups
+        if module.transposed:
+            return {"in_channels": whole, "out_channels": part}
+        return {"in_channels": part, "out_channels": whole}
+    if isinstance(module, nn.Linear):
+        return {"in_features": module.weight.shape[1], "out_features": module.weight.shape[0]}
+    if isinstance(module, _NormBase):
+        channels = next((t for t in (module.weight, module.running_mean) if t is not None), None)
+        return {} if channels is None else {"num_features": len(channels)}
+    if isinstance(module, nn.GroupNorm):
+        return {} if module.weight is None else {"num_channels": len(module.weight)}
+    return {"num_parameters": len(module.weight)} if isinstance(module, nn.PReLU) else {}
+
+
+def _matching_state(optimizer: Optimizer | None, parameter: Tensor) -> dict[str, Tensor]:
+    """The optimiser's per-element state of a parameter: the tensors of its shape, or that are averages over an axis."""
+    state = optimizer.state.get(parameter, {}) if optimizer is not None else {}
+    return {k: v for k, v in state.items() if isinstance(v, Tensor) and _fits(v, parameter)}
+
+
+def _fits(state: Tensor, parameter: Tensor) -> bool:
+    return state.dim() == parameter.dim() and all(
+        n in (1, size) for n, size in zip(state.shape, parameter.shape, strict=True)
+    )
+
+
+def _check_state(optimizer: Optimizer | None, name: str, parameter: Tensor) -> None:
+    state = optimizer.state.get(parameter, {}) if optimizer is not None else {}
+    for key, value in state.items():
+        if isinstance(value, Tensor) and value.numel() > 1 and not _fits(value, parameter):
+            raise ValueError(
+                f"expected an optimizer whose state is one value per element, got {key} of shape {tuple(value.shape)} "
+                f"for {name} of shape {tuple(parameter.shape)}; make a new {type(optimizer).__name__}"
+            )
+
+
+def _follow(optimizer: Optimizer | None, old: Tensor, new: Tensor, axes: Mapping[int, Tensor]) -> None:
+    """Puts ``new`` where the optimiser held ``old``, with its state cut alike."""
+    if optimizer is None:
+        return
+    for group in optimizer.param_groups:
+        group["params"][:] = [new if p is old else p for p in group["params"]]  # some optimisers share the list
+    matching = _matching_state(optimizer, old)
+    if old in optimizer.state:
+        state = optimizer.state.pop(old)
+        optimizer.state[new] = {**state, **{k: _cut_along(v, old, axes) for k, v in matching.items()}}
+
+
+def _cut_along(state: Tensor, parameter: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
+    """Cuts the axes that a state shares with its parameter."""
+    return _cut(state, {dim: keep for dim, keep in axes.items() if state.shape[dim] == parameter.shape[dim]})

@@ -1,0 +1,219 @@
+"""Trust, but check: before anything is pruned, removal is tried on copies and compared with masking."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..graph.export import first_line
+from ..graph.groups import Group, module_of
+from ..graph.trace import Forward, answer, named_tensors, plain
+from ..models.numerics import close
+from ..models.outputs import leaves
+from ..models.weightnorm import plain_copy
+from .plan import Plan
+from .surgery import compact, mask
+
+Chosen = list[tuple[Group, Tensor]]
+"""Groups, and the neurons (int64) to remove of each."""
+
+Judge = Callable[[Chosen], str | None]
+"""Why removal goes wrong, or None."""
+
+
+class Trials:
+    """Tries on copies of a network what removal does to it.
+
+    Args:
+        model: in eval mode; not modified.
+        inputs: a few samples.
+        forward: how the model is called.
+        seconds: how long all trials together may take.
+        began: the time on ``time.monotonic`` from which that counts; now by default.
+        told: called at every trial.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        forward: Forward = plain,
+        seconds: float = math.inf,
+        began: float | None = None,
+        told: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._model, self._inputs, self._forward = model, inputs, forward
+        self._seconds, self._began = seconds, time.monotonic() if began is None else began
+        self._told = told
+
+    def unsafe(self, groups: Sequence[Group]) -> dict[str, str]:
+        """The groups whose physical removal does not equal masking them -> why; an exported graph cannot know.
+
+        Removes one neuron of every group, then in three rounds a sixth, a third and half of each in different orders,
+        so that every neuron goes once and neighbouring groups lose different shares. Of a round that goes wrong the
+        guilty groups are found, and it is repeated without them.
+
+        Args:
+            groups: of the model, not frozen, of at least two neurons.
+
+        Raises:
+            TimeoutError: the trials take longer than they may.
+        """
+        generator = torch.Generator().manual_seed(0)
+        orders = [torch.randperm(g.size, generator=generator) for g in groups]
+        rounds = [[order[:1] for order in orders]]
+        rounds += [[_share(order, (i + turn) % 3) for i, order in enumerate(orders)] for turn in range(3)]
+        reasons: dict[str, str] = {}
+        for turn, removed in enumerate(rounds):
+            # where code asks for widths it does so from the first neuron on, so that two rounds in train mode will do
+            judges = (self._difference, self._training_problem)[: 2 if turn in (0, len(rounds) - 1) else 1]
+            for judge in judges:
+                pairs = list(zip(groups, removed, strict=True))
+                while found := self._guilty([(g, r) for g, r in pairs if g.name not in reasons and len(r)], judge):
+                    reasons |= found
+        return reasons
+
+    def _guilty(self, chosen: Chosen, judge: Judge) -> dict[str, str]:
+        """Some of the groups that are to blame, if all together go wrong."""
+        if not chosen or (problem := judge(chosen)) is None:
+            return {}
+        return self._guilty_kinds(chosen, judge) or self._bisect(chosen, problem, judge)
+
+    def _guilty_kinds(self, chosen: Chosen, judge: Judge) -> dict[str, str]:
+        """Groups of layers that stand alike in modules of one class, where the first and the last of them go wrong."""
+        kinds: dict[Any, Chosen] = defaultdict(list)
+        for group, neurons in chosen:
+            kinds[self._kind(group)].append((group, neurons))
+        reasons: dict[str, str] = {}
+        for members in (m for m in kinds.values() if len(m) > 2):
+            (first, _), problem = members[0], judge(members[:1])
+            if problem is not None and judge(members[-1:]) is not None:
+                reasons |= {
+                    g.name: f"trial removal of {first.name}, which is alike, failed: {problem}" for g, _ in members
+                }
+                reasons[first.name] = f"trial removal failed: {problem}"
+        return reasons
+
+    def _kind(self, group: Group) -> Any:
+        """What groups have in common that one piece of code puts together."""
+        parent, _, own = module_of(group.writers[0]).rpartition(".")
+        roles = tuple((s.role, s.dim, s.tensor.rpartition(".")[2]) for s in group.slices)
+        return type(self._model.get_submodule(parent)), own, roles
+
+    def _bisect(self, chosen: Chosen, problem: str, judge: Judge) -> dict[str, str]:
+        if len(chosen) == 1:
+            return {chosen[0][0].name: f"trial removal failed: {problem}"}
+        middle = len(chosen) // 2
+        halves = chosen[:middle], chosen[middle:]
+        problems = [judge(half) for half in halves]
+        found: dict[str, str] = {}
+        for half, its_own in zip(halves, problems, strict=True):
+            found |= self._bisect(half, its_own, judge) if its_own is not None else {}
+        # harmless apart, harmful together: one half stays whole
+        return found or {g.name: f"trial removal failed together with other groups: {problem}" for g, _ in halves[1]}
+
+    def _difference(self, chosen: Chosen) -> str | None:
+        """Why the compacted network does not put out what the masked one does, or None."""
+        self._begin()
+        try:
+            outputs = self._run(self._compacted(chosen))  # first, since this is the one that fails
+            return difference(self._run(self._masked(chosen)), outputs)
+        except Exception as error:  # whatever the user's forward raises
+            return first_line(error)
+
+    def _training_problem(self, chosen: Chosen) -> str | None:
+        """Why the compacted network does not run in train mode, which is not traced, where the masked one does."""
+        self._begin()
+        try:
+            self._run(self._compacted(chosen).train())
+        except Exception as error:
+            with contextlib.suppress(Exception):
+                self._run(self._masked(chosen).train())
+                return f"in train mode, {first_line(error)}"
+        return None
+
+    def _begin(self) -> None:
+        self._told()
+        if time.monotonic() - self._began > self._seconds:
+            raise TimeoutError(
+                f"expected to find out within {self._seconds:g} s what can be removed from "
+                f"{type(self._model).__name__}, and did not: give fewer or smaller samples, or ignore= parts of it"
+            )
+
+    def _compacted(self, chosen: Chosen) -> nn.Module:
+        network, plan = copy.deepcopy(self._model), Plan()
+        for group, neurons in chosen:
+            plan.add(group, neurons.tolist())
+        compact(network, plan.removed())
+        return network
+
+    def _masked(self, chosen: Chosen) -> nn.Module:
+        network = copy.deepcopy(self._model)
+        for group, neurons in chosen:
+            mask(network, group.slices, neurons)
+        return network
+
+    @torch.no_grad()
+    def _run(self, network: nn.Module) -> Any:
+        return answer(network, self._inputs, self._forward)
+
+
+def unsafe_groups(model: nn.Module, groups: Sequence[Group], inputs: Any, forward: Forward = plain) -> dict[str, str]:
+    """The groups whose physical removal does not equal masking them -> why; see :meth:`Trials.unsafe`."""
+    return Trials(model, inputs, forward).unsafe(groups)
+
+
+def _share(order: Tensor, which: int) -> Tensor:
+    """The first sixth, the next third, or the remaining half of an order."""
+    cuts = [0, len(order) // 6, len(order) // 2, len(order)]
+    part = order[cuts[which] : cuts[which + 1]]
+    return part[: len(order) - 1]
+
+
+@torch.no_grad()
+def difference(expected: Any, actual: Any) -> str | None:
+    """What differs between the outputs of the masked and the compacted network, or None where they agree."""
+    a, b = leaves(expected), leaves(actual)
+    if len(a) != len(b):
+        return f"the masked network has {len(a)} outputs, the compacted one {len(b)}"
+    for e, g in zip(a, b, strict=True):
+        if isinstance(e, Tensor) and not close(g, e):
+            gap = float((g.double() - e.double()).abs().max()) if g.shape == e.shape else float("nan")
+            return f"the outputs of the masked and the compacted network differ by {gap:.2e}"
+    return None
+
+
+def check_result(original: nn.Module, pruned: nn.Module, plan: Plan, inputs: Any, forward: Forward = plain) -> None:
+    """Raises RuntimeError unless the pruned network equals the unpruned one with its weights and zeros elsewhere."""
+    full = expanded(original, pruned, plan)
+    with torch.no_grad():
+        problem = difference(*(answer(network, inputs, forward) for network in (full, pruned)))
+    if problem is not None:
+        raise RuntimeError(f"the pruned network is not the masked one: {problem}; please report this model")
+
+
+@torch.no_grad()
+def expanded(original: nn.Module, pruned: nn.Module, plan: Plan) -> nn.Module:
+    """A copy of ``original`` in eval mode that holds the pruned network's values, and zero where the plan cut."""
+    full = plain_copy(original).eval()
+    tensors, small, seen, removed = named_tensors(full), named_tensors(plain_copy(pruned)), set(), plan.removed()
+    for name, tensor in tensors.items():
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        kept = [torch.ones(n, dtype=torch.bool) for n in tensor.shape]
+        for (owner, dim), gone in removed.items():
+            if tensors.get(owner) is tensor:
+                kept[dim][gone] = False
+        index = [k.nonzero().view([-1 if i == dim else 1 for i in range(len(kept))]) for dim, k in enumerate(kept)]
+        tensor.zero_()
+        tensor[tuple(index)] = small[name]
+    return full

@@ -1,0 +1,36 @@
+"""Fading curves for people to look at: the gradient's norm along the path of the neurons that go last."""
+
+from __future__ import annotations
+
+import torch
+
+from ..criteria import Criterion, FadingCriterion
+from ..records import Curve
+from .engine import Engine
+from .selection import Scorer
+
+GROUPS = 6
+"""So many groups of a run at most, evenly spread: the others are not looked at."""
+
+NEURONS, POINTS = 3, 8
+"""Neurons of each, those that go last, and points of each path."""
+
+
+def recorded(index: int, groups: int, criterion: Criterion) -> bool:
+    """Whether curves of a group are recorded, by its index; only of criteria that fade single neurons anyway."""
+    if not isinstance(criterion, FadingCriterion) or criterion.path != "neuron":
+        return False
+    return groups <= GROUPS or index in {i * (groups - 1) // (GROUPS - 1) for i in range(GROUPS)}
+
+
+def curve(scorer: Scorer, neuron: int, criterion: Criterion) -> Curve:
+    """The curve of a neuron that is still there.
+
+    Args:
+        scorer: of the neuron's group, for a criterion that :func:`recorded` is for.
+        neuron: which.
+        criterion: that criterion.
+    """
+    assert isinstance(scorer, Engine) and isinstance(criterion, FadingCriterion)
+    points = torch.arange(1, POINTS + 1, dtype=torch.float64) / POINTS
+    return Curve(neuron, tuple(points.tolist()), tuple(scorer.fading(neuron, points, criterion.p).tolist()))

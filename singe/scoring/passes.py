@@ -1,0 +1,471 @@
+"""Passes over what depends on one group: prefix once, jobs stacked on the batch axis, suffix only.
+
+A job is one point of one fading path: all that a neuron owns on the writing side is scaled by t. Because scaling is
+linear, a layer's output z under a job is a scaled copy of the cached z; only what depends on z runs again, K jobs at a
+time, and the loss is differentiated down to z only. In eval mode samples do not see each other, so the stack is exact;
+a check per group falls back to one job at a time where it is not. Where one job exceeds the memory, its images pass in
+parts, each twice: first for the outputs that the loss is taken of, then for the gradients.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from .. import ops
+from ..graph import batchnorm
+from ..graph.budget import Budget, is_shortage
+from ..graph.downstream import Downstream
+from ..graph.groups import Group
+from ..graph.layer import Layer
+from ..graph.operators import CONVOLUTIONS
+from ..graph.riders import Rider
+from ..graph.stretch import Stretch
+from ..graph.trace import Env, Trace
+from ..models.batches import Batch, length, tensors
+from ..models.numerics import close
+from ..models.precision import Precision, prefers_channels_last
+from ..task import Task
+from .incremental import Incremental
+from .jobs import Jobs, spread, whole_group
+from .stacking import Stacking
+
+log = logging.getLogger("singe")
+
+
+@dataclass(frozen=True)
+class RowDelta:
+    """The loss's gradient at the outputs that jobs fade: one row of one layer for each job.
+
+    Attributes:
+        layer: which.
+        place: which of the rows that each neuron owns in it.
+        x: its input, [B, C, ...] for all jobs or [K*B, C, ...].
+        row: int64 [K].
+        delta: [K, B, *positions].
+    """
+
+    layer: Layer
+    place: int
+    x: Tensor
+    row: Tensor
+    delta: Tensor
+
+
+@dataclass(frozen=True)
+class LayerDelta:
+    """The loss's gradient at all outputs of a layer.
+
+    Attributes:
+        layer: which.
+        x: its input for each job, K times [B, C, ...].
+        delta: likewise, K times [B, N, ...].
+    """
+
+    layer: Layer
+    x: Sequence[Tensor]
+    delta: Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some of the batch's images: what the prefix computes for them once.
+
+    Attributes:
+        size: how many.
+        values: of the suffix's boundary, its roots and the inputs of these.
+        front: the front of the suffix, where it has one.
+    """
+
+    size: int
+    values: Env
+    front: Incremental | None
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What K jobs left behind.
+
+    Attributes:
+        front: what they went through first, if it is not the layers themselves.
+        faded: faded values, with gradient history.
+        inputs: the layers' inputs, by the node of their output.
+        outputs: the model's.
+    """
+
+    front: Incremental | None
+    faded: dict[fx.Node, Tensor]
+    inputs: dict[fx.Node, Tensor]
+    outputs: list[Tensor]
+
+
+class Passes:
+    """Runs jobs on one group and one batch while neurons are removed one by one.
+
+    Args:
+        model: the module whose parameters are read live; removals are masked in it (see ``surgery.mask``).
+        trace: of that model.
+        group: which neurons; its indices count in the model as it is.
+        batch: on the model's device.
+        task: how the model is called and judged.
+        memory: bytes that the activations of one pass may take; at least one job on one image runs at a time.
+        precision: see ``precision.arithmetic``, inside which everything here is to be called.
+
+    Attributes:
+        layers: the group's writers, in execution order.
+        parts: into how many parts the images are divided.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        trace: Trace,
+        group: Group,
+        batch: Batch,
+        task: Task,
+        memory: int,
+        precision: Precision,
+    ) -> None:
+        self._model, self._trace, self._group = model, trace, group
+        self._batch, self._task, self._size = batch, task, length(batch)
+        self._device = tensors(batch)[0].device
+        self._coarse = precision != "float32"
+        self._channels_last = prefers_channels_last(precision, self._device)
+        self._live = self._formatted(trace.live(model))
+        self._stacking = Stacking(trace)
+        self._down = Downstream(trace, group, self._live)
+        self.layers = self._down.layers
+        self._gone: list[int] = []
+        self._folded: dict[fx.Node, tuple[Tensor, Tensor]] = {}
+        self._fold(self._down.foldable)
+        self._budget = Budget(trace, self._down, self._size, group.size, memory, self._device)
+        self._sizes = self._divide()
+        self.parts = len(self._sizes)
+
+    # -- what is asked of it ---------------------------------------------------------------------------------
+
+    def losses(self, jobs: Jobs) -> Tensor:
+        """[K]: each job's loss."""
+        self._catch_up()
+        with torch.no_grad():
+            return self._judged(self._outputs(jobs), len(jobs))
+
+    def row_deltas(self, jobs: Jobs, receive: Callable[[RowDelta], None]) -> None:
+        """Hands over the gradient at every row that the jobs' neurons own, for each part of the images."""
+
+        def hand_over(done: _Pass, deltas: dict[fx.Node, Tensor]) -> None:
+            if done.front is not None:
+                (layer,), output = self.layers, done.front.output
+                delta = done.front.delta(jobs, done.faded[output].detach(), deltas[output])
+                return receive(RowDelta(layer, 0, self._input(layer, done), jobs.rows(layer.rows)[:, 0], delta))
+            every = torch.arange(len(jobs))
+            for layer in self.layers:
+                x = self._input(layer, done)
+                delta = layer.channels_first(deltas[layer.output]).unflatten(0, (len(jobs), -1))
+                for place, row in enumerate(jobs.rows(layer.rows).unbind(1)):
+                    receive(RowDelta(layer, place, x, row, delta[every, :, row]))
+
+        self._differentiate(jobs, hand_over)
+
+    def layer_deltas(self, jobs: Jobs, receive: Callable[[LayerDelta], None]) -> None:
+        """Hands over the gradient at every layer's output under jobs that fade the whole group, likewise."""
+
+        def hand_over(done: _Pass, deltas: dict[fx.Node, Tensor]) -> None:
+            for layer in self.layers:
+                x, delta = self._input(layer, done), layer.channels_first(deltas[layer.output])
+                xs = [x] * len(jobs) if layer.output in self._down.suffix.roots else x.chunk(len(jobs))
+                receive(LayerDelta(layer, xs, delta.chunk(len(jobs))))
+
+        self._differentiate(jobs, hand_over)
+
+    @property
+    def live(self) -> Env:
+        """The values of the model's parameters and buffers as they stand, by node."""
+        self._catch_up()
+        return self._live
+
+    def forget(self, neuron: int) -> None:
+        """Zeroes a neuron in the caches, after ``surgery.mask`` has zeroed it in the model."""
+        self._gone.append(neuron)  # many may go before anything is asked again
+
+    def _catch_up(self) -> None:
+        if not self._gone:
+            return
+        gone, self._gone = self._gone, []
+        owned = {s.tensor for s in self._group.slices}
+        live = self._trace.live(self._model)
+        self._live |= self._formatted({n: live[n] for n, name in self._trace.state.items() if name in owned})
+        self._fold(
+            [c for c in self._down.foldable if any(self._trace.state.get(i) in owned for i in c.all_input_nodes)]
+        )
+        if self.parts > 1:
+            return  # the parts are computed anew for every pass
+        front = self._all.front
+        for neuron in gone if front is not None else ():
+            front.remove(neuron)  # type: ignore[union-attr]
+        for root in self._down.suffix.roots:
+            layer, z = self._down.by_output[root], self._all.values[root]
+            z.index_fill_(layer.axis, layer.rows[gone].flatten().to(z.device), 0)
+
+    @cached_property
+    def chunk(self) -> int:
+        """How many jobs that fade one neuron run at a time: what fits the memory, one where they do not stack."""
+        return self._at_once(self._down.behind)
+
+    @cached_property
+    def chunk_of_whole(self) -> int:
+        """How many jobs that fade the whole group run at a time."""
+        return self._at_once(self._down.whole)
+
+    # -- one pass over K jobs --------------------------------------------------------------------------------
+
+    def _outputs(self, jobs: Jobs) -> list[Tensor]:
+        """The model's outputs for K jobs on all images."""
+        return self._joined([self._forward(jobs, self._part(index)).outputs for index in range(self.parts)])
+
+    def _joined(self, parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        return [self._stacking.join(*pair) for pair in zip(self._trace.outputs, zip(*parts, strict=True), strict=True)]
+
+    def _differentiate(self, jobs: Jobs, receive: Callable[[_Pass, dict[fx.Node, Tensor]], None]) -> None:
+        """For each part of the images: a forward pass and the gradient of the summed losses at every faded value."""
+        self._catch_up()
+        seeds: Sequence[Sequence[Tensor] | None] = self._seeds(jobs) if self.parts > 1 else [None]
+
+        def one(part: _Part, seed: Sequence[Tensor] | None) -> None:  # so that nothing stays beside the next part
+            with torch.enable_grad():
+                done = self._forward(jobs, part)
+                ends, at_ends = self._ends(done.outputs, seed, len(jobs))
+                deltas = torch.autograd.grad(ends, list(done.faded.values()), at_ends, materialize_grads=True)
+            receive(done, dict(zip(done.faded, deltas, strict=True)))
+
+        for index, seed in enumerate(seeds):
+            one(self._part(index), seed)
+
+    def _ends(
+        self, outputs: list[Tensor], seed: Sequence[Tensor] | None, count: int
+    ) -> tuple[list[Tensor], list[Tensor] | None]:
+        """Where a backward pass begins, and with which gradients: the losses, or outputs of a part with their own."""
+        if seed is None:
+            return [self._summed_losses(outputs, count)], None
+        pairs = [(out, own) for out, own in zip(outputs, seed, strict=True) if out.requires_grad]
+        return [out for out, _ in pairs], [own for _, own in pairs]
+
+    def _seeds(self, jobs: Jobs) -> list[tuple[Tensor, ...]]:
+        """The gradient of the summed losses at the model's outputs, for every part of the images."""
+        with torch.no_grad():
+            outputs = self._outputs(jobs)
+        with torch.enable_grad():
+            leaves = [out.detach().requires_grad_(out.is_floating_point() or out.is_complex()) for out in outputs]
+            wanted = [leaf for leaf in leaves if leaf.requires_grad]
+            found = iter(torch.autograd.grad(self._summed_losses(leaves, len(jobs)), wanted, materialize_grads=True))
+        seeds = [next(found) if leaf.requires_grad else leaf for leaf in leaves]  # what has no gradient asks for none
+        split = [self._stacking.split(*pair, self._sizes) for pair in zip(self._trace.outputs, seeds, strict=True)]
+        return list(zip(*split, strict=True))
+
+    def _forward(self, jobs: Jobs, part: _Part) -> _Pass:
+        faded: dict[fx.Node, Tensor] = {}
+        env: Env = dict(self._live)
+        front = part.front if jobs.neuron is not None and bool((jobs.t >= 0).all()) else None
+        on = self._down.whole if front is None else self._down.behind
+        env |= {node: part.values[node] for node in on.constants}
+        env |= {node: self._stacking.stack(node, part.values[node], len(jobs)) for node in on.stacked}
+        if front is None:
+            faded |= {root: self._fade_root(self._down.by_output[root], part, jobs) for root in self._down.suffix.roots}
+        else:
+            faded[front.output] = front.fade(jobs)
+        env |= {node: value.requires_grad_(torch.is_grad_enabled()) for node, value in faded.items()}
+
+        def call(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            value = self._evaluate(node, args, kwargs, on, len(jobs))
+            if node in self._down.by_output:
+                layer = self._down.by_output[node]
+                scale = jobs.scale(layer.rows, value.shape[layer.axis], value)
+                value = faded[node] = value * spread(scale, value, layer.axis)
+            elif node in self._down.riders:
+                value = faded[node] = value + self._fading(self._down.riders[node], value, jobs)
+            return value
+
+        inputs = [layer.x for layer in self.layers]
+        keep = [*self._trace.outputs, *inputs]
+        self._trace.run(on.nodes, env, len(jobs) * part.size, keep=keep, call=call)
+        seen = {
+            layer.output: part.values[layer.x] if layer.output in self._down.suffix.roots else env[layer.x].detach()
+            for layer in self.layers
+        }
+        return _Pass(front, faded, seen, [env[n] for n in self._trace.outputs])
+
+    def _evaluate(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], on: Stretch, jobs: int) -> Any:
+        """A node's own value, before anything fades."""
+        if node in self._folded:
+            args = (args[0], *self._folded[node], *args[3:])
+        return on.evaluate(node, args, kwargs, jobs)
+
+    def _fade_root(self, layer: Layer, part: _Part, jobs: Jobs) -> Tensor:
+        z = part.values[layer.output]
+        if jobs.neuron is None:
+            scales = jobs.scale(layer.rows, z.shape[layer.axis], z).unbind()
+            shape = [1] * z.dim()
+            shape[layer.axis] = -1
+            return torch.cat([z * scale.view(shape) for scale in scales])
+        return ops.fade_neurons(z, jobs.rows(layer.rows).to(z.device), jobs.t.to(z.device), axis=layer.axis)
+
+    def _fading(self, rider: Rider, value: Tensor, jobs: Jobs) -> Tensor:
+        """What turns a x + shift into a x + t shift for the neurons that fade, for all jobs and samples."""
+        shift = rider.shift(self._live)
+        neuron = rider.neuron.to(shift.device)
+        column = (-1, *[1] * neuron.dim())
+        fades = neuron >= 0 if jobs.neuron is None else neuron == jobs.neuron.to(shift.device).view(column)
+        missing = fades * (jobs.t.to(shift) - 1).view(column) * shift  # [K, ...]
+        axis = next(iter(self._trace.batch_axes(rider.node)), 0)
+        missing = missing.movedim(0, axis).flatten(axis, axis + 1)
+        return missing.repeat_interleave(value.shape[axis] // missing.shape[axis], axis)
+
+    def _input(self, layer: Layer, done: _Pass) -> Tensor:
+        return layer.padded(layer.channels_first(done.inputs[layer.output]))
+
+    def _summed_losses(self, outputs: list[Tensor], count: int) -> Tensor:
+        losses = self._judged(outputs, count)
+        if not losses.requires_grad:
+            raise ValueError("expected a loss that depends smoothly on the outputs, got one without a gradient")
+        return losses.sum()
+
+    def _judged(self, outputs: list[Tensor], count: int) -> Tensor:
+        """[K]: each job's loss, of outputs in the dtype and memory format that the model itself would give."""
+        nodes = self._trace.outputs
+        own = [self._presented(*pair) for pair in zip(nodes, outputs, strict=True)]
+        parts = [self._stacking.unstack(*pair, count) for pair in zip(nodes, own, strict=True)]
+        jobs = [self._trace.unflatten(part, self._size) for part in zip(*parts, strict=True)]
+        with torch.autocast(self._device.type, enabled=False):
+            return torch.stack([self._task.judge(outputs, self._batch) for outputs in jobs])
+
+    def _presented(self, node: fx.Node, value: Tensor) -> Tensor:
+        """An output as the model itself would give it, to write into as well: not what is cached, nor a leaf."""
+        value = value.to(node.meta["val"].dtype).contiguous()
+        cached = node in self._down.suffix.boundary or node in self._down.suffix.roots
+        return value.clone() if cached or (value.is_leaf and value.requires_grad) else value
+
+    def _fold(self, calls: Iterable[fx.Node]) -> None:
+        """Folds the batch norms behind these layers of the suffix into them, as they stand now."""
+        self._folded |= {call: batchnorm.folded(call, self._live) for call in calls}
+
+    # -- the prefix ------------------------------------------------------------------------------------------
+
+    def _part(self, index: int) -> _Part:
+        """All images, computed once; or some of them, computed anew every time."""
+        return self._all if self.parts == 1 else self._images(sum(self._sizes[:index]), self._sizes[index])
+
+    @cached_property
+    def _all(self) -> _Part:
+        part = self._images(0, self._size)
+        front, (layer, *_) = self._down.front, self.layers
+        if front is None:
+            return part
+        weight, bias = self._folded.get(front.reader) or self._weights(front.reader)
+        with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
+            values = {node: part.values[node] for node in (*self._down.suffix.boundary, layer.output)}
+            incremental = Incremental(front, layer, values, weight, bias, self._budget.keeps_contributions)
+        return _Part(part.size, part.values, incremental)
+
+    def _weights(self, call: fx.Node) -> tuple[Tensor, Tensor | None]:
+        weight, bias = (call.args[i] if i < len(call.args) else None for i in (1, 2))
+        return self._live[weight], None if bias is None else self._live[bias]  # type: ignore[index]
+
+    def _images(self, start: int, size: int) -> _Part:
+        """What the prefix computes for some of the images, a few at a time where memory is short."""
+        step = self._budget.prefix()
+        if step < size and not self._independent:
+            log.warning("%s: samples cannot be passed in parts, what lies before exceeds memory", self._group.name)
+            step = size
+        steps = [self._prefix(start + i, min(step, size - i)) for i in range(0, size, step)]
+        return _Part(size, {n: self._stacking.join(n, [values[n] for values in steps]) for n in self._down.kept}, None)
+
+    def _prefix(self, start: int, size: int) -> Env:
+        fed = self._trace.feed(self._task.inputs(self._batch))
+        env: Env = self._live | {node: self._in_format(value[start : start + size]) for node, value in fed.items()}
+        with torch.no_grad():
+            self._trace.run(self._down.suffix.prefix, env, size, keep=self._down.kept)
+        return {node: env[node] for node in self._down.kept}
+
+    # -- set-up ----------------------------------------------------------------------------------------------
+
+    def _formatted(self, live: Env) -> Env:
+        """Values with convolutions' weights in the memory format that passes are fastest in."""
+        kernels = {n.args[1] for n in self._trace.nodes if getattr(n.target, "overloadpacket", None) in CONVOLUTIONS}
+        return {node: self._in_format(value) if node in kernels else value for node, value in live.items()}
+
+    def _in_format(self, value: Tensor) -> Tensor:
+        if self._channels_last and value.dim() == 4:
+            return value.contiguous(memory_format=torch.channels_last)
+        return value
+
+    def _at_once(self, on: Stretch) -> int:
+        if self.parts > 1:
+            return 1
+        fit = self._budget.jobs(on, self._down.front is not None)
+        return fit if fit == 1 or self._stackable else 1
+
+    @cached_property
+    def _stackable(self) -> bool:
+        if not self._trace.dynamic:
+            log.warning("%s: the model's batch size is fixed, jobs run one by one", self._group.name)
+            return False
+        if not self._stacks():
+            log.warning("%s: samples see each other or do not lie along axis 0, jobs run one by one", self._group.name)
+            return False
+        return True
+
+    def _divide(self) -> list[int]:
+        """Parts of how many images pass one after the other: one part if a job fits or samples see each other."""
+        sizes = self._budget.parts()
+        if len(sizes) > 1 and not self._independent:
+            bytes_ = self._budget.needed
+            log.warning("%s: samples cannot be passed in parts, a pass takes %d bytes", self._group.name, bytes_)
+            return [self._size]
+        return sizes
+
+    @cached_property
+    def _independent(self) -> bool:
+        """Whether two images together give what each gives alone."""
+        several_axes = any(len(self._trace.batch_axes(node)) > 1 for node in (*self._down.kept, *self._trace.outputs))
+        if not self._trace.dynamic or several_axes:
+            return False
+        whole, places = whole_group(1.0), ((0, 2), (0, 1), (1, 1))
+        try:
+            with torch.no_grad():
+                parts = [_Part(size, self._prefix(start, size), None) for start, size in places]
+                pair, *alone = (self._forward(whole, part).outputs for part in parts)
+        except Exception as error:  # the model may not take one image alone
+            if is_shortage(error):
+                raise
+            log.debug("%s: passing images in parts failed: %s", self._group.name, error)
+            return False
+        return all(self._agree(*pair) for pair in zip(pair, self._joined(alone), strict=True))
+
+    def _stacks(self) -> bool:
+        """Whether two jobs that differ give together what each gives alone."""
+        with torch.no_grad():
+            alone = [self._outputs(whole_group(t)) for t in (1.0, 0.5)]
+            try:
+                stacked = self._outputs(whole_group(1.0, 0.5))
+            except Exception as error:  # the model or the loss may not take more samples at once
+                if is_shortage(error):
+                    raise
+                log.debug("%s: stacking two jobs failed: %s", self._group.name, error)
+                return False
+        values = zip(self._trace.outputs, stacked, *alone, strict=True)
+        return all(
+            self._agree(part, expected)
+            for node, both, *each in values
+            for part, expected in zip(self._stacking.unstack(node, both, 2), each, strict=True)
+        )
+
+    def _agree(self, actual: Tensor, expected: Tensor) -> bool:
+        if self._coarse and expected.is_floating_point():
+            return close(actual.bfloat16(), expected.bfloat16())
+        return close(actual, expected)

@@ -1,0 +1,151 @@
+"""The criterion of reconstruction: what the rest of a group cannot make up for, by least squares."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..criteria import Criterion
+from ..graph.fading import readers
+from ..graph.groups import Group, module_of
+from ..graph.point import find_point
+from ..graph.trace import Trace, named_tensors
+from ..refit.compensation import ridge
+from ..refit.equations import Unpruned
+from ..removal.surgery import Removed
+
+log = logging.getLogger("singe")
+
+WIDEST = 8192
+"""Columns of a reader whose equations are solved for; their inverse takes 512 MiB."""
+
+
+@dataclass(eq=False)
+class _System:
+    """The equations of a reader, or of one group of a convolution.
+
+    Attributes:
+        columns: int64 [neurons, k]: those that read each neuron.
+        inverse: float64 [F, F]: of X^T X + lambda, on what is left.
+        weights: float64 [F, M]: the best ones.
+        scale: the sum of squares of what is put out, about its mean.
+    """
+
+    columns: Tensor
+    inverse: Tensor
+    weights: Tensor
+    scale: float
+
+    def costs(self, neurons: Tensor) -> Tensor:
+        """[len(neurons)]: by how much the least sum of squares rises without each of them, as a share."""
+        columns = self.columns[neurons]
+        inverse = self.inverse[columns[:, :, None], columns[:, None]]  # [n, k, k]
+        weights = self.weights[columns]
+        return (weights * torch.linalg.solve(inverse, weights)).sum((1, 2)) / self.scale
+
+    def remove(self, neuron: int) -> None:
+        """Block elimination: the rest is as if solved anew."""
+        gone = self.columns[neuron]
+        lever = self.inverse[:, gone] @ torch.linalg.inv(self.inverse[gone][:, gone])
+        self.weights -= lever @ self.weights[gone]
+        self.inverse -= lever @ self.inverse[gone]
+        self.weights[gone] = 0
+        self.inverse[gone] = 0
+        self.inverse[:, gone] = 0
+
+
+def unfit(trace: Trace, group: Group) -> str | None:
+    """Why the neurons of a group cannot be scored: none of their readers can be refitted; None where one can."""
+    reasons = {module_of(weight): _unfit(trace, weight) for weight in readers(group)}
+    if any(reason is None for reason in reasons.values()):
+        return None
+    said = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    return f"no reader can be refitted ({said or 'no layer reads it'})"
+
+
+def _unfit(trace: Trace, weight: str) -> str | None:
+    point = find_point(trace, weight)
+    if isinstance(point, str):
+        return point
+    columns = point.layer.weight_node.meta["val"][0].numel()
+    return f"it has {columns} columns, more than {WIDEST}" if columns > WIDEST else None
+
+
+class Reconstructor:
+    """Scores the neurons of one group while they are removed one by one, as an engine does.
+
+    Args:
+        model: pruned so far.
+        trace: of it as it is.
+        group: which neurons; its indices count in the model as it is.
+        unpruned: the network as it was.
+        removed: what of that is gone.
+        loss: of the model on a batch, for who asks; not needed here.
+        memory: likewise, what passes may take.
+
+    Raises:
+        ValueError: no reader of the group can be refitted, see :func:`unfit`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        trace: Trace,
+        group: Group,
+        unpruned: Unpruned,
+        removed: Removed,
+        loss: float = 0.0,
+        memory: int = 0,
+    ) -> None:
+        self.loss, self.memory = loss, memory
+        self._size = group.size
+        self._systems: list[_System] = []
+        if (reason := unfit(trace, group)) is not None:
+            raise ValueError(f"expected a group that can be reconstructed, but of {group.name} {reason}")
+        for weight in readers(group):
+            if (reason := _unfit(trace, weight)) is not None:
+                log.info("%s is not looked at for %s: %s", module_of(weight), group.name, reason)
+            else:
+                self._systems += self._solve(model, trace, group, weight, unpruned, removed)
+
+    def scores(self, criterion: Criterion, neurons: Tensor | None = None) -> Tensor:
+        """float64 [len(neurons)] on the CPU: what no refitting of the readers makes up for, a share for each reader."""
+        neurons = torch.arange(self._size) if neurons is None else neurons
+        return torch.stack([system.costs(neurons) for system in self._systems]).sum(0).cpu()
+
+    def lasting(self, criterion: Criterion) -> bool:
+        """Whether scores stay what they are when others go."""
+        return False
+
+    def forget(self, neuron: int) -> None:
+        """Takes a neuron out."""
+        for system in self._systems:
+            system.remove(neuron)
+
+    @torch.no_grad()
+    def _solve(
+        self, model: nn.Module, trace: Trace, group: Group, weight: str, unpruned: Unpruned, removed: Removed
+    ) -> list[_System]:
+        found = unpruned.equations(model, trace, weight, removed)
+        assert not isinstance(found, str), found
+        taps, rows = found.x.shape[2], named_tensors(model)[weight].flatten(1)
+        neuron = group.slice(weight, 1).neuron.repeat_interleave(taps)
+        order = neuron.argsort(stable=True)
+        columns = order[neuron[order] >= 0].view(group.size, -1)
+        systems = []
+        for x, missing, own in zip(
+            found.x.chunk(found.parts, 1), found.missing.chunk(found.parts, 1), rows.chunk(found.parts), strict=True
+        ):
+            x, missing = x.flatten(1).double(), missing.double()
+            y = x @ own.T.double() + missing
+            if found.offset is not None:
+                x, missing, y = (t - t.mean(0) for t in (x, missing, y))
+            squares = x.T @ x
+            squares.diagonal().add_(ridge(x) or 1.0)
+            inverse = torch.linalg.inv(squares)
+            weights = own.T.double() + inverse @ (x.T @ missing)
+            systems.append(_System(columns, inverse, weights, max(float(y.square().sum()), 1e-300)))
+        return systems

@@ -1,0 +1,70 @@
+"""Which of the ways to score neurons a criterion takes, and whether it can be taken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from ..criteria import Criterion, FeatureRelevance, Reconstruction
+from ..graph.groups import Group
+from ..graph.trace import Trace
+from ..models.batches import Batch
+from ..models.precision import Precision
+from ..refit.equations import Unpruned
+from ..task import Task
+from .engine import Engine
+from .reconstruction import Reconstructor, unfit
+from .relevance import check_relevance, relevance_scores
+
+
+def unscorable(trace: Trace, groups: Sequence[Group], criterion: Criterion, batch: Batch | None) -> dict[str, str]:
+    """Names of the groups that a criterion has no scores for -> why.
+
+    Args:
+        trace: of the network.
+        groups: that may lose neurons.
+        criterion: what scores them.
+        batch: that they are scored on, if it is known yet.
+
+    Raises:
+        TypeError, ValueError: it has none for any group of this network, or on such batches.
+    """
+    if isinstance(criterion, FeatureRelevance):
+        check_relevance(trace, groups, batch)
+    if isinstance(criterion, Reconstruction):
+        return {g.name: reason for g in groups if (reason := unfit(trace, g)) is not None}
+    return {}
+
+
+def scores_of(
+    model: nn.Module,
+    trace: Trace,
+    groups: Sequence[Group],
+    batch: Batch,
+    task: Task,
+    criterion: Criterion,
+    memory: int,
+    precision: Precision = "float32",
+) -> list[Tensor]:
+    """float64 [size] on the CPU for each group: the scores of its neurons in the network as it is.
+
+    Args:
+        model: whose weights are looked at; not modified.
+        trace: of it.
+        groups: of it, those that :func:`unscorable` does not name.
+        batch: on the model's device.
+        task: how the model is called and judged.
+        criterion: what scores are.
+        memory: bytes that the activations of one pass may take, so far as samples can pass in parts.
+        precision: of the passes of an engine.
+
+    Raises:
+        TypeError, ValueError: the criterion has no finite scores on this batch.
+    """
+    if isinstance(criterion, FeatureRelevance):
+        return relevance_scores(model, trace, groups, batch, task, criterion, memory)
+    if isinstance(criterion, Reconstruction):
+        unpruned = Unpruned(model, trace, batch, task, memory)
+        return [Reconstructor(model, trace, g, unpruned, {}).scores(criterion) for g in groups]
+    return [Engine(model, trace, g, batch, task, memory, precision).scores(criterion) for g in groups]

@@ -1,0 +1,94 @@
+"""Which neuron of a group goes next."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from ..criteria import Criterion, Reconstruction
+
+Refresh = Literal["lazy", "full"]
+
+
+class Scorer(Protocol):
+    """What tells the scores of a group's neurons while they are removed, such as an engine."""
+
+    memory: int
+
+    @property
+    def loss(self) -> float:
+        """On the batch, with all removals so far."""
+
+    def scores(self, criterion: Criterion, neurons: Tensor | None = None) -> Tensor:
+        """float64 [len(neurons)] on the CPU."""
+
+    def lasting(self, criterion: Criterion) -> bool:
+        """Whether a score stays what it is when others of the group go."""
+
+    def forget(self, neuron: int) -> None:
+        """Takes a neuron out, after it has been masked in the model."""
+
+
+class Selection:
+    """Takes the least relevant neurons of a group one by one, re-scoring in between.
+
+    A removal makes all scores stale, unless they last. ``"full"`` then scores all remaining neurons again. ``"lazy"``
+    scores only the least until the least is up to date, which is exact as long as scores do not shrink when others are
+    removed.
+
+    Attributes:
+        engine: what scores are computed with; tell it of the removal, or renew it after weights have changed.
+        first_scores: of all neurons, before any was taken.
+        taken: the neurons taken so far, in order; ``taken_scores`` their scores when they were taken.
+        scored: how many neurons have been scored, repetitions included.
+    """
+
+    def __init__(self, engine: Scorer, criterion: Criterion, refresh: Refresh) -> None:
+        self.engine = engine
+        self.taken: list[int] = []
+        self.taken_scores: list[float] = []
+        self._criterion = criterion
+        self._lazy = refresh == "lazy" and not criterion.scores_together
+        self._scores = engine.scores(criterion)
+        self.first_scores: tuple[float, ...] = tuple(self._scores.tolist())
+        self._fresh = torch.ones_like(self._scores, dtype=torch.bool)
+        self.scored = len(self._scores)
+
+    def renew(self, engine: Scorer) -> None:
+        """Goes on with another engine, for the same group with other weights."""
+        self.engine = engine
+        self._fresh[:] = False
+
+    def take_least(self) -> int:
+        """The least relevant neuron left; the caller removes it from the model."""
+        if not self._lazy and not bool(self._fresh.any()):
+            self._score(self._scores.isfinite().nonzero().flatten())
+        while True:
+            neuron = int(self._scores.argmin())
+            if self._fresh[neuron]:
+                break
+            self._score(torch.tensor([neuron]))
+        self.taken.append(neuron)
+        self.taken_scores.append(float(self._scores[neuron]))
+        self._scores[neuron] = math.inf
+        self._fresh[:] = self.engine.lasting(self._criterion)
+        return neuron
+
+    def _score(self, neurons: torch.Tensor) -> None:
+        self._scores[neurons] = self.engine.scores(self._criterion, neurons)
+        self._fresh[neurons] = True
+        self.scored += len(neurons)
+
+
+def order(scorer: Scorer, criterion: Criterion) -> Tensor:
+    """int64 [n]: a group's neurons, the least relevant first, scored anew where that takes no removal in the model."""
+    scores = scorer.scores(criterion)
+    if not isinstance(criterion, Reconstruction):
+        return scores.argsort(stable=True)
+    selection = Selection(scorer, criterion, "full")
+    for _ in range(len(scores)):
+        scorer.forget(selection.take_least())
+    return torch.tensor(selection.taken)

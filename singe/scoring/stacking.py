@@ -1,0 +1,52 @@
+"""Values of several jobs, or of several parts of the images, along one batch axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor, fx
+
+from ..graph.trace import Trace
+
+
+class Stacking:
+    """Copies, cuts and joins the values of a trace's nodes along their batch axes; values without one are shared."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+
+    def stack(self, node: fx.Node, value: Tensor, count: int) -> Tensor:
+        """``count`` copies of a value."""
+        axes = self._trace.batch_axes(node)
+        if not axes or count == 1:
+            return value
+        if len(axes) > 1:
+            raise ValueError(f"{node} depends on the batch along several axes")
+        return torch.cat([value] * count, dim=axes[0])
+
+    def unstack(self, node: fx.Node, value: Tensor, count: int) -> list[Tensor]:
+        """The ``count`` values that are stacked in one."""
+        axis = self._axis(node)
+        if axis is None:
+            return [value] * count
+        return self.split(node, value, [1] * count)
+
+    def split(self, node: fx.Node, value: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        """The parts of a value that belong to so many samples each."""
+        axis = self._axis(node)
+        if axis is None:
+            return [value] * len(sizes)
+        each = value.shape[axis] // sum(sizes)  # more than one where the model flattens something into the axis
+        starts = [0, *accumulate(sizes)]
+        # narrow, not split: a loss may write into a view of its own
+        return [value.narrow(axis, start * each, size * each) for start, size in zip(starts, sizes, strict=False)]
+
+    def join(self, node: fx.Node, parts: Sequence[Tensor]) -> Tensor:
+        """Undoes ``split``."""
+        axis = self._axis(node)
+        return parts[0] if axis is None or len(parts) == 1 else torch.cat(list(parts), dim=axis)
+
+    def _axis(self, node: fx.Node) -> int | None:
+        return next(iter(self._trace.batch_axes(node)), None)

@@ -1,0 +1,1 @@
+"""Files: pruned networks, interrupted runs, ONNX."""

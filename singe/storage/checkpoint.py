@@ -1,0 +1,198 @@
+"""A run that survives being killed: all it needs to go on behind its last group is in one file; see docs/format.md."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import reprlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..graph.trace import named_tensors
+from ..models.batches import Batch, tensors
+from ..records import GroupRecord
+from ..removal.plan import Plan
+from . import typed
+from .files import digest, tensor_file, write_tensors
+
+log = logging.getLogger("singe")
+
+FILE = "checkpoint.safetensors"
+VERSION = 1
+
+_read_record, _read_seconds = typed.reader(GroupRecord), typed.reader(dict[str, float])
+_read_reasons = typed.reader(dict[str, str])
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        memory: bytes that a scoring pass may take, after what the device had no room for.
+        samples: the fingerprint of the loader's first ones.
+        widths: (name, neurons before, neurons to go) of every group that loses some, in order.
+        plan: what was removed.
+        history: of the groups that are done.
+        traced: how many groups were done when the graph in use was exported.
+        tuned: whether the fine-tuning behind all groups is done.
+        uncompensated: the layers that were not refitted before that -> why.
+        seconds: what went into what else than the groups.
+    """
+
+    memory: int
+    samples: str
+    widths: list[tuple[str, int, int]] = field(default_factory=list)
+    plan: Plan = field(default_factory=Plan)
+    history: list[GroupRecord] = field(default_factory=list)
+    traced: int = 0
+    tuned: bool = False
+    uncompensated: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def neurons(self) -> int:
+        """How many have been removed."""
+        return sum(len(record.removed) for record in self.history)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``json``; see :meth:`from_json`."""
+        data = {name: value for name, value in vars(self).items() if name not in ("plan", "history")}
+        return data | {"plan": self.plan.to_json(), "history": [asdict(record) for record in self.history]}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Progress:
+        """The progress that :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: something in it is of the wrong kind, or contradicts the rest.
+        """
+        try:
+            widths = [(str(name), _count(size), _count(count)) for name, size, count in data["widths"]]
+            history = [_read_record(record, "history") for record in data["history"]]
+            seconds = _read_seconds(data.get("seconds", {}), "seconds")
+            plan, memory, traced = Plan.from_json(data["plan"]), _count(data["memory"]), _count(data["traced"])
+            progress = cls(
+                memory=memory, samples=str(data["samples"]), widths=widths, plan=plan, history=history, traced=traced,
+                tuned=data["tuned"] is True, seconds=seconds,
+                uncompensated=_read_reasons(data.get("uncompensated", {}), "uncompensated"),
+            )  # fmt: skip
+        except (KeyError, TypeError, AttributeError, OverflowError, ValueError) as error:
+            raise ValueError(f"damaged progress: {error!r:.200}") from error
+        removed = [(r.group, r.size, len(r.neurons), r.neurons) for r in plan.removals]
+        if removed != [(*w, r.removed) for w, r in zip(widths, history, strict=False)] or len(removed) < len(history):
+            raise ValueError("damaged progress: what was removed is not what was to be")
+        if traced > len(history) or not memory or any(not 0 < count < size for _, size, count in widths):
+            raise ValueError("damaged progress: numbers out of range")
+        return progress
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise TypeError(f"expected a number of things, got {reprlib.repr(value)}")
+    return value
+
+
+class Checkpoint:
+    """The file of one run.
+
+    Args:
+        directory: created if it does not exist.
+        call: what the run's outcome depends on, as plain data; a file of another call is refused.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], call: Mapping[str, Any]) -> None:
+        self._path = Path(directory) / FILE
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._call = json.loads(json.dumps(call))
+
+    def read(self) -> Progress | None:
+        """What the file says of the run, None where there is no file.
+
+        Raises:
+            ValueError: it is damaged, of another version, or of another call.
+        """
+        if not self._path.exists():
+            return None
+        with tensor_file(self._path) as file:
+            text = file.metadata.get("singe", "")
+            try:
+                data = json.loads(text)
+                version = data["version"] if data["format"] == "singe-checkpoint" else None
+            except (ValueError, LookupError, TypeError, RecursionError) as error:
+                raise ValueError(f"expected a checkpoint of singe.prune in {self._path}, got another file") from error
+            if version != VERSION:
+                found = reprlib.repr(version)
+                raise ValueError(f"expected a checkpoint of version {VERSION} in {self._path}, got version {found}")
+            if file.digest(text) != file.metadata.get("digest"):
+                raise ValueError(f"damaged checkpoint {self._path}: its contents are not those that were written")
+        self._check_call(data.get("call"))
+        try:
+            return Progress.from_json(data)
+        except ValueError as error:
+            raise ValueError(f"damaged checkpoint {self._path}: {error}") from error
+
+    def _check_call(self, written: Any) -> None:
+        written = written if isinstance(written, dict) else {}
+        other = [key for key in self._call if self._call[key] != written.get(key)]
+        if other:
+            names = "; ".join(f"{key} was {_shown(written.get(key))} and is {_shown(self._call[key])}" for key in other)
+            raise ValueError(
+                f"expected {self._path} to be of the same call, but {names}; name another directory to begin anew"
+            )
+
+    def restore(self, model: nn.Module, optimizer: Optimizer | None) -> None:
+        """Gives a model, which has been cut, and its optimiser the values in the file.
+
+        Raises:
+            ValueError: they are not of that model.
+        """
+        with tensor_file(self._path) as file:
+            expected = _tensors(model)
+            for name in sorted(file.names - set(expected)):
+                key, _, parameter = name.removeprefix("optimizer/").partition("/")
+                held = expected.get(f"model/{parameter}")
+                if optimizer is not None and held is not None:
+                    expected[name] = optimizer.state[held][key] = torch.empty_like(held)
+            file.check(expected)
+            file.copy(expected)
+
+    def write(self, progress: Progress, model: nn.Module, optimizer: Optimizer | None) -> None:
+        """Writes the file; the old one is there until the new one is whole.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        head = {"format": "singe-checkpoint", "version": VERSION, "call": self._call}
+        text = json.dumps(head | progress.to_json(), separators=(",", ":"))
+        values = _tensors(model, optimizer)
+        write_tensors(self._path, values, {"singe": text, "digest": digest(text, values)})
+
+
+def fingerprint(batch: Batch) -> str:
+    """Of a batch's tensors."""
+    return digest("", {str(index): tensor for index, tensor in enumerate(tensors(batch))})
+
+
+def _tensors(model: nn.Module, optimizer: Optimizer | None = None) -> dict[str, Tensor]:
+    """All that is worked on, tied tensors under their first name, and what an optimiser keeps of each."""
+    names: dict[Tensor, str] = {}
+    for name, tensor in named_tensors(model).items():
+        names.setdefault(tensor, name)
+    found = {f"model/{name}": tensor for tensor, name in names.items()}
+    for parameter, state in optimizer.state.items() if optimizer is not None else ():
+        kept = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+        found |= {f"optimizer/{key}/{names[parameter]}": value for key, value in kept.items()}
+    return found
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else "None" if value is None else json.dumps(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."

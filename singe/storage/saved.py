@@ -1,0 +1,152 @@
+"""A pruned network on disk: the plan as JSON, weights as safetensors, nothing that executes; see docs/format.md."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..graph.trace import named_tensors
+from ..models.copies import copy_of
+from ..models.wrappers import unwrapped
+from ..removal import masks
+from ..removal.plan import Plan
+from .files import digest, read_text, replace, tensor_file, write_tensors
+
+PLAN_FILE = "plan.json"
+MASKS_FILE = "masks.safetensors"
+WEIGHTS_FILE = "model.safetensors"
+
+
+def save(model: nn.Module, plan: Plan, directory: str | os.PathLike[str]) -> None:
+    """Writes a pruned model as ``plan.json`` and ``model.safetensors``; each file appears whole or not at all.
+
+    Args:
+        model: the pruned model.
+        plan: what was removed from the unpruned one.
+        directory: created if it does not exist; files in it are replaced.
+
+    Raises:
+        ValueError: the model has state that is no tensor (``get_extra_state``).
+    """
+    path = _made(model, directory)
+    text = json.dumps(plan.to_json(), separators=(",", ":"))
+    # between the two files a process may be killed: the weights know which plan they are of
+    write_tensors(path / WEIGHTS_FILE, _persistent(model), {"format": "pt", "plan": digest(text, {})})
+    replace(path / PLAN_FILE, lambda part: part.write_text(text, encoding="utf-8"))
+    (path / MASKS_FILE).unlink(missing_ok=True)  # of another result
+
+
+def save_masked(model: nn.Module, kept: masks.Masks, directory: str | os.PathLike[str]) -> None:
+    """Writes a model without some of its weights as ``masks.safetensors`` and ``model.safetensors``.
+
+    Args:
+        model: the pruned model, with masks on or without.
+        kept: parameter name -> bool tensor, True for weights that stay.
+        directory: created if it does not exist; files in it are replaced.
+
+    Raises:
+        ValueError: the model has state that is no tensor (``get_extra_state``).
+    """
+    path, permanent = _made(model, directory), not masks.are_on(model, kept)
+    bare = model if permanent else masks.take_off(copy_of(model), kept)
+    write_tensors(path / WEIGHTS_FILE, _persistent(bare), {"format": "pt", "masks": digest("", kept)})
+    write_tensors(path / MASKS_FILE, kept, {"format": "pt", "permanent": json.dumps(permanent)})
+    (path / PLAN_FILE).unlink(missing_ok=True)
+
+
+def load(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Module:
+    """A pruned copy of ``model`` from the files that ``PruneResult.save`` or ``SparseResult.save`` wrote.
+
+    Args:
+        model: of the same architecture as the one that was pruned, unpruned; its weights do not matter. Not modified.
+            Wrapped or compiled, the module inside is taken.
+        directory: holds ``model.safetensors`` and ``plan.json`` or ``masks.safetensors``.
+
+    Returns:
+        the pruned model, on the device and in the train mode of ``model``; with masks on, unless they were made
+        permanent before it was saved.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged, of another version, does not fit the model, or is not of the same saving.
+    """
+    path = Path(directory)
+    if (path / MASKS_FILE).exists():
+        return _load_masked(copy_of(unwrapped(model)), path)
+    text, plan = _read_plan(path / PLAN_FILE)
+    pruned = plan.apply(copy_of(unwrapped(model)))
+    _read_weights(pruned, path, "plan", digest(text, {}))
+    return pruned
+
+
+def load_plan(directory: str | os.PathLike[str]) -> Plan:
+    """The plan alone, to apply to a model of one's own.
+
+    Raises:
+        FileNotFoundError: no ``plan.json`` in the directory.
+        ValueError: it is damaged or of another version.
+    """
+    return _read_plan(Path(directory) / PLAN_FILE)[1]
+
+
+def _load_masked(model: nn.Module, path: Path) -> nn.Module:
+    """Fills and masks a model in place."""
+    parameters = dict(model.named_parameters())
+    with tensor_file(path / MASKS_FILE) as file:
+        if unknown := file.names - set(parameters):
+            raise ValueError(f"expected masks of the model's parameters in {file.path}, got {sorted(unknown)}")
+        kept = {name: torch.empty(parameters[name].shape, dtype=torch.bool) for name in file.names}
+        file.check(kept)
+        file.copy(kept)
+        permanent = file.metadata.get("permanent") == "true"
+    _read_weights(model, path, "masks", digest("", kept))
+    for name, mask in kept.items():
+        kept[name] = mask.to(parameters[name].device)
+        masks.zero(parameters[name], kept[name])
+    return model if permanent else masks.put_on(model, kept)
+
+
+def _read_weights(model: nn.Module, path: Path, beside: str, own: str) -> None:
+    """Copies the weights in a directory into a model, unless they were saved beside another plan or other masks."""
+    tensors = _persistent(model)
+    with tensor_file(path / WEIGHTS_FILE) as file:
+        if file.metadata.get(beside, own) != own:
+            other = {"plan": f"{PLAN_FILE} beside it, it was saved with another plan"}
+            other["masks"] = f"{MASKS_FILE} beside it, it was saved with other masks"
+            raise ValueError(f"expected {file.path} to be of {other[beside]}")
+        file.check(tensors)
+        file.copy(tensors)
+
+
+def _made(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
+    """The directory, for a model that can be saved."""
+    extra = [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]
+    if extra:
+        raise ValueError(f"expected a model whose state is tensors only, got {', '.join(extra)}")
+    path = Path(directory)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _read_plan(path: Path) -> tuple[str, Plan]:
+    try:
+        text = read_text(path)
+        return text, Plan.from_json(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"damaged plan in {path}: {error}") from error
+
+
+def _persistent(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers, tied ones under their first name only."""
+    persistent = model.state_dict(keep_vars=True)
+    seen: set[int] = set()
+    unique = {}
+    for name, tensor in named_tensors(model).items():
+        if name in persistent and id(tensor) not in seen:
+            seen.add(id(tensor))
+            unique[name] = tensor
+    return unique

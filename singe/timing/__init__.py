@@ -1,0 +1,1 @@
+"""How long networks take, and their modules."""

@@ -1,0 +1,1 @@
+"""Batches, steps of training, and what they do to a network."""

@@ -1,0 +1,41 @@
+"""How much of what a network is asked it answers right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from .. import checks
+from ..models.isolation import evaluating
+from ..task import Task
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """The share of labels that are the class of the largest logit, in [0, 1], in eval mode.
+
+    Args:
+        model: puts out logits [B, classes, ...]; in the mode that it was in afterwards.
+        batches: pairs of inputs x [B, ...] and labels y, int [B, ...].
+
+    Raises:
+        TypeError, ValueError: no batches, or other ones; or outputs that are no logits for such labels.
+    """
+    device, task, right, total = checks.device_of(model), Task(), 0, 0
+    with evaluating([model]):
+        for batch in batches:
+            x, y = checks.batch_of(batch, device, task)
+            logits = model(x)
+            if not isinstance(logits, Tensor) or logits.dim() < 2 or logits[:, 0].shape != y.shape:
+                found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+                raise ValueError(
+                    f"expected logits [B, classes, ...] for labels of shape {tuple(y.shape)} to measure accuracy, got "
+                    f"{found}"
+                )
+            right += int((logits.argmax(1) == y).sum())
+            total += y.numel()
+    if not total:
+        raise ValueError("expected test data to measure accuracy on, got no batch")
+    return right / total

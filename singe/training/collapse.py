@@ -1,0 +1,55 @@
+"""Whether a pruned network still knows what it knew: a warning, since accuracy can go without a word."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..models.batches import Batch, length
+from ..task import Task
+
+log = logging.getLogger("singe")
+
+
+class Watch:
+    """Compares the losses before and after on one batch with that of a network that knows nothing.
+
+    Args:
+        model: before pruning, in eval mode.
+        batch: some samples.
+        task: how the model is called and judged.
+
+    Attributes:
+        loss: of the model on the batch before pruning.
+    """
+
+    def __init__(self, model: nn.Module, batch: Batch, task: Task) -> None:
+        self._batch, self._task = batch, task
+        with torch.no_grad():
+            outputs = task.outputs(model, batch)
+            self.loss = float(task.judge(outputs, batch))
+            self._constant = self._constant_answer(outputs)
+
+    def _constant_answer(self, outputs: object) -> float:
+        """The loss of giving every sample one answer, the mean output or less of it; NaN where outputs have no mean."""
+        if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
+            return math.nan
+        mean = outputs.mean(0, keepdim=True).expand_as(outputs)
+        return min(float(self._task.judge(mean * part, self._batch)) for part in (0, 0.25, 0.5, 1))
+
+    def loss_after(self, model: nn.Module) -> float:
+        """The loss now; warns where more than half of what was known beyond a constant answer is gone."""
+        with torch.no_grad():
+            loss = float(self._task(model, self._batch))
+        knew = self._constant - self.loss
+        knew_something = knew > 0.05 * abs(self._constant)
+        if not math.isfinite(loss) or (knew_something and loss > self.loss + knew / 2):
+            log.warning(
+                "the pruned network may have collapsed: its loss on %d samples is %.3f, it was %.3f before pruning, "
+                "and a constant answer has %.3f; prune less, fine-tune longer, or ignore= what matters",
+                length(self._batch), loss, self.loss, self._constant,
+            )  # fmt: skip
+        return loss

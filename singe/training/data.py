@@ -1,0 +1,125 @@
+"""An endless, restartable stream of batches over the user's loader."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from .. import checks
+from ..models.batches import Batch, described, head, joined, length, tensors
+from ..models.isolation import callers_device, counting_epochs, seed_everything
+from ..ranks import ALONE, Ranks
+from ..task import Task
+
+log = logging.getLogger("singe")
+
+_END = object()
+
+
+class Stream:
+    """Draws batches from a loader again and again; restarting with a seed makes what follows repeatable.
+
+    Args:
+        loader: any iterable of batches that can be iterated anew, such as a ``DataLoader``.
+        device: where batches go.
+        task: what batches must be: pairs (x, y), or nested tensors where it has a ``forward`` of its own.
+        ranks: that draw at the same time, each from a loader of its own, which may hold all samples or a share of them.
+
+    Raises:
+        TypeError: not an iterable, or one that can be iterated only once.
+    """
+
+    def __init__(
+        self,
+        loader: Iterable[Any],
+        device: torch.device,
+        task: Task = Task(),  # noqa: B008 - frozen
+        ranks: Ranks = ALONE,
+    ) -> None:
+        if not hasattr(loader, "__iter__"):
+            raise TypeError(f"expected an iterable of batches, got {type(loader).__name__}")
+        if isinstance(loader, Iterator):
+            raise TypeError(f"expected a loader that can be iterated again, got a one-shot {type(loader).__name__}")
+        self._loader, self._device, self._task, self._ranks = loader, device, task, ranks
+        self._batches: Iterator[Any] | None = None
+        self._seed, self._epochs = 0, 0
+        self._alike: bool | None = None  # whether all ranks draw the same; None until they have drawn
+
+    def restart(self, seed: int) -> None:
+        """Begins a new epoch with every random generator seeded."""
+        self._batches = None
+        self._seed, self._epochs = seed, 0
+        seed_everything(seed, self._loader)
+
+    def next(self) -> Batch:
+        """The next batch; a new epoch begins where one ends.
+
+        Raises:
+            ValueError: the loader is empty, or the batch holds NaN.
+            TypeError: the batch is not what the task takes.
+        """
+        with callers_device():
+            item = _END if self._batches is None else next(self._batches, _END)
+            if item is _END:
+                self._batches = self._epoch()
+                item = next(self._batches, _END)
+        if item is _END:
+            raise ValueError("expected a loader with at least one batch, got an empty one")
+        return checks.batch_of(item, self._device, self._task)
+
+    def take(self, images: int) -> Batch:
+        """One batch of exactly ``images`` samples, joined from as many batches as that needs; the same on all ranks.
+
+        Raises:
+            ValueError: batches differ in more than their length, or ranks in more than what samples hold.
+        """
+        batches = [self.next()]
+        while sum(map(length, batches)) < images:
+            batches.append(self.next())
+        return self._common(head(joined(batches), images))
+
+    def next_share(self) -> tuple[Batch, float]:
+        """This rank's part of what all ranks train on at a time, and what the mean over it counts in theirs.
+
+        Where all N ranks draw the same batches, each gets every Nth sample; else its own batch, whole. To be
+        called behind :meth:`take`, which finds out.
+
+        Raises:
+            ValueError: there are fewer samples than ranks.
+        """
+        batch, size = self.next(), self._ranks.size
+        if size == 1 or not self._alike:
+            return batch, 1.0
+        count = length(batch)
+        if count < size:
+            raise ValueError(f"expected batches of a sample for each of {size} ranks, got {count}; try drop_last=True")
+        own = pytree.tree_map(lambda t: t[self._ranks.rank :: size], batch)
+        return own, length(own) * size / count
+
+    def _epoch(self) -> Iterator[Any]:
+        """An iterator over a new epoch, with other samples first than in those before where the loader shuffles."""
+        for sampler in counting_epochs(self._loader):
+            sampler.set_epoch((self._seed * 1_000_003 + self._epochs) % 2**31)
+        self._epochs += 1
+        return iter(self._loader)
+
+    def _common(self, batch: Batch) -> Batch:
+        """The first rank's batch."""
+        ranks = self._ranks
+        if ranks.size == 1:
+            return batch
+        if others := ranks.differing(described(batch)):
+            raise ValueError(
+                f"expected batches of one kind on all ranks, but those on ranks {others} are unlike those on rank 0; "
+                f"on rank {ranks.rank} they are {described(batch)}"
+            )
+        alike = not ranks.differing("", {str(index): tensor for index, tensor in enumerate(tensors(batch))})
+        if self._alike is None:
+            self._alike = alike
+            each = "an equal part of every batch" if alike else "batches of its own, since loaders differ"
+            log.info("each of %d ranks trains on %s", ranks.size, each)
+        return batch if alike else pytree.tree_map(ranks.from_first, batch)

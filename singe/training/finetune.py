@@ -1,0 +1,256 @@
+"""The built-in training loop that runs between removals."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .. import checks
+from ..bars import bar
+from ..models.batches import Batch, described, length
+from ..models.precision import Precision, arithmetic, check_name
+from ..ranks import ALONE, Ranks
+from ..task import Task, cross_entropy
+from .data import Stream
+from .distillation import Teacher
+
+When = Literal["after", "layer", "neuron"]
+
+DISTILLED = 0.5
+"""The share of the loss that the unpruned network's answers are by default."""
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """How to fine-tune: SGD with Nesterov momentum at a flat learning rate that falls linearly to zero at the end.
+
+    Args:
+        steps: optimiser steps in the whole run, spread evenly over its pauses.
+        when: the pauses: all "after" pruning, after every "layer" (group of neurons), or after every "neuron".
+        lr: learning rate before it falls.
+        momentum: of SGD, in [0, 1).
+        weight_decay: on weights of two and more axes; biases and batch norms are not decayed.
+        decay: share of the steps, the last ones, over which the learning rate falls to zero, in [0, 1].
+        distill: share of the loss, in [0, 1], that is the divergence from what the unpruned network answers (see
+            ``singe.distillation``), for networks that return logits [B, classes, ...]; None for a half with the default
+            loss and for nothing with one of the user's own.
+        precision: of the training steps: "bfloat16", autocast; "float32" without or "tf32" with TF32 on CUDA; None for
+            the model's own dtype as torch's settings have it.
+    """
+
+    steps: int = 1000
+    when: When = "after"
+    lr: float = 0.02
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    decay: float = 0.3
+    distill: float | None = None
+    precision: Precision | None = None
+
+    def __post_init__(self) -> None:
+        checks.integer("steps", self.steps, 1)
+        if self.when not in ("after", "layer", "neuron"):
+            raise ValueError(f"expected when='after', 'layer' or 'neuron', got {self.when!r}")
+        for name in ("lr", "momentum", "weight_decay", "decay"):
+            checks.number(name, getattr(self, name))
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"expected lr > 0, got {self.lr!r}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"expected momentum in [0, 1), got {self.momentum!r}")
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"expected decay in [0, 1], got {self.decay!r}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"expected weight_decay >= 0, got {self.weight_decay!r}")
+        if self.distill is not None and not 0 <= checks.number("distill", self.distill) <= 1:
+            raise ValueError(f"expected distill in [0, 1] or None, got {self.distill!r}")
+        if self.precision is not None:
+            check_name(self.precision)
+
+    def distilled(self, task: Task) -> float:
+        """The share of the loss that is learnt from the unpruned network."""
+        if self.distill is None:
+            return DISTILLED if task.loss is cross_entropy else 0.0
+        return self.distill
+
+
+class Tuner:
+    """One optimiser and one schedule over a whole run, whose pauses ask for a few steps each.
+
+    Args:
+        plan: steps and learning rate.
+        model: trained in place.
+        stream: of batches.
+        task: how the model is called and judged.
+        pauses: how often :meth:`pause` will be called.
+        still: names of modules that stay in eval mode.
+        unpruned: the network to distil from; not modified.
+        progress: whether pauses show a bar.
+        ranks: that train together, each on its share of the stream; gradients are averaged over them.
+
+    Attributes:
+        optimizer: SGD over the parameters that require a gradient; surgery keeps its state aligned.
+        when: see :class:`FineTune`.
+    """
+
+    def __init__(
+        self,
+        plan: FineTune,
+        model: nn.Module,
+        stream: Stream,
+        task: Task,
+        pauses: int,
+        still: Sequence[str] = (),
+        *,
+        unpruned: nn.Module,
+        progress: bool = False,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.when, self._ranks = plan.when, ranks
+        self._plan, self._model, self._stream, self._task = plan, model, stream, task
+        self._pauses, self._pause, self._step = pauses, 0, 0
+        self._still, self._progress = still, progress
+        self._unused = True  # whether the loss may not depend on some parameter; the rehearsal finds out
+        self._distill = plan.distilled(task)
+        self._outputs: Callable[[Batch], Any] | None = None  # while it trains
+        self._teacher = Teacher(unpruned, task) if self._distill else None
+        trained = [p for p in model.parameters() if p.requires_grad]
+        if not trained:
+            raise ValueError("expected a parameter that requires a gradient to fine-tune, got none; pass finetune=None")
+        groups = [
+            {"params": [p for p in trained if p.dim() > 1], "weight_decay": plan.weight_decay},
+            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.SGD(
+            [g for g in groups if g["params"]], lr=plan.lr, momentum=plan.momentum, nesterov=plan.momentum > 0
+        )
+
+    def pause(self) -> int:
+        """Trains for this pause's share of the steps, in train mode; leaves the model in eval mode.
+
+        Returns:
+            the number of steps taken.
+
+        Raises:
+            ValueError: the loss is not finite.
+        """
+        self._pause += 1
+        target = round(self._plan.steps * self._pause / self._pauses)
+        steps = target - self._step
+        if not steps:
+            return 0
+        self._train_mode(self._model)
+        try:
+            self._outputs = self._distributed()
+            with bar(range(steps), desc="fine-tuning", unit="step", shown=self._progress, inside=True) as turns:
+                for _ in turns:
+                    self._train_step()
+                    self._step += 1
+        finally:
+            self._outputs = None  # an error that is looked at keeps no other rank waiting
+            self._model.eval()
+            self.optimizer.zero_grad(set_to_none=True)
+        self._ranks.synchronise(dict(self._model.named_buffers()))  # statistics of batch norms are of a rank's share
+        return steps
+
+    def resume(self, pauses: int) -> None:
+        """Says that so many pauses have been made."""
+        self._pause, self._step = pauses, round(self._plan.steps * pauses / self._pauses) if self._pauses else 0
+
+    def rehearse(self) -> None:
+        """One step forward and backward on a copy, so that what cannot be trained is refused before work starts.
+
+        Raises:
+            ValueError: the network or the loss cannot be trained on the loader's batches.
+        """
+        model, (batch, _) = copy.deepcopy(self._model), self._stream.next_share()
+        self._train_mode(model)
+        try:
+            with torch.enable_grad(), self._arithmetic():
+                loss = self._loss(self._task.outputs(model, batch), batch)
+                trained = [p for p in model.parameters() if p.requires_grad]
+                self._unused = None in torch.autograd.grad(loss, trained, allow_unused=True)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"expected a network and a loss that can be trained on batches of {described(batch)}: {error}"
+            ) from error
+
+    def _train_mode(self, model: nn.Module) -> None:
+        model.train()
+        for name in self._still:
+            model.get_submodule(name).training = False
+
+    def _distributed(self) -> Callable[[Batch], Any]:
+        """What answers to a batch, with gradients that are averaged over the ranks where there are several.
+
+        Made anew for every pause: pruning has changed parameters since.
+        """
+        if self._ranks.size == 1:
+            return partial(self._task.outputs, self._model)
+        on_cpu = next(self._model.parameters()).device.type == "cpu"
+        unused = bool(self._ranks.sum(torch.tensor(float(self._unused))))  # of any rank: all have to say the same
+        return DistributedDataParallel(
+            _Answering(self._model, self._task),
+            process_group=self._ranks.group if on_cpu else None,  # gloo's own, or what is right for the device
+            find_unused_parameters=unused,
+        )
+
+    def _train_step(self) -> None:
+        assert self._outputs is not None
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate()
+        batch, weight = self._stream.next_share()
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            with torch.enable_grad(), self._arithmetic(), self._ranks.together():
+                loss = self._loss(self._outputs(batch), batch)
+                loss = loss if weight == 1 else weight * loss
+                loss.backward(inputs=trained)
+        except ValueError as error:
+            if length(batch) > 1:
+                raise
+            raise ValueError(f"fine-tuning failed on a batch of one sample; try drop_last=True: {error}") from error
+        value = float(self._ranks.sum(loss.detach())) / self._ranks.size
+        if not math.isfinite(value):
+            raise ValueError(
+                f"expected a finite loss, got {value} at fine-tuning step {self._step + 1} of "
+                f"{self._plan.steps}; try a smaller lr than {self._plan.lr}"
+            )
+        self.optimizer.step()
+
+    def _loss(self, outputs: Any, batch: Batch) -> Tensor:
+        if self._teacher is None:
+            return self._task.judge(outputs, batch)
+        divergence = self._distill * self._teacher.divergence(outputs, batch)
+        return (1 - self._distill) * self._task.judge(outputs, batch) + divergence
+
+    def _arithmetic(self) -> AbstractContextManager[None]:
+        if self._plan.precision is None:
+            return nullcontext()
+        return arithmetic(self._plan.precision, next(self._model.parameters()).device)
+
+    def _learning_rate(self) -> float:
+        falling = self._plan.decay * self._plan.steps
+        left = self._plan.steps - self._step
+        return self._plan.lr * (min(1.0, left / falling) if falling else 1.0)
+
+
+class _Answering(nn.Module):
+    """A model as the user has it called, so that one wrapper serves every way to call it."""
+
+    def __init__(self, model: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.model, self._task = model, task
+
+    def forward(self, batch: Batch) -> Any:
+        """The model's answer to a batch."""
+        return self._task.outputs(self.model, batch)

@@ -1,0 +1,90 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, TensorDataset
+
+from singe.models.isolation import counting_epochs, preserved_random_state, seed_everything
+
+DATA = TensorDataset(torch.arange(20.0))
+
+
+def draw():
+    return torch.rand(3).tolist(), np.random.rand(3).tolist(), [random.random() for _ in range(3)]
+
+
+def test_every_generator_goes_on_as_if_nothing_had_happened():
+    seed_everything(1)
+    expected = [draw(), draw()]
+    seed_everything(1)
+    first = draw()
+    with preserved_random_state():
+        seed_everything(7)
+        draw()
+    assert [first, draw()] == expected
+
+
+def test_also_after_an_exception():
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    with pytest.raises(KeyError), preserved_random_state():
+        seed_everything(3)
+        draw()
+        raise KeyError
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])
+    assert random.getstate() == before[2]
+
+
+@pytest.mark.parametrize("where", ["loader", "sampler"])
+def test_the_loaders_own_generator_is_seeded_and_given_back(where):
+    generator = torch.Generator().manual_seed(4)
+    if where == "loader":
+        loader = DataLoader(DATA, batch_size=5, shuffle=True, generator=generator)
+    else:
+        loader = DataLoader(DATA, batch_size=5, sampler=RandomSampler(DATA, generator=generator))
+    state = generator.get_state()
+    orders = []
+    with preserved_random_state(loader):
+        for _ in range(2):
+            seed_everything(8, loader)
+            orders.append([x.tolist() for (x,) in loader])
+    assert orders[0] == orders[1]
+    assert torch.equal(generator.get_state(), state)
+
+
+def test_the_same_seed_draws_the_same_and_another_seed_something_else():
+    draws = []
+    for seed in (2, 2, 3):
+        with preserved_random_state():
+            seed_everything(seed)
+            draws.append(draw())
+    assert draws[0] == draws[1]
+    assert all(a != b for a, b in zip(draws[1], draws[2], strict=True))
+
+
+@pytest.mark.parametrize("seed", [0, -1, 2**40])
+def test_seeds_beyond_what_numpy_takes_are_seeds_too(seed):
+    with preserved_random_state():
+        seed_everything(seed)
+        first = draw()
+        seed_everything(seed)
+        assert draw() == first
+
+
+@pytest.mark.skipif(torch.cuda.is_initialized(), reason="needs a process that has not used CUDA yet")
+def test_a_cuda_context_that_starts_later_keeps_the_users_seed(monkeypatch):
+    queued = []  # torch keeps the last seed for when CUDA starts
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", queued.append)
+    with preserved_random_state():
+        seed_everything(7)
+    assert queued == []
+
+
+def test_the_epoch_that_a_sampler_counts_is_given_back():
+    loader = DataLoader(DATA, sampler=DistributedSampler(DATA, num_replicas=2, rank=0))
+    loader.sampler.set_epoch(3)
+    with preserved_random_state(loader):
+        assert counting_epochs(loader) == [loader.sampler]
+        loader.sampler.set_epoch(8)
+    assert loader.sampler.epoch == 3

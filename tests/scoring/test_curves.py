@@ -1,0 +1,17 @@
+import pytest
+
+import singe
+from singe.scoring.curves import GROUPS, recorded
+
+FADING = singe.IntegratedGradient()
+
+
+@pytest.mark.parametrize("groups", [1, 2, GROUPS, GROUPS + 1, 27, 1000])
+def test_a_few_groups_are_looked_at_the_first_and_the_last_among_them(groups):
+    chosen = [index for index in range(groups) if recorded(index, groups, FADING)]
+    assert len(chosen) == min(groups, GROUPS) and chosen[0] == 0 and chosen[-1] == groups - 1
+
+
+@pytest.mark.parametrize("criterion", [singe.Magnitude(), singe.IntegratedGradient(path="layer"), singe.LossChange()])
+def test_criteria_that_fade_no_single_neurons_have_no_curves(criterion):
+    assert not recorded(0, 1, criterion)

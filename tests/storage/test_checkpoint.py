@@ -1,0 +1,437 @@
+import errno
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+import torch
+from networks import MLP, PlainNet, images, randomised
+from pruning import vectors
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import singe
+from singe import FineTune
+from singe.graph.trace import named_tensors
+from singe.storage.checkpoint import FILE, Checkpoint, Progress
+
+TUNINGS = {
+    "none": None,
+    "layer": FineTune(20, "layer", 0.02),
+    "neuron": FineTune(20, "neuron", 0.02),
+    "after": FineTune(20, "after", 0.02),
+}
+
+
+def pictures():
+    x, y = images(48)
+    return DataLoader(TensorDataset(x, y), batch_size=16, shuffle=True)
+
+
+def prune(model, loader, directory, **options):
+    plain = {"allocation": "uniform", "compensate": "none", "images": 16, "progress": False}
+    options = {**plain, "finetune": TUNINGS["layer"], **options}
+    return singe.prune(model, loader, options.pop("rho", 0.3), checkpoint=directory, **options)
+
+
+def mlp(seed=0):
+    return randomised(MLP(), seed)
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed_after(monkeypatch, writes):
+    """Runs end when the checkpoint has been written so many times, at once or for the rest of the test."""
+    write, left = Checkpoint.write, [writes]
+
+    def counted(self, *args):
+        write(self, *args)
+        left[0] -= 1
+        if not left[0]:
+            raise Killed
+
+    monkeypatch.setattr(Checkpoint, "write", counted)
+
+
+def same_runs(a, b):
+    tensors = [named_tensors(r.model) for r in (a, b)]
+    assert tensors[0].keys() == tensors[1].keys()
+    assert all(torch.equal(t, tensors[1][name]) for name, t in tensors[0].items())
+    assert a.plan.to_json() == b.plan.to_json() and a.frozen == b.frozen
+    for x, y in zip(a.history, b.history, strict=True):
+        assert (x.group, x.removed, x.scores, x.neurons_scored) == (y.group, y.removed, y.scores, y.neurons_scored)
+        assert (x.loss_start, x.loss_removed, x.loss_end) == (y.loss_start, y.loss_removed, y.loss_end)
+    assert (a.loss_before, a.loss_after, a.macs_after) == (b.loss_before, b.loss_after, b.macs_after)
+
+
+# going on
+
+
+@pytest.mark.parametrize("writes", [1, 2, 3])
+@pytest.mark.parametrize("finetune", TUNINGS.values(), ids=TUNINGS.keys())
+def test_a_run_that_was_cut_off_comes_to_the_same(tmp_path, monkeypatch, finetune, writes):
+    undisturbed = prune(mlp(), vectors(), None, finetune=finetune)
+    assert len(undisturbed.history) > 1
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_after(patch, writes)
+        prune(mlp(), vectors(), tmp_path, finetune=finetune)
+    same_runs(prune(mlp(), vectors(), tmp_path, finetune=finetune), undisturbed)
+
+
+def test_widths_that_were_chosen_by_the_clock_stay_and_are_not_measured_again(tmp_path, monkeypatch, measured):
+    options = {"target": "latency", "rho": 0.5, "criterion": "magnitude"}
+    undisturbed = prune(mlp(), vectors(), None, **options)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_after(patch, 1)  # before the first group
+        prune(mlp(), vectors(), tmp_path, **options)
+    measured.clear()
+    again = prune(mlp(), vectors(), tmp_path, **options)
+    assert measured == [2]  # only what came of it
+    same_runs(again, undisturbed)
+    assert again.latency == undisturbed.latency
+
+
+OPTIONS = {
+    "recalibrated": {"recalibrate_bn": 32},
+    "global": {"allocation": "global", "target": "macs"},
+    "sensitivity": {"allocation": "sensitivity", "criterion": "magnitude", "compensate": "mean"},
+    "compensated": {"compensate": "least_squares", "compensation_images": 32, "criterion": "reconstruction"},
+    "full": {"refresh": "full", "criterion": "magnitude_gradient"},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_a_convolutional_network_goes_on_from_any_group(tmp_path, monkeypatch, options):
+    def model():
+        return randomised(PlainNet())
+
+    undisturbed = prune(model(), pictures(), None, **options)
+    for _ in range(len(undisturbed.history) + 1):  # before the first group, and behind each
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            killed_after(patch, 1)
+            prune(model(), pictures(), tmp_path, **options)
+    same_runs(prune(model(), pictures(), tmp_path, **options), undisturbed)
+
+
+def test_a_run_that_had_ended_ends_again(tmp_path):
+    first = prune(mlp(), vectors(), tmp_path)
+    written = (tmp_path / FILE).stat().st_mtime_ns
+    same_runs(prune(mlp(), vectors(), str(tmp_path)), first)
+    assert (tmp_path / FILE).stat().st_mtime_ns == written
+    assert os.listdir(tmp_path) == [FILE]
+
+
+def test_callbacks_see_the_whole_run_whoever_watched_before(tmp_path):
+    class Enough(Exception):
+        pass
+
+    def stop(record):
+        raise Enough
+
+    with pytest.raises(Enough):
+        prune(mlp(), vectors(), tmp_path, callbacks=[stop])
+    told = []
+    result = prune(mlp(), vectors(), tmp_path, callbacks=[told.append], evaluate=lambda model: 0.5)
+    assert told == result.history and len(told) > 1
+    assert [r.evaluation for r in told] == [None, *[0.5] * (len(told) - 1)]
+    same_runs(result, prune(mlp(), vectors(), None))
+    assert [r.first_scores for r in told] == [r.first_scores for r in prune(mlp(), vectors(), tmp_path).history]
+
+
+def test_a_graph_that_a_cut_broke_is_made_anew_of_the_same_widths(tmp_path, monkeypatch):
+    class Split(nn.Module):
+        """Its code asks for widths, which the graph holds."""
+
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(10, 12), nn.Linear(6, 8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            x = self.a(x).relu()
+            half = x.shape[1] // 2
+            return self.c(self.b(x[:, :half] + x[:, half:]).relu())
+
+    undisturbed = prune(randomised(Split()), vectors(), None)
+    assert [r.group for r in undisturbed.history] == ["a", "b"]
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_after(patch, 2)
+        prune(randomised(Split()), vectors(), tmp_path)
+    same_runs(prune(randomised(Split()), vectors(), tmp_path), undisturbed)
+
+
+def test_buffers_that_are_not_saved_with_the_model_are_in_the_checkpoint(tmp_path, monkeypatch):
+    class Counting(MLP):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(()), persistent=False)
+
+        def forward(self, x):
+            if self.training:
+                self.seen += 1
+            return super().forward(x)
+
+    undisturbed = prune(randomised(Counting()), vectors(), None)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_after(patch, 2)
+        prune(randomised(Counting()), vectors(), tmp_path)
+    same_runs(prune(randomised(Counting()), vectors(), tmp_path), undisturbed)
+
+
+SCRIPT = """
+    import sys, torch, singe
+    sys.path.insert(0, {tests!r})
+    from test_checkpoint import mlp, vectors
+    torch.set_num_threads(1)
+    result = singe.prune(mlp(), vectors(), 0.3, finetune=singe.FineTune(3000, "layer", 0.02), images=16,
+                         progress=False, checkpoint=sys.argv[1])
+    result.save(sys.argv[1])
+"""
+
+
+def test_a_process_that_is_killed_leaves_what_another_goes_on_from(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(textwrap.dedent(SCRIPT.format(tests=os.path.dirname(__file__))))
+    running = subprocess.Popen([sys.executable, script, tmp_path / "killed"])
+    while not (tmp_path / "killed" / FILE).exists() and running.poll() is None:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    running.send_signal(signal.SIGKILL)
+    assert running.wait() == -signal.SIGKILL, "it was still at work"
+    for directory in ("killed", "whole"):
+        subprocess.run([sys.executable, script, tmp_path / directory], check=True)
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    assert (killed / "plan.json").read_bytes() == (whole / "plan.json").read_bytes()
+    tensors = [load_file(path / "model.safetensors") for path in (killed, whole)]
+    assert all(torch.equal(t, tensors[1][name]) for name, t in tensors[0].items())
+
+
+# what goes wrong on the way
+
+
+def test_without_room_on_the_disk_a_run_goes_on_and_says_so(tmp_path, monkeypatch, caplog):
+    write, written = Checkpoint.write, []
+
+    def full(self, *args):
+        written.append(len(written) != 1)
+        with monkeypatch.context() as patch:
+            if not written[-1]:
+                patch.setattr(os, "fsync", fails)
+            write(self, *args)
+
+    def fails(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Checkpoint, "write", full)
+    result = prune(mlp(), vectors(), tmp_path)
+    assert written.count(True) == len(result.history), "once before all groups, and behind all but one"
+    (message,) = [r.getMessage() for r in caplog.records if "no checkpoint behind" in r.getMessage()]
+    assert result.history[0].group in message and "No space left" in message
+    assert os.listdir(tmp_path) == [FILE]
+
+
+def test_a_directory_that_cannot_be_written_to_is_refused_before_any_work(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no directory")
+    with pytest.raises(OSError):
+        prune(mlp(), vectors(), tmp_path / "file")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        prune(mlp(), vectors(), tmp_path / "new")
+
+
+class Torn(DataLoader):
+    """Raises after a number of batches in all."""
+
+    left = 0
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            if self.left == 0:
+                raise OSError("the network drive is gone")
+            self.left -= 1
+            yield batch
+
+
+def test_behind_a_loader_that_raises_the_run_goes_on(tmp_path):
+    loader = Torn(vectors().dataset, batch_size=16, shuffle=True)
+    loader.left = 10**6
+    undisturbed = prune(mlp(), loader, None)
+    taken = 10**6 - loader.left
+    loader.left = taken * 2 // 3
+    with pytest.raises(OSError, match="network drive"):
+        prune(mlp(), loader, tmp_path)
+    loader.left = 10**6
+    same_runs(prune(mlp(), loader, tmp_path), undisturbed)
+
+
+def test_a_loss_that_is_not_finite_leaves_the_last_good_group(tmp_path):
+    calls = []
+
+    def loss(outputs, batch):
+        calls.append(1)
+        value = nn.functional.cross_entropy(outputs, batch[1])
+        return value * float("nan") if len(calls) > limit else value
+
+    limit = 10**6
+    undisturbed = prune(mlp(), vectors(), None, loss=loss)
+    limit = len(calls) * 2 // 3
+    calls.clear()
+    with pytest.raises(ValueError, match="finite"):
+        prune(mlp(), vectors(), tmp_path, loss=loss)
+    limit = 10**6
+    same_runs(prune(mlp(), vectors(), tmp_path, loss=loss), undisturbed)
+
+
+def test_other_samples_than_before_are_told(tmp_path, caplog):
+    first = prune(mlp(), vectors(), tmp_path)
+    assert "first samples" not in caplog.text
+    assert prune(mlp(), vectors(56), tmp_path).plan.to_json() == first.plan.to_json()
+    assert "the loader's first samples are not what they were" in caplog.text
+
+
+# what is refused
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("checkpoint")
+    prune(mlp(), vectors(), directory, finetune=TUNINGS["layer"])
+    return (directory / FILE).read_bytes()
+
+
+def another_weight():
+    model = mlp()
+    with torch.no_grad():
+        next(model.parameters())[0, 0] += 1
+    return model
+
+
+def one_frozen():
+    model = mlp()
+    next(model.parameters()).requires_grad_(False)
+    return model
+
+
+OTHERS = {
+    "rho": ({"rho": 0.4}, mlp, "rho was 0.3 and is 0.4"),
+    "seed": ({"seed": 1}, mlp, "seed was 0 and is 1"),
+    "finetune": ({"finetune": None}, mlp, r"finetune was FineTune\(.* and is None"),
+    "criterion": ({"criterion": "magnitude"}, mlp, r"criterion was IntegratedGradient.* and is Magnitude\(p=2\)"),
+    "ignore": ({"ignore": ["*.0"]}, mlp, r'ignore was \[\] and is \["\*.0"\]'),
+    "loss": (
+        {"loss": nn.CrossEntropyLoss(), "forward": lambda m, b: m(b[0])},
+        mlp,
+        "loss was cross_entropy and is CrossEntropyLoss",
+    ),
+    "weights": ({}, another_weight, "model was"),
+    "requires_grad": ({}, one_frozen, "model was"),
+}
+
+
+@pytest.mark.parametrize(("options", "model", "message"), OTHERS.values(), ids=OTHERS.keys())
+def test_a_checkpoint_of_another_call_is_refused(tmp_path, written, options, model, message):
+    (tmp_path / FILE).write_bytes(written)
+    with pytest.raises(ValueError, match=rf"{FILE} to be of the same call, but .*{message}"):
+        prune(model(), vectors(), tmp_path, **options)
+    assert (tmp_path / FILE).read_bytes() == written
+
+
+def test_what_does_not_decide_what_a_run_comes_to_may_change(tmp_path, written):
+    (tmp_path / FILE).write_bytes(written)
+    prune(mlp(), vectors(), tmp_path, memory=10**6, analysis_seconds=100)
+
+
+class Bomb:
+    def __reduce__(self):
+        return pytest.fail, ("reading executed code",)
+
+
+def without_metadata(path):
+    save_file(load_file(path), path)
+
+
+def newer(path):
+    with safe_open(path, "pt") as file:
+        data = json.loads(file.metadata()["singe"])
+    save_file(load_file(path), path, metadata={"singe": json.dumps({**data, "version": 2}), "digest": "0"})
+
+
+def other_weights(path):
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file({name: t + 1 for name, t in load_file(path).items()}, path, metadata=metadata)
+
+
+DAMAGES = {
+    "empty": (lambda path: path.write_bytes(b""), "damaged file"),
+    "half": (lambda path: path.write_bytes(path.read_bytes()[:-20]), "damaged file"),
+    "pickle": (lambda path: path.write_bytes(pickle.dumps(Bomb())), "damaged file"),
+    "foreign": (without_metadata, "expected a checkpoint of singe.prune"),
+    "newer": (newer, "version 1 .*, got version 2"),
+    "other weights": (other_weights, "damaged checkpoint"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_checkpoint_is_named_and_refused(tmp_path, written, damage, message):
+    path = tmp_path / FILE
+    path.write_bytes(written)
+    damage(path)
+    with pytest.raises(ValueError, match=message) as caught:
+        prune(mlp(), vectors(), tmp_path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("place", [0.001, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.999])
+def test_one_flipped_bit_is_noticed_wherever_it_is(tmp_path, written, place):
+    data = bytearray(written)
+    data[int(place * len(data))] ^= 4
+    (tmp_path / FILE).write_bytes(data)
+    with pytest.raises(ValueError):
+        prune(mlp(), vectors(), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def progress():
+    result = prune(mlp(), vectors(), None)
+    widths = [(r.group, r.size, len(r.removed)) for r in result.history]
+    return Progress(10, "abc", [*widths, ("more", 4, 2)], result.plan, result.history, 1, True)
+
+
+def test_progress_survives_json(progress):
+    again = Progress.from_json(json.loads(json.dumps(progress.to_json())))
+    assert again == progress and again.neurons == sum(len(r.removed) for r in progress.history) > 0
+
+
+CONTRADICTIONS = {
+    "no number": lambda data: data.update(memory="much"),
+    "nothing": lambda data: data.update(memory=0),
+    "missing": lambda data: data.pop("traced"),
+    "graph of the future": lambda data: data.update(traced=9),
+    "kinds": lambda data: data.update(history=[1, 2]),
+    "unknown field": lambda data: data["history"][0].update(more=1),
+    "too many": lambda data: data["widths"][-1].__setitem__(2, 4),
+    "other neurons": lambda data: data["history"][0]["removed"].reverse(),
+    "other group": lambda data: data["plan"]["removals"][0].update(group="other"),
+    "more history": lambda data: data["plan"]["removals"].pop(),
+}
+
+
+@pytest.mark.parametrize("change", CONTRADICTIONS.values(), ids=CONTRADICTIONS.keys())
+def test_progress_that_contradicts_itself_is_refused(progress, change):
+    data = json.loads(json.dumps(progress.to_json()))
+    change(data)
+    with pytest.raises(ValueError, match="damaged"):
+        Progress.from_json(data)

@@ -1,0 +1,51 @@
+import pytest
+import torch
+from torch import nn
+
+from singe.training.accuracy import accuracy
+
+
+class Told(nn.Module):
+    """Answers with the logits that it gets; in train mode with their opposite."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return -x if self.training else x * self.scale
+
+
+def logits(*classes):
+    return torch.eye(3)[list(classes)]
+
+
+def test_it_is_the_share_of_right_answers_whatever_the_sizes_of_batches():
+    batches = [(logits(0, 1, 2), torch.tensor([0, 1, 1])), (logits(2), torch.tensor([2]))]
+    assert accuracy(Told(), batches) == 0.75
+
+
+def test_labels_of_every_pixel_count_each():
+    x = logits(0, 1).reshape(2, 3, 1, 1).expand(2, 3, 2, 2)
+    y = torch.tensor([[[0, 0], [0, 1]], [[1, 2], [2, 2]]])
+    assert accuracy(Told(), [(x, y)]) == 0.5
+
+
+def test_it_is_measured_in_eval_mode_and_leaves_all_modes_alone():
+    model = nn.Sequential(Told(), nn.Identity().eval())
+    assert accuracy(model, [(logits(0, 1), torch.tensor([0, 1]))]) == 1
+    assert [m.training for m in model.modules()] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    "batches, message",
+    [
+        ([], "got no batch"),
+        ([logits(0)], r"expected a batch \(x, y\)"),
+        ([(logits(0), torch.zeros(1, 1))], r"labels of shape \(1, 1\).*got \(1, 3\)"),
+        ([(torch.zeros(1), torch.zeros(1))], r"got \(1,\)"),
+    ],
+)
+def test_what_has_no_accuracy_is_refused(batches, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        accuracy(Told(), batches)

@@ -1,0 +1,214 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+import singe
+from singe.task import Task, cross_entropy
+from singe.training.data import Stream
+from singe.training.finetune import Tuner
+
+
+def small_model():
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).eval()
+
+
+def small_stream():
+    generator = torch.Generator().manual_seed(4)
+    x, y = torch.randn(24, 6, generator=generator), torch.randint(3, (24,), generator=generator)
+    return Stream(DataLoader(TensorDataset(x, y), batch_size=8), torch.device("cpu"))
+
+
+def tuner_of(model, pauses=1, loss=None, **options):
+    plan = singe.FineTune(**{"distill": 0, **options})
+    return Tuner(plan, model, small_stream(), Task(loss=loss or cross_entropy), pauses, unpruned=model)
+
+
+@pytest.mark.parametrize("when", ["layer", "neuron", "after"])
+@pytest.mark.parametrize(("steps", "pauses"), [(10, 1), (10, 4), (3, 7), (1, 3), (12, 12)])
+def test_steps_are_spread_evenly_and_add_up(steps, pauses, when):
+    seen = []
+
+    def loss(outputs, batch):
+        seen.append(1)
+        return F.cross_entropy(outputs, batch[1])
+
+    tuner = tuner_of(small_model(), pauses, loss, steps=steps, when=when)
+    taken = [tuner.pause() for _ in range(pauses)]
+    assert sum(taken) == len(seen) == steps
+    assert max(taken) - min(taken) <= 1
+    done = torch.tensor(taken).cumsum(0)
+    assert all(abs(d - steps * (i + 1) / pauses) <= 0.5 for i, d in enumerate(done.tolist()))
+
+
+@pytest.mark.parametrize(
+    ("decay", "expected"),
+    [
+        (0.5, [1, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]),
+        (1.0, [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]),
+        (0.0, [1] * 10),
+        (0.3, [1, 1, 1, 1, 1, 1, 1, 1, 2 / 3, 1 / 3]),
+    ],
+)
+def test_the_learning_rate_is_flat_then_falls_linearly_over_the_whole_run(decay, expected):
+    tuner, rates = tuner_of(small_model(), pauses=3, steps=10, lr=0.05, decay=decay), []
+    tuner.optimizer.register_step_pre_hook(lambda o, *_: rates.append([g["lr"] for g in o.param_groups]))
+    for _ in range(3):
+        tuner.pause()
+    assert all(len(set(groups)) == 1 for groups in rates)
+    assert [groups[0] for groups in rates] == pytest.approx([0.05 * e for e in expected])
+
+
+def test_training_lowers_the_loss_and_leaves_eval_mode_and_no_gradients_behind():
+    model, stream = small_model(), small_stream()
+    x, y = stream.take(24)
+    before, modes = F.cross_entropy(model(x), y).item(), []
+    model.register_forward_pre_hook(lambda m, _: modes.append(m.training))
+    tuner_of(model, steps=40, lr=0.05).pause()
+    assert modes == [True] * 40
+    assert not any(m.training for m in model.modules())
+    assert all(p.grad is None for p in model.parameters())
+    assert F.cross_entropy(model(x), y).item() < 0.8 * before
+
+
+def test_a_step_is_sgd_with_nesterov_momentum_and_decay_on_weights_only():
+    tuned, plain, stream = small_model(), small_model(), small_stream()
+    decayed = [p for p in plain.parameters() if p.dim() > 1]
+    others = [p for p in plain.parameters() if p.dim() <= 1]
+    optimizer = torch.optim.SGD(
+        [{"params": decayed, "weight_decay": 0.1}, {"params": others}], lr=0.1, momentum=0.8, nesterov=True
+    )
+    plain.train()
+    for _ in range(5):
+        x, y = stream.next()
+        optimizer.zero_grad()
+        F.cross_entropy(plain(x), y).backward()
+        optimizer.step()
+    tuner_of(tuned, steps=5, lr=0.1, momentum=0.8, weight_decay=0.1, decay=0).pause()
+    for (name, a), b in zip(tuned.state_dict().items(), plain.state_dict().values(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6), name
+
+
+def test_without_a_gradient_weights_decay_and_biases_and_norms_stay():
+    model = small_model()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    tuner_of(model, loss=lambda o, b: o.sum() * 0, steps=4, lr=0.1, weight_decay=0.5, momentum=0, decay=0).pause()
+    for name, p in model.named_parameters():
+        assert torch.allclose(p, before[name] * (0.95**4 if p.dim() > 1 else 1)), name
+
+
+def test_parameters_that_require_no_gradient_do_not_move():
+    model = small_model()
+    model[0].requires_grad_(False)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    tuner_of(model, steps=5, weight_decay=0.5).pause()
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"1.weight", "1.bias", "3.weight", "3.bias"}
+    assert [p.requires_grad for p in model.parameters()] == [False, False, True, True, True, True]
+
+
+def test_training_works_inside_no_grad():
+    model = small_model()
+    before = model[0].weight.clone()
+    with torch.no_grad():
+        tuner_of(model, steps=2).pause()
+        assert not torch.is_grad_enabled()
+    assert not torch.equal(model[0].weight, before)
+
+
+def test_a_model_with_nothing_to_train_is_refused():
+    with pytest.raises(ValueError, match="finetune=None"):
+        tuner_of(small_model().requires_grad_(False))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_names_the_step_and_leaves_eval_mode_and_sound_weights(value):
+    model, seen = small_model(), []
+
+    def loss(outputs, batch):
+        seen.append(1)
+        return F.cross_entropy(outputs, batch[1]) * (value if len(seen) == 4 else 1)
+
+    tuner = tuner_of(model, 2, loss, steps=6)
+    tuner.pause()
+    with pytest.raises(ValueError, match=rf"{value} at fine-tuning step 4 of 6.*lr than 0\.02"):
+        tuner.pause()
+    assert not any(m.training for m in model.modules())
+    assert all(p.isfinite().all() and p.grad is None for p in model.parameters())
+
+
+def test_a_zero_share_of_the_steps_trains_nothing_and_does_not_touch_the_statistics():
+    model = small_model()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    tuner = tuner_of(model, pauses=5, steps=1)
+    assert tuner.pause() == 0
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "kind"),
+    [
+        ("steps", 0, ValueError),
+        ("steps", -1, ValueError),
+        ("steps", 10.0, TypeError),
+        ("steps", True, TypeError),
+        ("when", "epoch", ValueError),
+        ("when", None, ValueError),
+        ("lr", 0.0, ValueError),
+        ("lr", -0.1, ValueError),
+        ("lr", math.nan, ValueError),
+        ("lr", math.inf, ValueError),
+        ("momentum", 1.0, ValueError),
+        ("momentum", -0.1, ValueError),
+        ("weight_decay", -1e-4, ValueError),
+        ("weight_decay", math.nan, ValueError),
+        ("decay", 1.1, ValueError),
+        ("decay", -0.1, ValueError),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(option, value, kind):
+    with pytest.raises(kind, match=rf"\b{option}\b"):
+        singe.FineTune(**{option: value})
+
+
+def test_the_boundaries_of_the_arguments_are_allowed():
+    plan = singe.FineTune(steps=1, momentum=0.0, weight_decay=0.0, decay=0.0)
+    assert tuner_of(small_model(), **vars(plan)).pause() == 1
+
+
+def test_steps_in_bfloat16_compute_in_it_and_keep_weights_and_the_loss_wide():
+    model, seen = small_model(), []
+    model[0].register_forward_hook(lambda m, x, y: seen.append((torch.is_autocast_enabled("cpu"), y.dtype)))
+    losses = []
+
+    def loss(outputs, batch):
+        losses.append(F.cross_entropy(outputs, batch[1]))
+        return losses[-1]
+
+    tuner_of(model, loss=loss, steps=3, precision="bfloat16").pause()
+    assert seen == [(True, torch.bfloat16)] * 3
+    assert not torch.is_autocast_enabled("cpu")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert {value.dtype for value in losses} == {torch.float32}
+
+
+def test_bfloat16_trains_about_as_float32_does():
+    tuned = {}
+    for precision in (None, "bfloat16"):
+        tuned[precision] = small_model()
+        tuner_of(tuned[precision], steps=10, lr=0.05, distill=0.5, precision=precision).pause()
+    a, b = (m[0].weight for m in tuned.values())
+    start = small_model()[0].weight
+    assert 0 < (a - b).norm() < 0.1 * (a - start).norm()
+
+
+def test_a_precision_of_training_is_refused_before_work_where_it_cannot_be_had():
+    with pytest.raises(ValueError, match="expected precision 'float32', 'tf32', 'bfloat16', got 'half'"):
+        singe.FineTune(precision="half")
+    x, y = small_stream().take(8)
+    with pytest.raises(ValueError, match="expected precision 'tf32' with a model on a CUDA device"):
+        singe.prune(small_model(), [(x, y)], 0.5, finetune=singe.FineTune(precision="tf32"))
