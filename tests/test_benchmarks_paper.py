@@ -269,11 +269,15 @@ def test_the_oracle_ranks_as_the_true_loss_changes_do(run, tmp_path, baseline, m
         removed.blocks[2].bn1.weight[3] = removed.blocks[2].bn1.bias[3] = 0
         change = torch.nn.functional.cross_entropy(removed(x), y) - torch.nn.functional.cross_entropy(model(x), y)
     assert truth["scores"][3] == pytest.approx(float(change), abs=1e-5)
+    halves = [singe.score(model, (x[at], y[at]), "blocks.2.conv1", criterion="loss_change").tolist()
+              for at in (slice(16), slice(16, None))]  # fmt: skip
+    assert truth["halves"] == pytest.approx(spearmanr(*halves))
     magnitude = singe.score(model, (x, y), "blocks.2.conv1", criterion="magnitude")
     expected = spearmanr(magnitude.tolist(), truth["scores"])
     assert others[0]["spearman"] == pytest.approx(expected)
     assert run("oracle", "--layers", "blocks.2.conv1", "--seeds", "0", "--only", "L2", "IG, 1*") == found
-    assert "| L2 |" in (tmp_path / "oracle.md").read_text()
+    page = (tmp_path / "oracle.md").read_text()
+    assert "| L2 |" in page and f"| held-out images, two halves | {truth['halves']:.3f} |" in page
 
 
 def spearmanr(a, b):

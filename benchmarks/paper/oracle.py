@@ -1,6 +1,7 @@
 """How well criteria rank neurons: Spearman with what removing each one alone does to the loss on held-out images.
 
 The scores are of the unpruned network on few training images, as when pruning begins; the loss is that of test images.
+Where removals change little, the images that are held out decide as much: one half of them is compared with the other.
 """
 
 from __future__ import annotations
@@ -33,14 +34,12 @@ def run(baseline: Baseline, records: Records, options: argparse.Namespace) -> No
     """Layer by layer, first the true loss changes, then every criterion's scores."""
     for layer in _layers(baseline, options):
         where = {"model": baseline.name, "weights": baseline.checksums["weights"][:12], "layer": layer}
-        truth: torch.Tensor | None = None
+        truth = loss_changes(baseline, records, where)
         for name, criterion, images in studied():
             for seed in options.seeds:
                 settings = where | {"criterion": name, "of": repr(criterion), "images": images, "seed": seed}
-                if not any(fnmatchcase(name, pattern) for pattern in options.only) or records.find(settings):
-                    continue
-                truth = loss_changes(baseline, records, where) if truth is None else truth
-                _add(baseline, records, settings, criterion, truth)
+                if any(fnmatchcase(name, pattern) for pattern in options.only) and not records.find(settings):
+                    _add(baseline, records, settings, criterion, truth)
 
 
 def studied() -> Iterator[tuple[str, Criterion, int]]:
@@ -58,13 +57,15 @@ def loss_changes(baseline: Baseline, records: Records, where: Settings) -> torch
     known = records.find(settings)
     if known is None:
         watch = Stopwatch()
-        parts = [
-            singe.score(baseline.model, batch, where["layer"], criterion="loss_change") * len(batch[1])
-            for batch in baseline.held_out(HELD_OUT)
-        ]
-        scores = (sum(parts) / HELD_OUT).tolist()
-        known = records.add(settings, {"scores": scores, "seconds": watch.seconds, **_origin(baseline)})
-        print(where["layer"], "held-out loss change", f"{watch.seconds:.0f} s", flush=True)
+        parts = torch.stack([
+            singe.score(baseline.model, half, where["layer"], criterion="loss_change") * len(half[1])
+            for x, y in baseline.held_out(HELD_OUT)
+            for half in zip(x.chunk(2), y.chunk(2), strict=True)
+        ])  # fmt: skip
+        halves = spearman(parts[::2].sum(0), parts[1::2].sum(0))
+        found = {"scores": (parts.sum(0) / HELD_OUT).tolist(), "halves": halves, "seconds": watch.seconds}
+        known = records.add(settings, found | _origin(baseline))
+        print(where["layer"], "held-out loss change", f"halves {halves:.3f}, {watch.seconds:.0f} s", flush=True)
     return torch.tensor(known["scores"], dtype=torch.float64)
 
 
@@ -91,9 +92,13 @@ def page(records: Sequence[Record]) -> str:
     """Criteria by layers, and the paper's by nodes and images; means over seeds."""
     found = [r for r in records if "spearman" in r]
     layers = list(dict.fromkeys(r["settings"]["layer"] for r in found))
+    halves = {r["settings"]["layer"]: r["halves"] for r in records if "halves" in r}
     names = [name for name in CRITERIA if any(r["settings"]["criterion"] == name for r in found)]
     by_layer = [[name, *(_mean(found, criterion=name, images=64, layer=layer) for layer in layers),
                  _mean(found, criterion=name, images=64)] for name in names]  # fmt: skip
+    if halves:
+        of_layers = [f"{halves[layer]:.3f}" if layer in halves else "-" for layer in layers]
+        by_layer.append(["held-out images, two halves", *of_layers, f"{statistics.fmean(halves.values()):.3f}"])
     by_cost = [
         [f"{nodes}", *(_mean(found, criterion=f"IG, {nodes} nodes", images=images) for images in IMAGES)]
         for nodes in NODES
