@@ -174,7 +174,7 @@ class Reconstruction(Criterion):
     """What no refitting of the readers makes up for once the neuron is gone; needs neither labels nor gradients.
 
     By how much the least of |X W + b - Z|^2 + lambda |W - W_0|^2 over W and b rises without the neuron's columns of X,
-    as a share of the squares of Z, summed over the readers; see ``singe.compensation`` for X and Z. For the columns J
+    as a share of the squares of Z, summed over the readers; see ``singe.refit`` for X and Z. For the columns J
     and P = (X^T X + lambda)^-1 that is tr(W_J^T P_JJ^-1 W_J) (Hassibi & Stork 1993, in blocks).
     """
 
@@ -183,7 +183,8 @@ class Reconstruction(Criterion):
 class FeatureRelevance(Criterion):
     """How much the neuron contributes to the true class, by relevance propagated from there back (Aketi et al. 2020).
 
-    See ``singe.relevance``. Batches are (x, y) with class indices y, and the network puts out logits [B, classes].
+    See ``singe.scoring.relevance``. Batches are (x, y) with class indices y, and the network puts out logits
+    [B, classes].
 
     Args:
         alpha: share of what excites in layers with weights, at least 1; beta = alpha - 1 is that of what inhibits.

@@ -148,7 +148,11 @@ def weight_scores(
     loss: Loss | None = None,
     forward: Forward | None = None,
 ) -> Tensor:
-    """Twin of `singe.elementwise.WeightScorer`: the whole network for every node; float64, of the parameter's shape."""
+    """Twin of `singe.scoring.elementwise.WeightScorer`: the whole network for every node.
+
+    Returns:
+        float64, of the parameter's shape.
+    """
     work, chosen = copy_of(unwrapped(model)).eval(), resolve_elementwise(criterion)
     judged, weight = _Judged(work, Task(forward, loss or cross_entropy)), work.get_parameter(parameter).detach()
     if isinstance(chosen, Random):

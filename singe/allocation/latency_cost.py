@@ -70,7 +70,7 @@ class LatencyTable:
 
 
 class LatencyCost:
-    """Nanoseconds of a forward pass; see :class:`singe.cost.Cost`.
+    """Nanoseconds of a forward pass; see :class:`singe.allocation.cost.Cost`.
 
     What the table says of modules one by one is not what the whole network gains. :meth:`learn` says that of some
     networks, and a curve through them makes the one into the other.
@@ -101,7 +101,7 @@ class LatencyCost:
         return [share for _, share in sorted(self._learned)]
 
     def gone(self, removed: Removed) -> int:
-        """See :class:`singe.cost.Cost`."""
+        """See :class:`singe.allocation.cost.Cost`."""
         return round(self.total * self._share(self._table.saved(removed)))
 
     def unit(self, removed: Removed, part: int) -> int:

@@ -30,7 +30,7 @@ class Compensator:
     """Refits the readers of a group after neurons of it are gone.
 
     A reader's weights W and bias b become those that minimise |X W + b - Z|^2 + lambda |W - W_0|^2, where X is what it
-    now reads, and Z what it would have to put out; see :meth:`singe.equations.Unpruned.equations`.
+    now reads, and Z what it would have to put out; see :meth:`singe.refit.equations.Unpruned.equations`.
 
     Args:
         unpruned: the network as it was.

@@ -41,8 +41,8 @@ class FineTune:
         weight_decay: on weights of two and more axes; biases and batch norms are not decayed.
         decay: share of the steps, the last ones, over which the learning rate falls to zero, in [0, 1].
         distill: share of the loss, in [0, 1], that is the divergence from what the unpruned network answers (see
-            ``singe.distillation``), for networks that return logits [B, classes, ...]; None for a half with the default
-            loss and for nothing with one of the user's own.
+            ``singe.training.distillation``), for networks that return logits [B, classes, ...]; None for a half with
+            the default loss and for nothing with one of the user's own.
         precision: of the training steps: "bfloat16", autocast; "float32" without or "tf32" with TF32 on CUDA; None for
             the model's own dtype as torch's settings have it.
     """
