@@ -44,7 +44,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--round-to", type=int, default=1, help="leave layers a multiple of this many neurons")
     parser.add_argument("--ignore", nargs="*", default=[], help="modules to leave whole")
     parser.add_argument("--criterion", default="integrated_gradient")
-    parser.add_argument("--nodes", type=int, default=4, help="of integrated_gradient")
+    parser.add_argument("--nodes", type=int, default=2, help="of integrated_gradient")
     parser.add_argument("--steps", type=int, default=1000, help="of fine-tuning in all; 0 for none")
     parser.add_argument("--when", default=singe.FineTune.when, help="to fine-tune: layer, neuron or after")
     parser.add_argument("--lr", type=float, default=singe.FineTune.lr)

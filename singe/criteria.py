@@ -139,7 +139,7 @@ class FadingCriterion(PathCriterion):
         if isinstance(self.quadrature, type) or not (
             hasattr(self.quadrature, "dt") and hasattr(self.quadrature, "log_dt")
         ):
-            raise TypeError(f"expected a quadrature object such as GaussLegendre(4), got {self.quadrature!r}")
+            raise TypeError(f"expected a quadrature object such as GaussLegendre(2), got {self.quadrature!r}")
         if self.path not in ("neuron", "layer"):
             raise ValueError(f"expected path 'neuron' or 'layer', got {self.path!r}")
 

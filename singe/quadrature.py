@@ -69,11 +69,11 @@ class GaussLegendre:
     ``dt`` integrates over t in [0, 1]; ``log_dt`` integrates over ln t in [ln tol, 0].
 
     Args:
-        nodes: number of nodes, at least 1.
+        nodes: number of nodes, at least 1. Two rank neurons like the paper's 91 steps, see ``docs/choices.md``.
         tol: lower end of the logarithmic path, in (0, 1); unused by ``dt``.
     """
 
-    nodes: int = 4
+    nodes: int = 2
     tol: float = 0.01
 
     def __post_init__(self) -> None:

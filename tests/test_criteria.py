@@ -33,7 +33,7 @@ def test_a_name_stands_for_the_criterion_with_its_defaults(name, kind):
 
 def test_the_defaults_are_p_two_the_neuron_path_and_four_nodes():
     for criterion in (singe.SummedGradient(), singe.IntegratedGradient()):
-        assert (criterion.p, criterion.path, criterion.quadrature) == (2, "neuron", singe.GaussLegendre(4))
+        assert (criterion.p, criterion.path, criterion.quadrature) == (2, "neuron", singe.GaussLegendre(2))
 
 
 def test_an_object_is_used_as_it_is():
