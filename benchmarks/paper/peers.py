@@ -60,4 +60,4 @@ def page(records: Sequence[Record]) -> str:
     """Ordered by rate, tool by tool."""
     found = tables.latest(records, ("model", "ignore", "rate", "tool", "method", "seed", "steps"))
     found.sort(key=lambda r: (r["settings"]["rate"], r["settings"]["tool"], r["settings"]["method"]))
-    return tables.table(found, ("model", "rate", "tool", "method"), tables.accuracies(found))
+    return tables.table(found, ("model", "ignore", "rate", "tool", "method"), tables.accuracies(found))

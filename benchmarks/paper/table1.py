@@ -37,4 +37,4 @@ def page(records: Sequence[Record]) -> str:
     """Ordered by rate."""
     found = tables.latest(records, ("model", "ignore", "rate", "method", "seed", "steps"))
     found.sort(key=lambda r: r["settings"]["rate"])
-    return tables.table(found, ("model", "rate", "method"), tables.accuracies(found))
+    return tables.table(found, ("model", "ignore", "rate", "method"), tables.accuracies(found))

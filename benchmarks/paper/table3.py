@@ -37,4 +37,4 @@ def page(records: Sequence[Record]) -> str:
     """Ordered by network and rate."""
     found = tables.latest(records, ("model", "ignore", "rate", "method", "when", "seed", "steps"))
     found.sort(key=lambda r: (r["settings"]["model"], r["settings"]["rate"]))
-    return tables.table(found, ("model", "rate", "method", "when"), tables.accuracies(found))
+    return tables.table(found, ("model", "ignore", "rate", "method", "when"), tables.accuracies(found))

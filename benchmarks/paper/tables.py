@@ -99,4 +99,6 @@ def _problems(records: Sequence[Record]) -> str:
 
 
 def _told(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "-"
     return "-" if value is None else f"{value:.0%}" if isinstance(value, float) else str(value)
