@@ -209,7 +209,7 @@ def test_the_hessian_reads_the_mean_square_of_every_samples_gradient():
 def test_table_1_has_all_criteria(run, tmp_path):
     found = run("table1", "--only", "L?", "gradient", "--rates", "0.6", "--steps", "0")
     assert [r["settings"]["method"] for r in found] == ["L1", "L2", "gradient"]
-    assert "| resnet20 | 60% | L1 | " in (tmp_path / "table1.md").read_text()
+    assert "| resnet20 | *.conv2 | 60% | L1 | " in (tmp_path / "table1.md").read_text()
     names = {row.name for row in table1.rows(sized(table1))}
     assert names >= {"SG", "IG", "IG, layer path", "loss change", "random", "reconstruction"}
 

@@ -642,7 +642,8 @@ def test_the_layer_path_holds_one_nodes_gradient_at_a_time(monkeypatch):
     shapes = []
     monkeypatch.setattr(torch.linalg, "vector_norm", lambda g, *a, **k: shapes.append(g.shape) or norm(g, *a, **k))
     batch = torch.randn(6, 10), torch.randint(4, (6,))
-    singe.score(randomised(MLP()), batch, "layers.0", criterion=singe.IntegratedGradient(path="layer"))
+    criterion = singe.IntegratedGradient(quadrature=singe.GaussLegendre(4), path="layer")
+    singe.score(randomised(MLP()), batch, "layers.0", criterion=criterion)
     assert shapes.count((12, 10)) >= 4 and all(len(shape) == 2 for shape in shapes)
 
 

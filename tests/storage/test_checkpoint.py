@@ -188,7 +188,7 @@ def test_buffers_that_are_not_saved_with_the_model_are_in_the_checkpoint(tmp_pat
 
 SCRIPT = """
     import sys, torch, singe
-    sys.path.insert(0, {tests!r})
+    sys.path[:0] = {folders!r}
     from test_checkpoint import mlp, vectors
     torch.set_num_threads(1)
     result = singe.prune(mlp(), vectors(), 0.3, finetune=singe.FineTune(3000, "layer", 0.02), images=16,
@@ -199,7 +199,8 @@ SCRIPT = """
 
 def test_a_process_that_is_killed_leaves_what_another_goes_on_from(tmp_path):
     script = tmp_path / "run.py"
-    script.write_text(textwrap.dedent(SCRIPT.format(tests=os.path.dirname(__file__))))
+    here = os.path.dirname(__file__)
+    script.write_text(textwrap.dedent(SCRIPT.format(folders=[here, os.path.dirname(here)])))
     running = subprocess.Popen([sys.executable, script, tmp_path / "killed"])
     while not (tmp_path / "killed" / FILE).exists() and running.poll() is None:
         time.sleep(0.01)
