@@ -30,8 +30,7 @@ from .tensorboard import TensorBoard
 from .timing.latency import Latency, latencies, latency
 from .torch_pruning import SingeImportance
 from .training.finetune import FineTune
-
-__version__ = "0.1.0"
+from .version import __version__
 
 __all__ = [
     "Curve",
@@ -62,6 +61,7 @@ __all__ = [
     "SummedGradient",
     "TensorBoard",
     "WeightRecord",
+    "__version__",
     "export_onnx",
     "fold_batchnorm",
     "forecast",

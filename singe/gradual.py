@@ -21,7 +21,6 @@ from .allocation.goal import left_alone
 from .criteria import Criterion, resolve
 from .graph.groups import Group
 from .graph.trace import Forward, trace
-from .info import surroundings
 from .models.batches import Batch, length, parts
 from .models.isolation import plain_torch, preserved_random_state, same_modes
 from .models.weightnorm import weight_norms
@@ -38,6 +37,7 @@ from .survey import few, survey
 from .task import Loss, Task, cross_entropy
 from .timing.stopwatch import timed
 from .training.data import Stream
+from .version import surroundings
 
 log = logging.getLogger("singe")
 

@@ -6,13 +6,13 @@ import platform
 
 import torch
 
-import singe
+from .version import __version__
 
 
 def info() -> dict[str, str]:
     """Versions, the native module's build, devices and threads, by name, in the order to print them."""
     return {
-        "singe": singe.__version__,
+        "singe": __version__,
         "python": f"{platform.python_version()} on {platform.platform()}",
         "torch": torch.__version__,
         **_build(),
@@ -21,21 +21,10 @@ def info() -> dict[str, str]:
     }
 
 
-def surroundings(device: torch.device) -> dict[str, str]:
-    """Versions, and what a model on a device runs on, by name."""
-    processor = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
-    accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {
-        "singe": singe.__version__,
-        "torch": torch.__version__,
-        "device": f"{processor}, {torch.get_num_threads()} threads" if device.type == "cpu" else accelerator,
-    }
-
-
 def _build() -> dict[str, str]:
     """The native module; a failing import is a finding here, not an error."""
     try:
-        from singe import ops
+        from . import ops
     except ImportError as error:
         return {"native module": f"missing: {error}"}
     build = ops.build_info()

@@ -10,7 +10,6 @@ import torch
 
 from .allocation.goal import Goal
 from .criteria import Criterion
-from .info import surroundings
 from .models.precision import Precision
 from .observer import Observer
 from .ranks import Ranks
@@ -18,6 +17,7 @@ from .refit.compensation import Compensate
 from .scoring.selection import Refresh
 from .task import Task
 from .training.finetune import FineTune
+from .version import surroundings
 
 
 @dataclass(frozen=True)

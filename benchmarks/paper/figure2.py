@@ -16,6 +16,7 @@ from common import machine
 from zoo_table import markdown
 
 import singe
+from paper.methods import NODES
 from paper.recipe import SCORING, Baseline, Stopwatch
 from paper.records import Record, Records
 from paper.size import Size
@@ -60,7 +61,7 @@ def run(baseline: Baseline, records: Records, options: argparse.Namespace) -> No
             "t": t,
             "norms": [scores(singe.SummedGradient(quadrature=At(point))) for point in t],
             "magnitude": scores(singe.Magnitude()),
-            "integrated_gradient": scores(singe.IntegratedGradient()),
+            "integrated_gradient": scores(singe.IntegratedGradient(quadrature=NODES)),
         }
         records.add(settings, found | {"seconds": watch.seconds, "machine": machine(), "checksums": baseline.checksums})
 

@@ -14,7 +14,7 @@ METHODS: dict[str, Mapping[str, Any]] = {
     "magnitude": {"criterion": "magnitude"},
     "magnitude, global": {"criterion": "magnitude", "allocation": "global"},
     "magnitude + least squares": {"criterion": "magnitude", "compensate": "least_squares"},
-    "integrated gradient": {"criterion": singe.IntegratedGradient(quadrature=NODES)},
+    "integrated gradient": {"criterion": singe.IntegratedGradient(quadrature=NODES)},  # the paper's; others by default
     "integrated gradient, global": {"criterion": "integrated_gradient", "allocation": "global"},
     "integrated gradient + least squares": {"criterion": "integrated_gradient", "compensate": "least_squares"},
     "reconstruction": {"criterion": "reconstruction"},

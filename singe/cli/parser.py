@@ -9,13 +9,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
-from .. import __version__
 from ..allocation.goal import Target
 from ..models.precision import Precision
 from ..prune import prune
 from ..refit.compensation import Compensate
 from ..scoring.selection import Refresh
 from ..training.finetune import FineTune
+from ..version import __version__
 
 _UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 

@@ -1,0 +1,10 @@
+import torch
+
+import singe
+from singe import version
+
+
+def test_what_a_run_says_of_where_it_ran():
+    told = version.surroundings(torch.device("cpu"))
+    assert (told["singe"], told["torch"]) == (singe.__version__, torch.__version__)
+    assert told["device"].endswith(f"{torch.get_num_threads()} threads")
