@@ -16,7 +16,6 @@ from torch import nn
 from .criteria import Criterion
 from .graph.groups import Group
 from .models.copies import copy_of
-from .options import Options
 from .prune import prepared, prune
 from .ranks import ALONE
 from .records import GroupRecord
@@ -25,13 +24,15 @@ from .removal.plan import Plan
 from .removal.weights import Weight
 from .report import table
 from .result import count_macs, count_parameters
-from .run import Run
+from .runs.group import Turn
+from .runs.neurons import NeuronRun
+from .runs.options import Options
+from .runs.weights import WeightRun
 from .scoring.selection import Refresh
 from .timing.stopwatch import Stopwatch, duration
 from .training.data import Stream
 from .training.finetune import Tuner
 from .training.recalibration import recalibrate
-from .unstructured import UnstructuredRun
 
 SAMPLED = 15.0
 """Seconds in which parts of the network are sampled: as many as there is time for, two at least."""
@@ -117,7 +118,7 @@ def forecast(model: nn.Module, loader: Iterable[Any], rho: float, **arguments: A
         return run.forecast(time.perf_counter() - start)
 
 
-class Rehearsal(Run):
+class Rehearsal(NeuronRun):
     """A run that measures itself instead of being executed; it is of no use afterwards."""
 
     def forecast(self, preparation: float) -> Forecast:
@@ -126,28 +127,28 @@ class Rehearsal(Run):
         Args:
             preparation: seconds that it took to get here, which the run takes, too.
         """
-        todo, narrow = self._todo[len(self._progress.history) :], self._narrow()
-        if self._resumes:
-            self._resume(self._tuner(sum(count for _, count in self._todo)))
+        todo, narrow = self.todo[len(self.space.progress.history) :], self._narrow()
+        if self.resumes:
+            self.resume(self.tuner())
         seconds, measured = {"preparation": preparation}, list[str]()
         if todo:
-            self._time_training(narrow, len(todo) / len(self._todo), seconds, measured)
-            _time_evaluations(self._options, [self._work, narrow], len(todo), seconds)
+            self._time_training(narrow, len(todo) / len(self.todo), seconds, measured)
+            _time_evaluations(self.space.options, [self.space.model, narrow], len(todo), seconds)
             self._time_groups(todo, seconds, measured)
-        macs = count_macs(narrow, self._sample, self._options.task.call)
-        parameters = count_parameters(self._given), count_parameters(narrow)
+        macs = count_macs(narrow, self.space.sample, self.space.options.task.call)
+        parameters = count_parameters(self.space.given), count_parameters(narrow)
         return Forecast(
-            parts=tuple((group.name, group.size, count) for group, count in todo), frozen=self._frozen,
-            sizes={"parameters": parameters, "multiply-adds": (self._macs_before, macs)},
+            parts=tuple((group.name, group.size, count) for group, count in todo), frozen=self.frozen,
+            sizes={"parameters": parameters, "multiply-adds": (self.space.macs, macs)},
             seconds=seconds, measured=tuple(measured),
         )  # fmt: skip
 
     def _narrow(self) -> nn.Module:
         """A network as narrow as the result."""
         plan = Plan()
-        for group, count in self._todo:
+        for group, count in self.todo:
             plan.add(group, list(range(count)))
-        return plan.apply(copy_of(self._given)).eval()
+        return plan.apply(copy_of(self.space.given)).eval()
 
     def _time_training(self, narrow: nn.Module, left: float, seconds: dict[str, float], measured: list[str]) -> None:
         """Times fine-tuning, and the batch norms' last passes.
@@ -158,10 +159,11 @@ class Rehearsal(Run):
             seconds: what takes time -> how long; added to.
             measured: what that comes from; added to.
         """
-        o = self._options
+        o = self.space.options
         if o.finetune is not None:
             first, last = (
-                _step(o, network, self._original, self._stream, self._still) for network in (self._work, narrow)
+                _step(o, network, self.space.original, self.space.stream, self.space.still)
+                for network in (self.space.model, narrow)
             )
             each, left = (last, 1.0) if o.finetune.when == "after" else ((first + last) / 2, left)
             seconds["fine-tuning"] = each * o.finetune.steps * left
@@ -172,12 +174,12 @@ class Rehearsal(Run):
         if o.recalibrate_bn:
             images, watch = min(o.recalibrate_bn, _IMAGES), Stopwatch()
             with watch:
-                recalibrate(narrow, self._stream, o.task, images, self._still)
+                recalibrate(narrow, self.space.stream, o.task, images, self.space.still)
             seconds["recalibrating"] = watch.seconds * o.recalibrate_bn / images
 
     def _time_groups(self, todo: list[tuple[Group, int]], seconds: dict[str, float], measured: list[str]) -> None:
         """Times scoring, and refitting; prunes some groups of the working copy."""
-        o = self._options
+        o = self.space.options
         sampled = _sampled(len(todo), lambda i: self._time_scoring(todo[i][0]))
         begin, each = (_interpolated({i: pair[k] for i, pair in sampled.items()}, len(todo)) for k in (0, 1))
         records = self._try(todo, [b + e * group.size for b, e, (group, _) in zip(begin, each, todo, strict=True)])
@@ -197,19 +199,19 @@ class Rehearsal(Run):
 
     def _refitted_last(self) -> int:
         """How many layers are refitted once more at the end."""
-        if not self._refits_all:
+        if not self.refits_all:
             return 0
-        owned = {s.tensor for group, _ in self._todo for s in group.slices}
-        return len(reached(self._trace, owned))
+        owned = {s.tensor for group, _ in self.todo for s in group.slices}
+        return len(reached(self.space.trace, owned))
 
     def _time_scoring(self, group: Group) -> tuple[float, float]:
         """Seconds until the first score, and of one neuron's."""
         start = time.perf_counter()
-        self._restart(0)
-        batch = self._stream.take(self._options.images)
-        before = None if self._unpruned is None else (self._unpruned, self._progress.plan)
-        current, criterion = self._progress.plan.rebase(group), self._options.criterion
-        scorer = self._engine(current, batch, before)
+        self.space.restart(0)
+        batch = self.space.stream.take(self.space.options.images)
+        before = None if self.space.unpruned is None else (self.space.unpruned, self.space.progress.plan)
+        current, criterion = self.space.progress.plan.rebase(group), self.space.options.criterion
+        scorer = self.space.scorer(current, batch, before)
         begin = time.perf_counter() - start
         neurons = group.size if criterion.scores_together else 1
         while True:
@@ -229,11 +231,11 @@ class Rehearsal(Run):
         for index in _spread(len(todo)):
             if watch.seconds + seconds[index] <= TRIED or index == quickest:
                 with watch:
-                    records.append(self._prune_group(index, *todo[index], None))
+                    records.append(Turn(self.space, index, *todo[index], None).take())
         return records
 
 
-class WeightRehearsal(UnstructuredRun):
+class WeightRehearsal(WeightRun):
     """The same of single weights."""
 
     def forecast(self, preparation: float) -> Forecast:
@@ -242,30 +244,30 @@ class WeightRehearsal(UnstructuredRun):
         Args:
             preparation: seconds that it took to get here, which the run takes, too.
         """
-        o, todo = self._options, self._todo
+        o, todo = self.space.options, self.todo
         seconds, measured = {"preparation": preparation}, list[str]()
         if todo:
             sampled = _sampled(len(todo), lambda i: self._time_scoring(todo[i][0]))
             seconds["scoring"] = sum(_interpolated(sampled, len(todo)))
             measured.append(f"scoring from {len(sampled)} of {len(todo)} layers")
         if todo and o.finetune is not None:
-            step = _step(o, self._work, self._given, self._stream, self._still)
+            step = _step(o, self.space.model, self.space.given, self.space.stream, self.space.still)
             seconds["fine-tuning"] = step * o.finetune.steps
             measured.append(f"fine-tuning from {_STEPS} steps ({step:.2g} s each)")
         if todo:
-            _time_evaluations(o, [self._work], len(todo), seconds)
+            _time_evaluations(o, [self.space.model], len(todo), seconds)
         gone = sum(count for _, count in todo)
         return Forecast(
-            parts=tuple((weight.name, weight.size, count) for weight, count in todo), frozen=self._frozen,
-            sizes={"weights": (self._weights.total, self._weights.total - gone)},
+            parts=tuple((weight.name, weight.size, count) for weight, count in todo), frozen=self.frozen,
+            sizes={"weights": (self.weights.total, self.weights.total - gone)},
             seconds=seconds, measured=tuple(measured),
         )  # fmt: skip
 
     def _time_scoring(self, weight: Weight) -> float:
-        self._restart(0)
+        self.space.restart(0)
         watch = Stopwatch()
         with watch:
-            self._scores(weight, self._stream.take(self._options.images))
+            self.scores(weight, self.space.stream.take(self.space.options.images))
         return watch.seconds
 
 

@@ -19,7 +19,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from . import checks
 from .allocation.goal import left_alone
 from .criteria import Criterion, resolve
-from .graph.groups import Group
 from .graph.trace import Forward, trace
 from .models.batches import Batch, length, parts
 from .models.isolation import plain_torch, preserved_random_state, same_modes
@@ -32,7 +31,9 @@ from .removal.surgery import compact, zero
 from .removal.trial import check_result
 from .result import TIMED, PruneResult, compared, count_macs, count_parameters, widths
 from .scoring.engine import DEFAULT_MEMORY
+from .scoring.rounds import channels, comparable, least
 from .scoring.scores import scores_of, unscorable
+from .storage.rounds import read, state_of
 from .survey import few, survey
 from .task import Loss, Task, cross_entropy
 from .timing.stopwatch import timed
@@ -40,8 +41,6 @@ from .training.data import Stream
 from .version import surroundings
 
 log = logging.getLogger("singe")
-
-VERSION = 1
 
 
 class GradualPruner:
@@ -200,20 +199,20 @@ class GradualPruner:
         loss_start, evaluation_start = self._evaluate(work, batch), self._observer.evaluation(work)
         found = scores_of(work, self._trace, groups, batch, self._task, self._criterion, self._memory)
         scores = {g.name: s for g, s in zip(groups, self._agreed(found), strict=True)}
-        ranked = {name: _comparable(s, self._masked.get(name, ())) for name, s in scores.items()}
-        removed = self._least(ranked)
+        ranked = {name: comparable(s, self._masked.get(name, ())) for name, s in scores.items()}
+        removed = least(self._groups, ranked, self._per_round)
         masked = _with(self._masked, removed)
         zero(work, self._plan(masked).removed())
         loss_removed, evaluation_removed = self._evaluate(work, batch), self._observer.evaluation(work)
         self._mask(masked)
-        channels = sum(len(neurons) * _channels(self._groups[name]) for name, neurons in removed.items())
-        if channels < self._per_round:
-            log.info("epoch %d: %d channels are masked, not %d: no others can go", epoch, channels, self._per_round)
+        gone = sum(len(neurons) * channels(self._groups[name]) for name, neurons in removed.items())
+        if gone < self._per_round:
+            log.info("epoch %d: %d channels are masked, not %d: no others can go", epoch, gone, self._per_round)
         return RoundRecord(
             epoch=epoch,
             removed={name: tuple(neurons) for name, neurons in removed.items()},
             scores={name: tuple(ranked[name][neurons].tolist()) for name, neurons in removed.items()},
-            channels=channels,
+            channels=gone,
             loss_start=loss_start,
             loss_removed=loss_removed,
             seconds=time.perf_counter() - began,
@@ -244,21 +243,6 @@ class GradualPruner:
         every = torch.cat(scores).to(self._device)
         torch.distributed.broadcast(every, group=self._processes, group_src=0)
         return list(every.cpu().split([len(s) for s in scores]))
-
-    def _least(self, ranked: Mapping[str, Tensor]) -> dict[str, list[int]]:
-        """The least relevant neurons that fit into a round, by group; the last of a group stays."""
-        room, taken = self._per_round, dict[str, list[int]]()
-        left = {name: len(s) - len(self._masked.get(name, ())) for name, s in ranked.items()}
-        order = sorted(
-            (v, i, n) for i, s in enumerate(ranked.values()) for n, v in enumerate(s.tolist()) if v < math.inf
-        )
-        names = list(ranked)
-        for _, i, neuron in order:
-            name, cost = names[i], _channels(self._groups[names[i]])
-            if cost <= room and left[name] > 1:
-                taken.setdefault(name, []).append(neuron)
-                left[name], room = left[name] - 1, room - cost
-        return taken
 
     def _mask(self, masked: dict[str, list[int]]) -> None:
         """Masks these neurons of the groups, all of them."""
@@ -333,13 +317,7 @@ class GradualPruner:
 
         The model's and the optimiser's state are not in it.
         """
-        return {
-            "version": VERSION,
-            "settings": self._settings(),
-            "groups": {name: group.size for name, group in self._groups.items()},
-            "epoch": self.epoch,
-            "history": [_plain(record) for record in self.history],
-        }
+        return state_of(self._settings(), self._sizes(), self.epoch, self.history)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where another pruner of the same model with the same settings was; masks the model at once.
@@ -350,12 +328,7 @@ class GradualPruner:
             ValueError: not such a state, or one of another model or other settings. Nothing is changed then.
         """
         self._check_running()
-        try:
-            epoch, history = self._read(state)
-        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-            raise ValueError(
-                f"expected what GradualPruner.state_dict returns, got something else: {error!r}"
-            ) from error
+        epoch, history = read(state, self._settings(), self._sizes())
         self.epoch, self.history, masked = epoch, history, dict[str, list[int]]()
         for record in history:
             masked = _with(masked, record.removed)
@@ -363,30 +336,14 @@ class GradualPruner:
         for record in history:
             self._observer.tell(record)
 
+    def _sizes(self) -> dict[str, int]:
+        return {name: group.size for name, group in self._groups.items()}
+
     def _settings(self) -> dict[str, Any]:
         return {
             "every": self._every, "per_round": self._per_round, "until": self._until, "score": repr(self._criterion),
             "ignore": list(self._ignore), "images": self._images, "seed": self._seed,
         }  # fmt: skip
-
-    def _read(self, state: Mapping[str, Any]) -> tuple[int, list[RoundRecord]]:
-        if state["version"] != VERSION:
-            raise ValueError(f"expected a state of version {VERSION}, got version {state['version']!r}")
-        settings, sizes = self._settings(), {name: group.size for name, group in self._groups.items()}
-        if other := [key for key in settings if state["settings"][key] != settings[key]]:
-            said = "; ".join(f"{k} was {state['settings'][k]!r} and is {settings[k]!r}" for k in other)
-            raise ValueError(f"expected a state of the same settings, but {said}")
-        if state["groups"] != sizes:
-            raise ValueError(f"expected a state of a model with the groups {sizes}, got one with {state['groups']}")
-        history, gone = [_record(data) for data in state["history"]], dict[str, list[int]]()
-        for record in history:
-            for name, neurons in record.removed.items():
-                gone.setdefault(name, []).extend(neurons)
-        for name, all_gone in gone.items():
-            if not (len(set(all_gone)) == len(all_gone) < sizes[name] and set(all_gone) <= set(range(sizes[name]))):
-                raise ValueError(f"expected different neurons of {name}, which has {sizes[name]}, got {all_gone}")
-        epoch = checks.integer("epoch", state["epoch"], max((record.epoch for record in history), default=0))
-        return epoch, history
 
 
 def _hold(pruner: weakref.ref[GradualPruner], optimizer: Optimizer, args: object, kwargs: object) -> None:
@@ -396,34 +353,6 @@ def _hold(pruner: weakref.ref[GradualPruner], optimizer: Optimizer, args: object
         zero(held._model, held._zeros, optimizer)
 
 
-def _channels(group: Group) -> int:
-    """How many output channels of layers each neuron of a group owns."""
-    return sum(group.written(weight).multiplicity for weight in group.writers)
-
-
 def _with(masked: Mapping[str, list[int]], removed: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
     """What is masked, group by group in the order it went, once more is."""
     return {name: [*masked.get(name, ()), *removed.get(name, ())] for name in dict.fromkeys([*masked, *removed])}
-
-
-def _comparable(scores: Tensor, masked: Sequence[int]) -> Tensor:
-    """Scores over their L2 norm; infinite for those that are gone."""
-    scores = scores.clone()
-    scores[list(masked)] = 0
-    scores = scores / (scores.norm() or 1.0)
-    scores[list(masked)] = math.inf
-    return scores
-
-
-def _plain(record: RoundRecord) -> dict[str, Any]:
-    data = dict(vars(record))
-    data["removed"] = {name: torch.tensor(neurons) for name, neurons in record.removed.items()}
-    data["scores"] = {name: torch.tensor(s, dtype=torch.float64) for name, s in record.scores.items()}
-    return data
-
-
-def _record(data: Mapping[str, Any]) -> RoundRecord:
-    nested = {
-        key: {name: tuple(values.tolist()) for name, values in data[key].items()} for key in ("removed", "scores")
-    }
-    return RoundRecord(**{**data, **nested})

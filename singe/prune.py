@@ -21,11 +21,12 @@ from .models.isolation import plain_torch, preserved_random_state
 from .models.precision import Precision, check_precision
 from .models.wrappers import unwrapped
 from .observer import Callback, Evaluate, Observer
-from .options import Options
 from .ranks import Ranks, meeting
 from .refit.compensation import Compensate
 from .result import PruneResult
-from .run import Run
+from .runs.neurons import NeuronRun
+from .runs.options import Options
+from .runs.weights import WeightRun
 from .scoring.elementwise import resolve_elementwise
 from .scoring.engine import DEFAULT_MEMORY
 from .scoring.selection import Refresh
@@ -33,12 +34,11 @@ from .sparse import SparseResult
 from .task import Loss, Task, cross_entropy
 from .training.data import Stream
 from .training.finetune import FineTune
-from .unstructured import UnstructuredRun
 
 log = logging.getLogger("singe")
 
-NeuronRun = TypeVar("NeuronRun", bound=Run)
-WeightRun = TypeVar("WeightRun", bound=UnstructuredRun)
+Neurons = TypeVar("Neurons", bound=NeuronRun)
+Weights = TypeVar("Weights", bound=WeightRun)
 
 
 def prune(
@@ -158,14 +158,14 @@ def prune(
         RuntimeError: a rank of ``torch.distributed`` was lost, did not come, or decided otherwise.
     """
     arguments = locals()
-    with meeting() as ranks, prepared(Run, UnstructuredRun, **arguments, ranks=ranks) as run:
+    with meeting() as ranks, prepared(NeuronRun, WeightRun, **arguments, ranks=ranks) as run:
         return run.execute()
 
 
 @contextmanager
 def prepared(
-    of_neurons: type[NeuronRun],
-    of_weights: type[WeightRun],
+    of_neurons: type[Neurons],
+    of_weights: type[Weights],
     model: nn.Module,
     loader: Iterable[Any],
     rho: float,
@@ -194,7 +194,7 @@ def prepared(
     evaluate: Evaluate | None,
     callbacks: Iterable[Callback],
     ranks: Ranks,
-) -> Iterator[NeuronRun | WeightRun]:
+) -> Iterator[Neurons | Weights]:
     """Checks the arguments of :func:`prune` and makes a run of them, which knows what it will remove.
 
     Inside, torch and its random state are the run's.

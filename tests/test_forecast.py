@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import singe
 from singe import FineTune, Forecast
+from singe.runs.group import Turn
 
 forecast_module = sys.modules["singe.forecast"]
 
@@ -87,17 +88,16 @@ def test_the_model_the_random_state_and_the_checkpoint_stay_as_they_are(model, l
 def test_a_run_that_was_interrupted_is_told_the_rest(model, loader, tmp_path, monkeypatch):
     arguments = {"images": 8, "finetune": FineTune(steps=12), "progress": False, "checkpoint": tmp_path}
     whole = singe.forecast(model, loader, 0.3, **arguments)
-    run, done = sys.modules["singe.run"].Run, []
+    take, done = Turn.take, []
 
-    def one_group(self, *given):
+    def one_group(self):
         if done:
             raise KeyboardInterrupt
-        done.append(pruned := prune_group(self, *given))
+        done.append(pruned := take(self))
         return pruned
 
-    prune_group = run._prune_group
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(run, "_prune_group", one_group)
+        patch.setattr(Turn, "take", one_group)
         singe.prune(model, loader, 0.3, **arguments)
     (file,) = tmp_path.iterdir()
     written = file.read_bytes()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
@@ -111,7 +110,7 @@ def exported_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         whole = {n: t.shape for n, t in named_tensors(model).items()} == shapes
         return findings(name).graph if whole else trace(model, *rest)
 
-    monkeypatch.setattr(sys.modules["singe.run"], "trace", graph_of)
+    monkeypatch.setattr("singe.runs.workspace.trace", graph_of)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6])

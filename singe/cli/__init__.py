@@ -13,9 +13,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..run import Run
+from ..runs.neurons import NeuronRun
+from ..runs.weights import WeightRun
 from ..training.finetune import Tuner
-from ..unstructured import UnstructuredRun
 from . import commands, config
 from .parser import build
 
@@ -90,7 +90,7 @@ def _in_a_line(error: Exception) -> str:
 def _within_a_run(error: BaseException) -> bool:
     """Whether an error comes from behind all checks of what was given; that fine-tuning is possible is the last."""
     passed = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
-    executed = {Run.execute.__code__, UnstructuredRun.execute.__code__}
+    executed = {NeuronRun.execute.__code__, WeightRun.execute.__code__}
     return bool(passed & executed) and Tuner.rehearse.__code__ not in passed
 
 

@@ -34,6 +34,7 @@ from ..models.precision import Precision, prefers_channels_last
 from ..task import Task
 from .incremental import Incremental
 from .jobs import Jobs, spread, whole_group
+from .judging import Judge
 from .stacking import Stacking
 
 log = logging.getLogger("singe")
@@ -140,6 +141,7 @@ class Passes:
         self._live = self._formatted(trace.live(model))
         self._stacking = Stacking(trace)
         self._down = Downstream(trace, group, self._live)
+        self._judge = Judge(trace, self._down, self._stacking, task, batch)
         self.layers = self._down.layers
         self._gone: list[int] = []
         self._folded: dict[fx.Node, tuple[Tensor, Tensor]] = {}
@@ -154,7 +156,7 @@ class Passes:
         """[K]: each job's loss."""
         self._catch_up()
         with torch.no_grad():
-            return self._judged(self._outputs(jobs), len(jobs))
+            return self._judge.losses(self._outputs(jobs), len(jobs))
 
     def row_deltas(self, jobs: Jobs, receive: Callable[[RowDelta], None]) -> None:
         """Hands over the gradient at every row that the jobs' neurons own, for each part of the images."""
@@ -252,7 +254,7 @@ class Passes:
     ) -> tuple[list[Tensor], list[Tensor] | None]:
         """Where a backward pass begins, and with which gradients: the losses, or outputs of a part with their own."""
         if seed is None:
-            return [self._summed_losses(outputs, count)], None
+            return [self._judge.summed(outputs, count)], None
         pairs = [(out, own) for out, own in zip(outputs, seed, strict=True) if out.requires_grad]
         return [out for out, _ in pairs], [own for _, own in pairs]
 
@@ -260,11 +262,7 @@ class Passes:
         """The gradient of the summed losses at the model's outputs, for every part of the images."""
         with torch.no_grad():
             outputs = self._outputs(jobs)
-        with torch.enable_grad():
-            leaves = [out.detach().requires_grad_(out.is_floating_point() or out.is_complex()) for out in outputs]
-            wanted = [leaf for leaf in leaves if leaf.requires_grad]
-            found = iter(torch.autograd.grad(self._summed_losses(leaves, len(jobs)), wanted, materialize_grads=True))
-        seeds = [next(found) if leaf.requires_grad else leaf for leaf in leaves]  # what has no gradient asks for none
+        seeds = self._judge.gradients(outputs, len(jobs))
         split = [self._stacking.split(*pair, self._sizes) for pair in zip(self._trace.outputs, seeds, strict=True)]
         return list(zip(*split, strict=True))
 
@@ -328,27 +326,6 @@ class Passes:
 
     def _input(self, layer: Layer, done: _Pass) -> Tensor:
         return layer.padded(layer.channels_first(done.inputs[layer.output]))
-
-    def _summed_losses(self, outputs: list[Tensor], count: int) -> Tensor:
-        losses = self._judged(outputs, count)
-        if not losses.requires_grad:
-            raise ValueError("expected a loss that depends smoothly on the outputs, got one without a gradient")
-        return losses.sum()
-
-    def _judged(self, outputs: list[Tensor], count: int) -> Tensor:
-        """[K]: each job's loss, of outputs in the dtype and memory format that the model itself would give."""
-        nodes = self._trace.outputs
-        own = [self._presented(*pair) for pair in zip(nodes, outputs, strict=True)]
-        parts = [self._stacking.unstack(*pair, count) for pair in zip(nodes, own, strict=True)]
-        jobs = [self._trace.unflatten(part, self._size) for part in zip(*parts, strict=True)]
-        with torch.autocast(self._device.type, enabled=False):
-            return torch.stack([self._task.judge(outputs, self._batch) for outputs in jobs])
-
-    def _presented(self, node: fx.Node, value: Tensor) -> Tensor:
-        """An output as the model itself would give it, to write into as well: not what is cached, nor a leaf."""
-        value = value.to(node.meta["val"].dtype).contiguous()
-        cached = node in self._down.suffix.boundary or node in self._down.suffix.roots
-        return value.clone() if cached or (value.is_leaf and value.requires_grad) else value
 
     def _fold(self, calls: Iterable[fx.Node]) -> None:
         """Folds the batch norms behind these layers of the suffix into them, as they stand now."""

@@ -10,6 +10,7 @@ import singe
 from singe import cli
 from singe.cli import commands, models
 from singe.cli.datasets import Settings, load
+from singe.runs.group import Turn
 from singe.training.accuracy import accuracy
 
 QUICK = ["--images", "8", "--finetune", "steps=2"]
@@ -94,16 +95,16 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(run, place, monkeypatch)
     words = ["prune", "--model", "nets:tiny", "--data", "nets:split", "--rho", "0.3", *QUICK, "--checkpoint", "run"]
     assert run(*words, "--out", "whole")[0] == 0
     (place / "run" / "checkpoint.safetensors").unlink()
-    kind = sys.modules["singe.run"].Run
-    prune_group = kind._prune_group
+    take, done = Turn.take, []
 
-    def first_only(self, index, *given):
-        if index:
+    def first_only(self):
+        if done:
             raise KeyboardInterrupt
-        return prune_group(self, index, *given)
+        done.append(self)
+        return take(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(kind, "_prune_group", first_only)
+        patch.setattr(Turn, "take", first_only)
         code, out, err = run(*words, "--out", "pruned")
     assert (code, out) == (130, "") and err.endswith("singe: interrupted; the same command goes on from run\n")
     assert run(*words, "--out", "pruned")[0] == 0

@@ -56,10 +56,10 @@ def test_the_traceback_is_shown_on_request(command, capsys):
 
 
 def test_what_fails_within_a_run_is_no_bad_input(command, capsys, monkeypatch):
-    from singe.run import Run
+    from singe.runs.neurons import NeuronRun
 
     def failing(options):
-        Run.execute(None)  # fails at once, inside
+        NeuronRun.execute(None)  # fails at once, inside
 
     command(failing)
     monkeypatch.setattr(sys.modules["singe.cli"], "_OF_INPUT", (Exception,))
@@ -67,11 +67,11 @@ def test_what_fails_within_a_run_is_no_bad_input(command, capsys, monkeypatch):
 
 
 def test_that_fine_tuning_is_impossible_is_bad_input(command, monkeypatch):
-    from singe.run import Run
+    from singe.runs.neurons import NeuronRun
     from singe.training.finetune import Tuner
 
-    begun = SimpleNamespace(_todo=[], _progress=None, _tuner=lambda neurons: Tuner.rehearse(None))  # fails inside
-    command(lambda options: Run.execute(begun))
+    begun = SimpleNamespace(space=SimpleNamespace(progress=None), tuner=lambda: Tuner.rehearse(None))  # fails inside
+    command(lambda options: NeuronRun.execute(begun))
     monkeypatch.setattr(sys.modules["singe.cli"], "_OF_INPUT", (Exception,))
     assert cli.main(["info"]) == 2
 

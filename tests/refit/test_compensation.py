@@ -222,7 +222,7 @@ def test_where_a_network_is_trained_in_between_it_goes_on_as_it_was_before_the_g
             seen.append((self._unpruned._original, len(plan.removals), copy.deepcopy(model)))
             return super().refit(model, trace, group, plan)
 
-    monkeypatch.setattr("singe.run.Compensator", Watched)
+    monkeypatch.setattr("singe.runs.group.Compensator", Watched)
     model = randomised(PlainNet())
     x, y = images(64)
     loader = DataLoader(TensorDataset(x, y), batch_size=32, shuffle=True)
@@ -322,7 +322,7 @@ def test_all_layers_are_refitted_behind_the_last_group_unless_training_led_away(
             seen.append(len(plan.removals))
             return super().refit_all(model, trace, plan) | {"layer": "too odd"}
 
-    monkeypatch.setattr("singe.run.Compensator", Watched)
+    monkeypatch.setattr("singe.runs.neurons.Compensator", Watched)
     x, y = images(64)
     loader = DataLoader(TensorDataset(x, y), batch_size=32, shuffle=True)
     quick = {"criterion": "magnitude", "finetune": None, "images": 32, "progress": False, "allocation": "uniform"}

@@ -19,8 +19,8 @@ from singe import FineTune, reference
 from singe.graph.trace import trace
 from singe.models.batches import described
 from singe.report.facts import load as load_facts
+from singe.runs.weights import without_least
 from singe.training.data import Stream
-from singe.unstructured import without_least
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,7 +35,7 @@ def one_export():
         return kept[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("singe.unstructured.trace", traced)
+        patch.setattr("singe.runs.workspace.trace", traced)
         yield
 
 

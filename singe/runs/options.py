@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from .allocation.goal import Goal
-from .criteria import Criterion
-from .models.precision import Precision
-from .observer import Observer
-from .ranks import Ranks
-from .refit.compensation import Compensate
-from .scoring.selection import Refresh
-from .task import Task
-from .training.finetune import FineTune
-from .version import surroundings
+from ..allocation.goal import Goal
+from ..criteria import Criterion
+from ..models.precision import Precision
+from ..observer import Observer
+from ..ranks import Ranks
+from ..refit.compensation import Compensate
+from ..scoring.selection import Refresh
+from ..task import Task
+from ..training.finetune import FineTune
+from ..version import surroundings
 
 
 @dataclass(frozen=True)

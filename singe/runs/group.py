@@ -1,0 +1,130 @@
+"""One group's turn: its neurons go one by one, its readers are refitted, and the network is trained in between."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from ..bars import bar
+from ..graph.groups import Group
+from ..records import Curve, GroupRecord
+from ..refit.compensation import Compensator
+from ..removal.plan import Plan
+from ..removal.surgery import compact, held_at_zero, mask
+from ..scoring import curves
+from ..scoring.selection import Scorer, Selection
+from ..timing.stopwatch import Stopwatch
+from ..training.finetune import Tuner
+from .neuron_workspace import Before, NeuronWorkspace
+
+
+class Turn:
+    """Of a group, in a run that has begun.
+
+    Args:
+        space: of the run.
+        index: of the group among those that lose neurons.
+        group: as it is in the unpruned network.
+        count: how many of its neurons go.
+        tuner: what trains the network in between, or behind all groups.
+    """
+
+    def __init__(self, space: NeuronWorkspace, index: int, group: Group, count: int, tuner: Tuner | None) -> None:
+        self._space, self._index, self._given, self._count, self._tuner = space, index, group, count, tuner
+        self._when = None if tuner is None else tuner.when
+        self._optimizer = None if tuner is None else tuner.optimizer
+        self._scoring, self._compensating, self._tuning = Stopwatch(), Stopwatch(), Stopwatch()
+        space.restart(index)
+        self._batch = space.stream.take(space.options.images)
+        self._group = space.progress.plan.rebase(group)
+        space.follow(self._batch, index)
+        self._here = Plan()  # what of the group goes
+        self._before = self._compared_with()
+
+    def _compared_with(self) -> Before | None:
+        """What the readers of the group are to go on like.
+
+        The unpruned network; or, where training in between has led away from it, the network as it is before the group.
+        """
+        space = self._space
+        if space.unpruned is None:
+            return None
+        if self._when in (None, "after"):
+            return space.unpruned, space.progress.plan
+        return space.held_by(copy.deepcopy(space.model)), self._here
+
+    def take(self) -> GroupRecord:
+        """Prunes the group."""
+        space = self._space
+        with self._scoring:
+            selection = Selection(self._scorer(), space.options.criterion, space.options.refresh)
+        loss_start = selection.engine.loss
+        shown = self._remove(selection)
+        loss_removed = space.loss(self._batch)
+        self._cut(selection.taken)
+        uncompensated = self._refit()
+        if self._when == "layer":
+            self._tune()
+        return GroupRecord(
+            group=self._given.name, size=self._given.size, removed=tuple(selection.taken),
+            scores=tuple(selection.taken_scores), neurons_scored=selection.scored,
+            loss_start=loss_start, loss_removed=loss_removed, loss_end=space.loss(self._batch),
+            seconds_scoring=self._scoring.seconds, seconds_compensating=self._compensating.seconds,
+            seconds_tuning=self._tuning.seconds, uncompensated=uncompensated,
+            first_scores=selection.first_scores, curves=shown, evaluation=space.evaluation(),
+        )  # fmt: skip
+
+    def _scorer(self) -> Scorer:
+        return self._space.scorer(self._group, self._batch, self._before)
+
+    def _remove(self, selection: Selection) -> tuple[Curve, ...]:
+        """Masks the least relevant neurons one by one; returns curves of the last, where they are wanted."""
+        space, criterion = self._space, self._space.options.criterion
+        found: tuple[Curve, ...] = ()
+        wanted = curves.recorded(self._index, len(space.progress.widths), criterion)
+        shown = space.options.progress
+        with bar(range(self._count), desc=self._group.name, unit="neuron", shown=shown, inside=True) as turns:
+            for turn in turns:
+                with self._scoring:
+                    neuron = selection.take_least()
+                if wanted and turn >= self._count - curves.NEURONS:
+                    with space.timed("fading curves"):
+                        found += (curves.curve(selection.engine, neuron, criterion),)
+                space.progress.memory = selection.engine.memory
+                mask(space.model, self._group.slices, torch.tensor([neuron]), self._optimizer)
+                if self._when == "neuron":
+                    self._tune_masked(selection)
+                else:
+                    selection.engine.forget(neuron)
+        return found
+
+    def _tune_masked(self, selection: Selection) -> None:
+        """Trains the network with what has been masked held at zero; then all scores are of other weights."""
+        assert self._tuner is not None
+        gone = torch.tensor(selection.taken)
+        with held_at_zero(self._space.model, self._group.slices, gone, self._tuner.optimizer):
+            self._tune()
+        with self._scoring:
+            selection.renew(self._scorer())
+
+    def _tune(self) -> None:
+        assert self._tuner is not None
+        with self._tuning:
+            self._tuner.pause()
+
+    def _cut(self, neurons: list[int]) -> None:
+        """Makes tensors smaller by what is masked."""
+        self._here.add(self._group, neurons)
+        compact(self._space.model, self._here.removed(), self._optimizer)
+        self._space.progress.plan.add(self._given, neurons)
+
+    def _refit(self) -> dict[str, str]:
+        """Refits the readers, if asked to; returns those that could not be -> why."""
+        space = self._space
+        if self._before is None or space.options.compensate == "none":
+            return {}
+        space.follow(self._batch, self._index + 1)
+        with self._compensating:
+            network, gone = self._before
+            return Compensator(network, space.options.compensate).refit(space.model, space.trace, self._group, gone)

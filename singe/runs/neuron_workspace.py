@@ -1,0 +1,119 @@
+"""What a run of neurons works on besides: how far it has come, and what is compared with the unpruned network."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from .. import checks
+from ..criteria import FeatureRelevance, Reconstruction
+from ..graph.groups import Group
+from ..models.batches import Batch
+from ..models.weightnorm import plain_copy, weight_norms, without_weight_norms
+from ..ranks import Ranks
+from ..refit.equations import Unpruned
+from ..removal.plan import Plan
+from ..result import count_macs
+from ..scoring.engine import Engine
+from ..scoring.reconstruction import Reconstructor
+from ..scoring.relevance import RelevanceScorer
+from ..scoring.selection import Scorer
+from ..storage.checkpoint import Progress
+from ..training.data import Stream
+from .options import Options
+from .workspace import Workspace
+
+COMPARED, MEASURED, SERVED, RANKED = (1 << 20) - 1, (1 << 20) - 2, (1 << 20) - 3, 1 << 19
+"""The phases in which samples are drawn to compare networks, to measure their sensitivity and to time them on, and in
+which ranking draws: behind all others."""
+
+Before = tuple[Unpruned, Plan]
+"""A network that others are to go on like, and what of it is gone, or will be."""
+
+
+class NeuronWorkspace(Workspace):
+    """The model without its weight norms, and what else pruning neurons needs.
+
+    Attributes:
+        norms: the weight norms that came off.
+        original: the model as it was given, without them.
+        progress: how far the run has come; this and what follows once it has begun.
+        macs: multiply-adds of the unpruned network.
+        compared: samples on which networks are compared, where they are.
+        unpruned: what the unpruned network holds for these.
+        served: what networks are timed on, where their latency is to go.
+    """
+
+    progress: Progress
+    compared: Batch | None = None
+    unpruned: Unpruned | None = None
+    served: Batch | None = None
+
+    def __init__(self, given: nn.Module, stream: Stream, options: Options) -> None:
+        self.norms = weight_norms(given)
+        super().__init__(given, without_weight_norms(checks.copied(given)), stream, options)
+        self.original = plain_copy(given) if self.norms else given
+
+    def begin(self, progress: Progress) -> None:
+        """Looks at the network; a run that goes on has come so far.
+
+        Raises:
+            ValueError: as :meth:`analyse`.
+        """
+        o = self.options
+        self.progress, self.seconds = progress, progress.seconds
+        progress.memory = min(progress.memory, o.memory)
+        self.analyse()
+        self.macs = count_macs(self.model, self.sample, o.task.call)
+        if o.compensate != "none" or isinstance(o.criterion, Reconstruction):
+            self.compared = self.drawn(o.compensation_images)
+            self.unpruned = self.held_by(self.original)
+        if o.goal.target == "latency":
+            self.served = self._to_serve()
+
+    def drawn(self, images: int) -> Batch:
+        """At least so many samples to compare networks on, in batches that the graph takes."""
+        self.restart(COMPARED)
+        step = 1 if self.trace.dynamic else self.trace.example_batch
+        return self.stream.take(-(-images // step) * step)
+
+    def held_by(self, network: nn.Module) -> Unpruned:
+        """What a network, of which the trace is one, holds for the samples that are compared."""
+        return Unpruned(network, self.trace, self.compared, self.options.task, self.options.memory)
+
+    def _to_serve(self) -> Batch:
+        self.restart(SERVED)
+        batch = self.stream.take(self.options.goal.latency_batch)
+        checks.answers(self.model, batch, self.options.task)
+        return batch
+
+    def follow(self, batch: Batch, done: int) -> None:
+        """Exports the network anew where the graph no longer is that network, as cutting it may have it.
+
+        Args:
+            batch: to export it on.
+            done: how many groups are.
+        """
+        with self.timed("analysis"):
+            if not self.trace.holds_for(self.model, self.sample):
+                self.trace, self.progress.traced = self.traced(batch), done
+
+    def scorer(self, group: Group, batch: Batch, before: Before | None, ranks: Ranks | None = None) -> Scorer:
+        """What scores a group.
+
+        Args:
+            group: as it is now.
+            batch: the samples to score it on.
+            before: what the criterion "reconstruction" compares with.
+            ranks: who scores it together; all by default.
+        """
+        o = self.options
+        if isinstance(o.criterion, Reconstruction):
+            assert before is not None
+            network, gone = before
+            memory, loss = self.progress.memory, self.loss(batch)
+            return Reconstructor(self.model, self.trace, group, network, gone.removed(), loss, memory)
+        if isinstance(o.criterion, FeatureRelevance):
+            return RelevanceScorer(self.model, self.trace, group, batch, o.task, self.progress.memory)
+        return Engine(
+            self.model, self.trace, group, batch, o.task, self.progress.memory, o.precision, ranks or self.ranks
+        )  # fmt: skip

@@ -1,0 +1,215 @@
+"""Algorithm 1 of the paper: group by group, the least relevant neuron goes, the rest is scored again."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+
+import torch
+from torch import nn
+
+from .. import checks
+from ..bars import bar, standing
+from ..graph.groups import Group
+from ..graph.trace import named_tensors, trace
+from ..models.isolation import same_modes
+from ..models.weightnorm import with_weight_norms
+from ..records import GroupRecord
+from ..refit.compensation import Compensator
+from ..removal.plan import Plan
+from ..removal.surgery import compact
+from ..removal.trial import check_result
+from ..result import TIMED, LatencyChange, PruneResult, compared, count_macs, count_parameters, spent, widths
+from ..storage.checkpoint import Checkpoint, Progress, fingerprint
+from ..storage.files import digest
+from ..survey import few
+from ..training.data import Stream
+from ..training.finetune import Tuner
+from .group import Turn
+from .neuron_workspace import NeuronWorkspace
+from .options import Options
+from .widths import able_groups, counts
+
+log = logging.getLogger("singe")
+
+
+class NeuronRun:
+    """One call of :func:`singe.prune`: what has been decided, and what has been done.
+
+    Attributes:
+        space: what is worked on.
+        todo: the groups that lose neurons, in order, and how many of them; decided by :meth:`plan_widths`.
+        frozen: names of what is left whole -> why.
+        resumes: whether it goes on from a checkpoint.
+    """
+
+    def __init__(self, model: nn.Module, stream: Stream, options: Options) -> None:
+        self.space = NeuronWorkspace(model, stream, options)
+        self.todo: list[tuple[Group, int]] = []
+        self.frozen: dict[str, str] = {}
+        self._checkpoint = self._opened()
+        resumed = self._resumed()
+        self.resumes = resumed is not None
+        self.space.begin(resumed or Progress(options.memory, fingerprint(self.space.probe)))
+
+    # -- before the first removal ----------------------------------------------------------------------------
+
+    def _opened(self) -> Checkpoint | None:
+        space = self.space
+        if space.options.checkpoint is None:
+            return None
+        trained = [name for name, p in space.given.named_parameters() if p.requires_grad]
+        model = digest(json.dumps([trained, space.still]), named_tensors(space.given))
+        return Checkpoint(space.options.checkpoint, space.options.deciding() | {"model": model})
+
+    def _resumed(self) -> Progress | None:
+        """What there is to go on from, which all ranks have to see."""
+        found = self._checkpoint.read() if self._checkpoint is not None else None
+        told = "" if found is None else json.dumps(found.to_json())
+        self.space.ranks.check_same("checkpoint, in a directory that all see,", told)
+        return found
+
+    def rehearse(self) -> None:
+        """Refuses a loader that batch norms cannot be recalibrated on before any work."""
+        self.space.rehearse_recalibration()
+
+    def plan_widths(self, seconds: float) -> None:
+        """Finds the groups that may be pruned and fixes how many neurons each will lose."""
+        space, progress = self.space, self.space.progress
+        able, self.frozen = able_groups(space, seconds)
+        if not self.resumes:
+            with space.timed("ranking"):
+                found = counts(space, able)
+            progress.widths = [(g.name, g.size, n) for g, n in zip(able, found, strict=True) if n]
+        groups = {(g.name, g.size): g for g in able}
+        other = [name for name, size, _ in progress.widths if (name, size) not in groups]
+        if other:
+            raise ValueError(f"expected the groups of the checkpoint in the model, found none like {', '.join(other)}")
+        self.todo = [(groups[name, size], count) for name, size, count in progress.widths]
+        if not self.todo:
+            log.warning("nothing is removed: rho=%g is less than half of the smallest step", space.options.goal.rho)
+
+    # -- the run ---------------------------------------------------------------------------------------------
+
+    def execute(self) -> PruneResult:
+        """Prunes group after group."""
+        space, progress = self.space, self.space.progress
+        tuner = self.tuner()
+        evaluation_before = space.evaluation()
+        if self.resumes:
+            self.resume(tuner)
+        elif self._checkpoint is not None and space.ranks.first:  # what cannot be written is found out before any work
+            self._checkpoint.write(progress, space.model, None)
+        for record in progress.history:
+            space.options.observer.tell(record)
+        self._prune_groups(tuner)
+        if self.refits_all and not progress.tuned:
+            self._refit_all()
+        if tuner is not None and tuner.when == "after" and not progress.tuned:
+            space.tune_after(tuner, len(self.todo))
+            progress.tuned = True
+            self._save(tuner)
+        space.recalibrate(len(self.todo) + 1)
+        return self._result(evaluation_before)
+
+    def tuner(self) -> Tuner | None:
+        """What fine-tunes the network, if asked to."""
+        plan = self.space.options.finetune
+        if plan is None:
+            return None
+        pauses = {"layer": len(self.todo), "neuron": sum(n for _, n in self.todo), "after": 1}[plan.when]
+        return self.space.tuner(plan, pauses, self.space.original)
+
+    def resume(self, tuner: Tuner | None) -> None:
+        """Puts everything where the checkpoint says that it was."""
+        assert self._checkpoint is not None
+        space, progress, optimizer = self.space, self.space.progress, tuner.optimizer if tuner is not None else None
+        if fingerprint(space.probe) != progress.samples:
+            log.warning("the loader's first samples are not what they were: the run may come to something else")
+        if progress.traced:  # the graph is that of a network of the same widths as then
+            then = Plan(progress.plan.removals[: progress.traced]).apply(copy.deepcopy(space.model))
+            space.trace = trace(then, space.options.task.inputs(space.probe), space.options.task.call)
+        compact(space.model, progress.plan.removed(), optimizer)
+        self._checkpoint.restore(space.model, optimizer)
+        if tuner is not None:
+            pauses = {"layer": len(progress.history), "neuron": progress.neurons, "after": int(progress.tuned)}
+            tuner.resume(pauses[tuner.when])
+        log.info("the run goes on behind %d of %d groups", len(progress.history), len(self.todo))
+
+    def _prune_groups(self, tuner: Tuner | None) -> None:
+        """Prunes those that are not done."""
+        space, history = self.space, self.space.progress.history
+        done, total, progress = len(history), len(self.todo), space.options.progress
+        with bar(desc="pruning", initial=done, total=total, unit="group", shown=progress) as shown:
+            for index, (group, count) in enumerate(self.todo[done:], done):
+                record = Turn(space, index, group, count, tuner).take()
+                history.append(record)
+                self._agree(record)
+                self._save(tuner)
+                shown.set_postfix(standing(record.loss_end, record.evaluation), refresh=False)
+                shown.update()
+                space.options.observer.tell(record)
+
+    def _agree(self, record: GroupRecord) -> None:
+        """Ends the run where ranks have come apart; what they have rounded differently becomes the same again."""
+        self.space.ranks.check_decision(record.group, {"removed": torch.tensor(record.removed)})
+        self.space.synchronise()
+
+    def _save(self, tuner: Tuner | None) -> None:
+        """Leaves a checkpoint, if asked to; a run does not end for want of room on a disk."""
+        space = self.space
+        if self._checkpoint is None or not space.ranks.first:
+            return
+        try:
+            self._checkpoint.write(space.progress, space.model, tuner.optimizer if tuner is not None else None)
+        except OSError as error:
+            log.warning("no checkpoint behind %s, the last one stays: %s", space.progress.history[-1].group, error)
+
+    @property
+    def refits_all(self) -> bool:
+        """Whether all layers are refitted behind the last group: not where training in between has led away."""
+        options = self.space.options
+        return options.compensate == "least_squares" and (options.finetune is None or options.finetune.when == "after")
+
+    def _refit_all(self) -> None:
+        """Refits all layers once more, now that all groups are pruned."""
+        space = self.space
+        assert space.unpruned is not None and space.compared is not None
+        space.follow(space.compared, len(self.todo))
+        with space.timed("compensating"):
+            compensator = Compensator(space.unpruned, space.options.compensate)
+            space.progress.uncompensated = compensator.refit_all(space.model, space.trace, space.progress.plan)
+        space.synchronise()
+
+    # -- the end ---------------------------------------------------------------------------------------------
+
+    def _result(self, evaluation_before: float | None) -> PruneResult:
+        space, progress, call = self.space, self.space.progress, self.space.options.task.call
+        with_weight_norms(space.model, space.norms)
+        check_result(space.original, space.model, progress.plan, space.sample, call)
+        loss_after = space.watch.loss_after(space.model)
+        macs_after = count_macs(space.model, space.sample, call)
+        evaluation_after = space.evaluation()
+        latency = self._latency()
+        same_modes(space.model, space.given)
+        return PruneResult(
+            model=space.model, plan=progress.plan,
+            params_before=count_parameters(space.given), params_after=count_parameters(space.model),
+            macs_before=space.macs, macs_after=macs_after,
+            loss_before=space.watch.loss, loss_after=loss_after, history=progress.history, frozen=self.frozen,
+            uncompensated=progress.uncompensated,
+            evaluation_before=evaluation_before, evaluation_after=evaluation_after, latency=latency,
+            widths=widths(space.given, space.model),
+            settings=space.options.described(checks.device_of(space.model)),
+            seconds=spent(progress.seconds, progress.history),
+        )  # fmt: skip
+
+    def _latency(self) -> LatencyChange | None:
+        """How long a forward pass took before and takes now, as the first rank measures it."""
+        space, task = self.space, self.space.options.task
+        with space.timed("latency"):
+            samples = few(space.probe, space.trace, task, TIMED) if space.served is None else task.inputs(space.served)
+            found = compared(space.given, space.model, samples, task) if space.ranks.first else None
+            space.ranks.wait()  # so that nothing disturbs the measurement
+        return found

@@ -1,0 +1,183 @@
+"""Algorithm 1 of the paper on single weights: layer by layer, the least relevant are masked; fine-tuning between.
+
+All weights of a layer that go are chosen in one round: the path fades the whole layer, so that one pass at each node
+scores all its weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .. import checks
+from ..allocation.cost import WeightCost
+from ..allocation.goal import ignored
+from ..bars import bar, standing
+from ..models.batches import Batch
+from ..models.isolation import same_modes
+from ..models.numerics import alike
+from ..records import WeightRecord
+from ..removal import masks
+from ..removal.weights import Weight, find_weights
+from ..result import count_parameters, spent
+from ..scoring.elementwise import WeightScorer
+from ..sparse import SparseResult
+from ..timing.stopwatch import Stopwatch
+from ..training.data import Stream
+from ..training.finetune import Tuner
+from .options import Options
+from .workspace import Workspace
+
+log = logging.getLogger("singe")
+
+
+class WeightRun:
+    """One call of :func:`singe.prune` for single weights: what has been decided, and what has been done.
+
+    The copy holds zeros in plain parameters while it is worked on; masks are put on at the end.
+
+    Attributes:
+        space: what is worked on.
+        weights: all tensors of weights, and what of the network is none.
+        todo: the tensors that lose weights, in order, and how many of them; decided by :meth:`plan_shares`.
+        frozen: names of weights left whole -> why.
+    """
+
+    def __init__(self, model: nn.Module, stream: Stream, options: Options) -> None:
+        self.space = Workspace(model, checks.copied(model), stream, options)
+        self.space.analyse()
+        self.weights = find_weights(self.space.trace, self.space.model)
+        self.todo: list[tuple[Weight, int]] = []
+        self.frozen: dict[str, str] = {}
+        self._memory = options.memory
+        self._kept: dict[str, Tensor] = {}
+
+    def rehearse(self) -> None:
+        """Refuses a loader that batch norms cannot be recalibrated on before any work."""
+        self.space.rehearse_recalibration()
+
+    def plan_shares(self) -> None:
+        """Finds the weights that may be pruned and fixes how many single ones each will lose."""
+        space, goal, able = self.space, self.space.options.goal, self.weights.plain
+        whole = self.weights.other | {w.name: "is a single weight" for w in able if w.size == 1}
+        whole |= ignored(space.given, able, goal.ignore)
+        able = [w for w in able if w.name not in whole]
+        whole |= masks.unmaskable(space.model, [w.name for w in able], space.sample, space.options.task.call)
+        able = [w for w in able if w.name not in whole]
+        whole |= goal.without_share(space.given, able)
+        able, self.frozen = [w for w in able if w.name not in whole], whole
+        for name, reason in whole.items():
+            log.info("%s is not pruned: %s", name, reason)
+        if not able:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in whole.items())
+            raise ValueError(f"expected a model with weights to prune, found none ({reasons or 'no layers'})")
+        cost, choices = WeightCost(self.weights.total), [range(w.size) for w in able]
+        with space.timed("ranking"):
+            counts = goal.fitted(space.given, able, cost, choices, lambda: self._first_scores(able))
+        self.todo = [(weight, count) for weight, count in zip(able, counts, strict=True) if count]
+        if not self.todo:
+            log.warning("nothing is removed: rho=%g is less than half a weight", goal.rho)
+
+    def execute(self) -> SparseResult:
+        """Prunes weight after weight."""
+        space, tuner, history = self.space, self._tuner(), list[WeightRecord]()
+        evaluation_before = space.evaluation()
+        with bar(desc="pruning", total=len(self.todo), unit="layer", shown=space.options.progress) as shown:
+            for index, (weight, count) in enumerate(self.todo):
+                record = self._prune_weight(index, weight, count, tuner)
+                history.append(record)
+                shown.set_postfix(standing(record.loss_end, record.evaluation), refresh=False)
+                shown.update()
+                space.options.observer.tell(record)
+        if tuner is not None and tuner.when == "after":
+            space.tune_after(tuner, len(self.todo))
+        space.recalibrate(len(self.todo) + 1)
+        return self._result(history, evaluation_before)
+
+    def _tuner(self) -> Tuner | None:
+        plan = self.space.options.finetune
+        if plan is None:
+            return None
+        tuner = self.space.tuner(plan, len(self.todo) if plan.when == "layer" else 1, self.space.given)
+        # no gradient, momentum or decay moves what is masked
+        tuner.optimizer.register_step_post_hook(lambda *_: self._hold(tuner))
+        return tuner
+
+    def _prune_weight(self, index: int, weight: Weight, count: int, tuner: Tuner | None) -> WeightRecord:
+        space = self.space
+        space.restart(index)
+        batch = space.stream.take(space.options.images)
+        scoring, tuning = Stopwatch(), Stopwatch()
+        loss_start = self._loss(batch)
+        with scoring:
+            scores = self.scores(weight, batch)
+            self._kept[weight.name] = without_least(scores, count)
+        space.ranks.check_decision(weight.name, {"kept": self._kept[weight.name]})
+        self._hold(tuner)
+        loss_removed = loss_end = self._loss(batch)
+        if tuner is not None and tuner.when == "layer":
+            with tuning:
+                tuner.pause()
+            loss_end = self._loss(batch)
+        return WeightRecord(
+            weight=weight.name, size=weight.size, removed=count, loss_start=loss_start, loss_removed=loss_removed,
+            loss_end=loss_end, seconds_scoring=scoring.seconds, seconds_tuning=tuning.seconds,
+            evaluation=space.evaluation(),
+        )  # fmt: skip
+
+    def _hold(self, tuner: Tuner | None) -> None:
+        """Zeroes what is masked."""
+        for name, kept in self._kept.items():
+            masks.zero(self.space.model.get_parameter(name), kept, None if tuner is None else tuner.optimizer)
+
+    def _first_scores(self, weights: Sequence[Weight]) -> list[Tensor]:
+        """Every weight's scores in the unpruned network, on one batch."""
+        with bar(weights, desc="ranking", unit="layer", shown=self.space.options.progress) as shown:
+            return [self.scores(weight, self.space.probe).flatten().cpu() for weight in shown]
+
+    def scores(self, weight: Weight, batch: Batch) -> Tensor:
+        """Of each single weight, in the network as it is now."""
+        space, o = self.space, self.space.options
+        scorer = WeightScorer(
+            space.model, space.trace, weight.name, batch, o.task, self._memory, o.precision, space.ranks
+        )  # fmt: skip
+        scores = scorer.scores(o.criterion)
+        self._memory = scorer.memory
+        return scores
+
+    def _loss(self, batch: Batch) -> float:
+        loss = self.space.loss(batch)
+        if not math.isfinite(loss):
+            raise ValueError(f"expected a finite loss on the batch, got {loss}")
+        return loss
+
+    def _result(self, history: list[WeightRecord], evaluation_before: float | None) -> SparseResult:
+        space, task = self.space, self.space.options.task
+        loss_after, evaluation_after = space.watch.loss_after(space.model), space.evaluation()
+        with torch.no_grad():
+            expected = task.outputs(space.model, space.probe)
+            masks.put_on(space.model, self._kept)
+            if not alike(task.outputs(space.model, space.probe), expected):
+                raise RuntimeError("the masked network is not the one with zeros; please report this model")
+        same_modes(space.model, space.given)
+        removed = sum(record.removed for record in history)
+        parameters = count_parameters(space.given)
+        return SparseResult(
+            model=space.model, masks=self._kept,
+            weights_before=self.weights.total, weights_after=self.weights.total - removed,
+            params_before=parameters, params_after=parameters - removed,
+            loss_before=space.watch.loss, loss_after=loss_after, history=history, frozen=self.frozen,
+            evaluation_before=evaluation_before, evaluation_after=evaluation_after,
+            settings=space.options.described(checks.device_of(space.model)), seconds=spent(space.seconds, history),
+        )  # fmt: skip
+
+
+def without_least(scores: Tensor, count: int) -> Tensor:
+    """A mask, bool of the shape of ``scores``, without the ``count`` smallest; of equal ones the first go."""
+    kept = torch.ones(scores.numel(), dtype=torch.bool, device=scores.device)
+    kept[scores.flatten().argsort(stable=True)[:count]] = False
+    return kept.view(scores.shape)

@@ -1,0 +1,96 @@
+"""How many neurons each group of a network is to lose."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..allocation.latency_budget import Machine, counts_within
+from ..allocation.schedules import RANKINGS
+from ..allocation.sensitivity import SAMPLES, Sensitivity
+from ..bars import bar
+from ..graph.groups import Group
+from ..models.isolation import seed_everything
+from ..ranks import ALONE
+from ..refit.compensation import Compensator
+from ..refit.equations import Unpruned
+from ..scoring.scores import unscorable
+from ..scoring.selection import order
+from ..survey import survey
+from .neuron_workspace import MEASURED, RANKED, NeuronWorkspace
+
+log = logging.getLogger("singe")
+
+
+def able_groups(space: NeuronWorkspace, seconds: float) -> tuple[list[Group], dict[str, str]]:
+    """The groups that may lose neurons, and what is left whole -> why.
+
+    Args:
+        space: of a run that has begun.
+        seconds: how long it may take to try on copies what can be removed.
+
+    Raises:
+        TimeoutError: it takes longer.
+        ValueError: no group may lose neurons.
+    """
+    o = space.options
+    left_whole = partial(o.goal.left_whole, space.original)
+    with space.timed("analysis"):
+        found = survey(space.model, space.trace, space.sample, o.task, left_whole, seconds, o.progress)
+    blind = unscorable(space.trace, found.able, o.criterion, space.probe)
+    able, frozen = [g for g in found.able if g.name not in blind], found.frozen | blind
+    for name, reason in frozen.items():
+        log.info("%s is not pruned: %s", name, reason)
+    if not able:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in frozen.items())
+        raise ValueError(f"expected a model with neurons to prune, found none ({reasons or 'no layers'})")
+    return able, frozen
+
+
+def counts(space: NeuronWorkspace, groups: Sequence[Group]) -> list[int]:
+    """How many neurons each group will lose: what the first rank says, where the clock decides."""
+    goal = space.options.goal
+    if space.served is None:
+        return goal.counts(space.original, groups, space.trace, space.macs, lambda: _ranking(space, groups))
+    ranking = _ranking(space, groups) if goal.allocation in RANKINGS else []
+    found = [0] * len(groups)
+    if space.ranks.first:  # the others wait, and disturb no measurement
+        machine = Machine(space.given, groups, space.served, space.options.task)
+        found = counts_within(goal, space.original, groups, machine, lambda: ranking)
+    return space.ranks.from_first(torch.tensor(found)).tolist()
+
+
+def _ranking(space: NeuronWorkspace, groups: Sequence[Group]) -> list[Tensor]:
+    """What ranks every neuron of the unpruned network among all: its score, or what the loss makes of its group.
+
+    Each rank looks at some of the groups.
+    """
+    o, ranks = space.options, space.ranks
+    measured = _sensitivity(space) if o.goal.allocation == "sensitivity" else None
+    before = None if space.unpruned is None else (space.unpruned, space.progress.plan)
+    values = [torch.zeros(g.size, dtype=torch.float64) for g in groups]
+    with bar(range(ranks.rank, len(groups), ranks.size), desc="ranking", unit="group", shown=o.progress) as shown:
+        for index in shown:
+            seed_everything((o.seed << 20) + RANKED + index)
+            scorer = space.scorer(groups[index], space.probe, before, ALONE)
+            values[index] = (
+                scorer.scores(o.criterion)
+                if measured is None
+                else measured.prices(groups[index], order(scorer, o.criterion))
+            )
+    return list(ranks.sum(torch.cat(values)).split([g.size for g in groups]))
+
+
+def _sensitivity(space: NeuronWorkspace) -> Sensitivity:
+    o, graph = space.options, space.trace
+    size = o.images if graph.dynamic else graph.example_batch
+    space.restart(MEASURED)
+    batches = [space.stream.take(size) for _ in range(-(-SAMPLES // size))]
+    few = None if o.compensate == "none" else space.drawn(min(o.compensation_images, SAMPLES))
+    unpruned = None if few is None else Unpruned(space.model, graph, few, o.task, o.memory)
+    compensator = None if unpruned is None else Compensator(unpruned, o.compensate)
+    return Sensitivity(space.model, graph, batches, o.task, compensator)

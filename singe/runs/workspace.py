@@ -1,0 +1,128 @@
+"""What a run works on: a copy of the model, the graph of it, and the samples that it is judged on."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from contextlib import AbstractContextManager
+
+import torch
+from torch import nn
+
+from .. import checks
+from ..graph.trace import Trace, named_tensors, trace
+from ..models.batches import Batch
+from ..survey import few
+from ..timing.stopwatch import timed
+from ..training.collapse import Watch
+from ..training.data import Stream
+from ..training.finetune import FineTune, Tuner
+from ..training.recalibration import recalibrate, running_norms
+from .options import Options
+
+
+class Workspace:
+    """What both kinds of run need.
+
+    Attributes:
+        given: the user's model, which stays as it is.
+        model: the copy that is pruned, in eval mode.
+        still: names of the modules that are in eval mode although the model is in train mode.
+        stream: the loader's batches.
+        options: what the run is asked for.
+        ranks: all processes that take part.
+        probe: the samples that the run begins with.
+        seconds: what went into what.
+        trace: the model as a graph; this and what follows once it is analysed.
+        sample: what the model is called with, of a few samples.
+        watch: knows the loss before pruning.
+    """
+
+    trace: Trace
+    watch: Watch
+
+    def __init__(self, given: nn.Module, model: nn.Module, stream: Stream, options: Options) -> None:
+        self.given, self.model, self.stream, self.options, self.ranks = given, model, stream, options, options.ranks
+        self.ranks.check_same("arguments", json.dumps(options.deciding(), default=str))
+        self.still = [n for n, module in given.named_modules() if given.training and not module.training]
+        self.seconds: dict[str, float] = {}
+        self.restart(0)
+        self.probe = stream.take(options.images)
+        checks.runs(model, self.probe, options.task)
+
+    def analyse(self) -> None:
+        """Makes the graph.
+
+        Raises:
+            ValueError: the model cannot be traced, shares weights with what is outside of it, or has no finite loss.
+        """
+        with self.timed("analysis"):
+            self.trace = self.traced(self.probe)
+        checks.own_weights(self.given, self.trace)
+        self.sample = few(self.probe, self.trace, self.options.task)
+        self.watch = Watch(self.model, self.probe, self.options.task)
+        if not math.isfinite(self.watch.loss):
+            raise ValueError(f"expected a finite loss before pruning, got {self.watch.loss}")
+
+    def traced(self, batch: Batch) -> Trace:
+        """The graph of the model as it is now."""
+        task = self.options.task
+        return trace(self.model, task.inputs(batch), task.call)
+
+    def restart(self, phase: int) -> None:
+        """Begins a new epoch; no two phases of any two seeds below 4096 see the same."""
+        self.stream.restart((self.options.seed << 20) + phase)
+
+    def timed(self, what: str) -> AbstractContextManager[None]:
+        """Adds to ``seconds``."""
+        return timed(self.seconds, what)
+
+    def loss(self, batch: Batch) -> float:
+        """The model's on a batch."""
+        with torch.no_grad():
+            return self.options.task(self.model, batch).item()
+
+    def evaluation(self) -> float | None:
+        """What the user's ``evaluate`` says of the model."""
+        with self.timed("evaluate"):
+            return self.ranks.number(self.options.observer.evaluation(self.model))
+
+    def tuner(self, plan: FineTune, pauses: int, unpruned: nn.Module) -> Tuner:
+        """What fine-tunes the model, in so many pauses.
+
+        Raises:
+            ValueError: the model cannot be trained.
+        """
+        o = self.options
+        tuner = Tuner(
+            plan, self.model, self.stream, o.task, pauses, self.still,
+            unpruned=unpruned, progress=o.progress, ranks=self.ranks,
+        )  # fmt: skip
+        tuner.rehearse()
+        return tuner
+
+    def tune_after(self, tuner: Tuner, phase: int) -> None:
+        """Fine-tunes behind the last removal."""
+        self.restart(phase)
+        with self.timed("fine-tuning"):
+            tuner.pause()
+        self.synchronise()
+
+    def rehearse_recalibration(self) -> None:
+        """Refuses a loader that batch norms cannot be recalibrated on before any work."""
+        if self.options.recalibrate_bn and running_norms(self.model, self.still):
+            recalibrate(copy.deepcopy(self.model), self.stream, self.options.task, 1, self.still)
+
+    def recalibrate(self, phase: int) -> None:
+        """Has batch norms estimate their statistics anew, if asked to."""
+        if not self.options.recalibrate_bn:
+            return
+        self.restart(phase)
+        with self.timed("recalibrating"):
+            recalibrate(self.model, self.stream, self.options.task, self.options.recalibrate_bn, self.still)
+        self.synchronise()
+
+    def synchronise(self) -> None:
+        """Makes the same again what ranks have rounded differently."""
+        self.ranks.synchronise(named_tensors(self.model))
