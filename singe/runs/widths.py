@@ -14,6 +14,7 @@ from ..allocation.schedules import RANKINGS
 from ..allocation.sensitivity import SAMPLES, Sensitivity
 from ..bars import bar
 from ..graph.groups import Group
+from ..models.batches import head
 from ..models.isolation import seed_everything
 from ..ranks import ALONE
 from ..refit.compensation import Compensator
@@ -24,6 +25,9 @@ from ..survey import survey
 from .neuron_workspace import MEASURED, RANKED, NeuronWorkspace
 
 log = logging.getLogger("singe")
+
+_ORDERED_ON = 16
+"""Samples at most to order neurons on where the loss without them is measured anyway."""
 
 
 def able_groups(space: NeuronWorkspace, seconds: float) -> tuple[list[Group], dict[str, str]]:
@@ -72,11 +76,12 @@ def _ranking(space: NeuronWorkspace, groups: Sequence[Group]) -> list[Tensor]:
     o, ranks = space.options, space.ranks
     measured = _sensitivity(space) if o.goal.allocation == "sensitivity" else None
     before = None if space.unpruned is None else (space.unpruned, space.progress.plan)
+    samples = space.probe if measured is None or not space.trace.dynamic else head(space.probe, _ORDERED_ON)
     values = [torch.zeros(g.size, dtype=torch.float64) for g in groups]
     with bar(range(ranks.rank, len(groups), ranks.size), desc="ranking", unit="group", shown=o.progress) as shown:
         for index in shown:
             seed_everything((o.seed << 20) + RANKED + index)
-            scorer = space.scorer(groups[index], space.probe, before, ALONE)
+            scorer = space.scorer(groups[index], samples, before, ALONE)
             values[index] = (
                 scorer.scores(o.criterion)
                 if measured is None
