@@ -205,66 +205,30 @@ def prepared(
         allocation = "sensitivity" if structured else "uniform"
     if compensate is None:
         compensate = "least_squares" if structured else "none"
-    goal = Goal(rho, target, allocation, round_to, ignore, latency_batch)
-    if refresh not in ("lazy", "full"):
-        raise ValueError(f"expected refresh 'lazy' or 'full', got {refresh!r}")
-    if finetune is not None and not isinstance(finetune, FineTune):
-        raise TypeError(f"expected finetune to be a singe.FineTune or None, got {type(finetune).__name__}")
-    checks.integer("images", images, 1)
-    if compensate not in ("none", "mean", "least_squares"):
-        raise ValueError(f"expected compensate 'none', 'mean' or 'least_squares', got {compensate!r}")
-    checks.integer("compensation_images", compensation_images, 2)
     checks.positive("analysis_seconds", analysis_seconds)
-    checks.integer("memory", memory, 1)
-    checks.integer("recalibrate_bn", recalibrate_bn, 0)
-    checks.integer("seed", seed, 0)
-    if seed >= 2**40:
-        raise ValueError(f"expected seed < 2**40, got {seed}")
+    options = Options(
+        goal=Goal(rho, target, allocation, round_to, ignore, latency_batch),
+        criterion=resolve(criterion) if structured else resolve_elementwise(criterion),
+        compensate=compensate, compensation_images=compensation_images, refresh=refresh, finetune=finetune,
+        images=images, task=Task(forward, cross_entropy if loss is None else loss), recalibrate_bn=recalibrate_bn,
+        seed=seed, precision=precision, memory=memory, progress=progress and ranks.first, checkpoint=checkpoint,
+        observer=Observer(evaluate, callbacks, loader, tells=ranks.first), ranks=ranks,
+    )  # fmt: skip
     if not structured:
-        if compensate != "none":
-            raise ValueError(f"expected compensate='none' with structured=False, got {compensate!r}")
-        _refuse_of_neurons(
-            target=target, round_to=round_to, refresh=refresh, compensation_images=compensation_images,
-            analysis_seconds=analysis_seconds, latency_batch=latency_batch, checkpoint=checkpoint,
-        )  # fmt: skip
-        if finetune is not None and finetune.when == "neuron":
-            raise ValueError("expected finetune.when 'layer' or 'after' with structured=False, got 'neuron'")
-        if allocation == "sensitivity":
-            raise ValueError("expected an allocation other than 'sensitivity' with structured=False")
-    chosen = resolve(criterion) if structured else resolve_elementwise(criterion)
+        _refuse_of_neurons(options, analysis_seconds)
     model = unwrapped(model)
     device = checks.sound_model(model)
     model = _first_ranks(model, ranks)
     check_precision(precision, model, device)
     if finetune is not None and finetune.precision is not None:
         check_precision(finetune.precision, model, device)
-    task = Task(forward, cross_entropy if loss is None else loss)
-    observer = Observer(evaluate, callbacks, loader, tells=ranks.first)
-    stream = Stream(loader, device, task, ranks)
+    stream = Stream(loader, device, options.task, ranks)
     if finetune is not None and not _shuffles(loader):
         log.warning(
             "the loader does not shuffle: every %s begins a new epoch, so fine-tuning will see its first batches again "
             "and again",
             "group of neurons" if structured else "layer",
         )
-    options = Options(
-        goal,
-        chosen,
-        compensate,
-        compensation_images,
-        refresh,
-        finetune,
-        images,
-        task,
-        recalibrate_bn,
-        seed,
-        precision,
-        memory,
-        progress and ranks.first,
-        checkpoint,
-        observer,
-        ranks,
-    )
     with plain_torch(device), preserved_random_state(loader):
         if not structured:
             sparse = of_weights(model, stream, options)
@@ -293,14 +257,26 @@ def _first_ranks(model: nn.Module, ranks: Ranks) -> nn.Module:
     return model
 
 
-def _refuse_of_neurons(**options: Any) -> None:
-    """Raises ValueError for options that say something about neurons, where they are not as they are by default."""
+def _refuse_of_neurons(options: Options, analysis_seconds: float) -> None:
+    """Raises ValueError for what says something about neurons, or means them, where single weights are to go."""
+    goal, finetune = options.goal, options.finetune
+    if options.compensate != "none":
+        raise ValueError(f"expected compensate='none' with structured=False, got {options.compensate!r}")
+    given = {
+        "target": goal.target, "round_to": goal.round_to, "refresh": options.refresh,
+        "compensation_images": options.compensation_images, "analysis_seconds": analysis_seconds,
+        "latency_batch": goal.latency_batch, "checkpoint": options.checkpoint,
+    }  # fmt: skip
     parameters = inspect.signature(prune).parameters
-    for name, value in options.items():
+    for name, value in given.items():
         if value != (default := parameters[name].default):
             raise ValueError(
                 f"expected {name}={default!r} with structured=False, where it has no meaning, got {value!r}"
             )
+    if finetune is not None and finetune.when == "neuron":
+        raise ValueError("expected finetune.when 'layer' or 'after' with structured=False, got 'neuron'")
+    if goal.allocation == "sensitivity":
+        raise ValueError("expected an allocation other than 'sensitivity' with structured=False")
 
 
 def _shuffles(loader: Iterable[Any]) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .. import checks
 from ..allocation.goal import Goal
 from ..criteria import Criterion
 from ..models.precision import Precision
@@ -22,7 +23,11 @@ from ..version import surroundings
 
 @dataclass(frozen=True)
 class Options:
-    """The arguments of :func:`singe.prune`, all but the model, the loader and the time that its analysis may take."""
+    """The arguments of :func:`singe.prune`, all but the model, the loader and the time that its analysis may take.
+
+    Raises:
+        TypeError, ValueError: bad values.
+    """
 
     goal: Goal
     criterion: Criterion
@@ -40,6 +45,18 @@ class Options:
     checkpoint: str | os.PathLike[str] | None
     observer: Observer
     ranks: Ranks
+
+    def __post_init__(self) -> None:
+        if self.refresh not in ("lazy", "full"):
+            raise ValueError(f"expected refresh 'lazy' or 'full', got {self.refresh!r}")
+        if self.finetune is not None and not isinstance(self.finetune, FineTune):
+            raise TypeError(f"expected finetune to be a singe.FineTune or None, got {type(self.finetune).__name__}")
+        if self.compensate not in ("none", "mean", "least_squares"):
+            raise ValueError(f"expected compensate 'none', 'mean' or 'least_squares', got {self.compensate!r}")
+        for name, least in (("images", 1), ("compensation_images", 2), ("memory", 1), ("recalibrate_bn", 0)):
+            checks.integer(name, getattr(self, name), least)
+        if checks.integer("seed", self.seed, 0) >= 2**40:
+            raise ValueError(f"expected seed < 2**40, got {self.seed}")
 
     def deciding(self) -> dict[str, Any]:
         """Those that decide what a run comes to, as plain data."""
