@@ -70,6 +70,11 @@ class NeuronWorkspace(Workspace):
         if o.goal.target == "latency":
             self.served = self._to_serve()
 
+    def remedies(self) -> list[str]:
+        """What the user could do against a collapse."""
+        refit = ["compensate='least_squares'"] if self.options.compensate == "none" else []
+        return super().remedies() + refit
+
     def drawn(self, images: int) -> Batch:
         """At least so many samples to compare networks on, in batches that the graph takes."""
         self.restart(COMPARED)

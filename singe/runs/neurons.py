@@ -188,7 +188,7 @@ class NeuronRun:
         space, progress, call = self.space, self.space.progress, self.space.options.task.call
         with_weight_norms(space.model, space.norms)
         check_result(space.original, space.model, progress.plan, space.sample, call)
-        loss_after = space.watch.loss_after(space.model)
+        loss_after = space.loss_after()
         macs_after = count_macs(space.model, space.sample, call)
         evaluation_after = space.evaluation()
         latency = self._latency()

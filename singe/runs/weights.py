@@ -157,7 +157,7 @@ class WeightRun:
 
     def _result(self, history: list[WeightRecord], evaluation_before: float | None) -> SparseResult:
         space, task = self.space, self.space.options.task
-        loss_after, evaluation_after = space.watch.loss_after(space.model), space.evaluation()
+        loss_after, evaluation_after = space.loss_after(), space.evaluation()
         with torch.no_grad():
             expected = task.outputs(space.model, space.probe)
             masks.put_on(space.model, self._kept)

@@ -83,6 +83,18 @@ class Workspace:
         with torch.no_grad():
             return self.options.task(self.model, batch).item()
 
+    def loss_after(self) -> float:
+        """The pruned model's on the samples that the run began with; warns where it has collapsed."""
+        return self.watch.loss_after(self.model, self.remedies())
+
+    def remedies(self) -> list[str]:
+        """What the user could do against a collapse."""
+        o = self.options
+        found = ["prune less", "fine-tune" if o.finetune is None else "fine-tune longer", "ignore= what matters"]
+        if running_norms(self.model, self.still) and not o.recalibrate_bn:
+            found.append("measure batch norms anew with recalibrate_bn=")
+        return found
+
     def evaluation(self) -> float | None:
         """What the user's ``evaluate`` says of the model."""
         with self.timed("evaluate"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +41,13 @@ class Watch:
         mean = outputs.mean(0, keepdim=True).expand_as(outputs)
         return min(float(self._task.judge(mean * part, self._batch)) for part in (0, 0.25, 0.5, 1))
 
-    def loss_after(self, model: nn.Module) -> float:
-        """The loss now; warns where more than half of what was known beyond a constant answer is gone."""
+    def loss_after(self, model: nn.Module, remedies: Sequence[str]) -> float:
+        """The loss now; warns where more than half of what was known beyond a constant answer is gone.
+
+        Args:
+            model: after pruning, in eval mode.
+            remedies: what could be done about it, for people to read.
+        """
         with torch.no_grad():
             loss = float(self._task(model, self._batch))
         knew = self._constant - self.loss
@@ -49,7 +55,7 @@ class Watch:
         if not math.isfinite(loss) or (knew_something and loss > self.loss + knew / 2):
             log.warning(
                 "the pruned network may have collapsed: its loss on %d samples is %.3f, it was %.3f before pruning, "
-                "and a constant answer has %.3f; prune less, fine-tune longer, or ignore= what matters",
-                length(self._batch), loss, self.loss, self._constant,
+                "and a constant answer has %.3f; remedies: %s",
+                length(self._batch), loss, self.loss, self._constant, ", ".join(remedies),
             )  # fmt: skip
         return loss

@@ -1,0 +1,42 @@
+import logging
+
+import pytest
+from networks import PlainNet, images, randomised
+from torch.utils.data import DataLoader, TensorDataset
+
+import singe
+
+COMPENSATE, RECALIBRATE = "compensate='least_squares'", "measure batch norms anew with recalibrate_bn="
+
+
+@pytest.mark.parametrize(
+    ("options", "named", "left_out"),
+    [
+        ({"compensate": "none"}, ["fine-tune,", COMPENSATE, RECALIBRATE], ["fine-tune longer"]),
+        ({"finetune": singe.FineTune(1)}, ["fine-tune longer", RECALIBRATE], [COMPENSATE]),
+        ({"recalibrate_bn": 8}, ["fine-tune,"], [COMPENSATE, RECALIBRATE]),
+        ({"structured": False}, ["fine-tune,", RECALIBRATE], [COMPENSATE]),
+    ],
+)
+def test_a_collapse_names_what_has_not_been_tried(options, named, left_out, caplog):
+    x, y = images(48)
+    loader = DataLoader(TensorDataset(x, y), batch_size=24, shuffle=True)
+    arguments = {"criterion": "magnitude", "finetune": None, "images": 24, "progress": False}
+    if options.get("structured", True):
+        arguments |= {"compensation_images": 24, "allocation": "uniform"}
+    with caplog.at_level(logging.WARNING, "singe"):
+        singe.prune(randomised(PlainNet()), loader, 0.3, loss=grown(), **arguments | options)
+    (said,) = [r.getMessage() for r in caplog.records if "collapsed" in r.getMessage()]
+    assert all(words in said for words in named), said
+    assert not any(words in said for words in left_out), said
+
+
+def grown():
+    """A loss that is small for the outputs it sees first, and large for all others."""
+    first = []
+
+    def loss(outputs, batch):
+        first.append(outputs.detach().clone())
+        return 1 + 100 * (outputs - first[0]).square().mean()
+
+    return loss

@@ -1,0 +1,59 @@
+import logging
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from singe.task import Task
+from singe.training.collapse import Watch
+
+
+class Constant(nn.Module):
+    """Logits of its own for every sample."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = nn.Parameter(logits)
+
+    def forward(self, x):
+        return self.logits + 0 * x.sum()
+
+
+Y = torch.arange(12) % 4
+RIGHT = 5.0 * nn.functional.one_hot(Y, 4)
+X = torch.zeros(12, 1)
+
+
+def answering(share):
+    """A network that is sure and right on a share of the samples, and knows nothing of the others."""
+    return Constant(torch.where(torch.arange(12)[:, None] < 12 * share, RIGHT, torch.zeros(4)))
+
+
+@pytest.mark.parametrize(("share", "collapsed"), [(1, False), (0.75, False), (0.25, True), (0, True)])
+def test_less_than_half_of_what_was_known_is_a_collapse(share, collapsed, caplog):
+    watch = Watch(answering(1), (X, Y), Task())
+    with caplog.at_level(logging.WARNING, "singe"):
+        loss = watch.loss_after(answering(share), ["prune less", "train"])
+    assert loss == pytest.approx(nn.functional.cross_entropy(answering(share).logits, Y).item())
+    assert [r.getMessage() for r in caplog.records] == [
+        f"the pruned network may have collapsed: its loss on 12 samples is {loss:.3f}, it was {watch.loss:.3f} before "
+        f"pruning, and a constant answer has {math.log(4):.3f}; remedies: prune less, train"
+    ] * collapsed
+
+
+def test_of_a_network_that_knew_nothing_only_a_loss_that_is_not_finite_is_told(caplog):
+    watch = Watch(answering(0), (X, Y), Task())
+    with caplog.at_level(logging.WARNING, "singe"):
+        watch.loss_after(Constant(torch.randn(12, 4)), [])
+        assert not caplog.records
+        watch.loss_after(Constant(torch.full((12, 4), math.nan)), [])
+    assert len(caplog.records) == 1
+
+
+def test_where_outputs_have_no_mean_only_a_loss_that_is_not_finite_is_told(caplog):
+    task = Task(lambda model, batch: (model(batch[0]),), lambda outputs, batch: outputs[0].square().mean())
+    watch = Watch(answering(0), (X, Y), task)
+    with caplog.at_level(logging.WARNING, "singe"):
+        assert watch.loss_after(answering(1), []) > 0
+    assert not caplog.records
