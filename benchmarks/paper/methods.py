@@ -38,6 +38,11 @@ METHODS: dict[str, Mapping[str, Any]] = {
     },
     "random": {"criterion": "random"},
     "random + least squares": {"criterion": "random", "compensate": "least_squares"},
+    "random + least squares, sensitivity": {
+        "criterion": "random",
+        "compensate": "least_squares",
+        "allocation": "sensitivity",
+    },
 }
 """What peers.py compares with others. A new method is a line here."""
 

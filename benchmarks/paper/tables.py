@@ -101,4 +101,4 @@ def _problems(records: Sequence[Record]) -> str:
 def _told(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "-"
-    return "-" if value is None else f"{value:.0%}" if isinstance(value, float) else str(value)
+    return "-" if value is None else f"{round(100 * value, 2):g}%" if isinstance(value, float) else str(value)
