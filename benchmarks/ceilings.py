@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from common import settings, write_json
-from timing import Way, timed
+from measuring.common import settings, write_json
+from measuring.timing import Way, timed
 
 from singe.models.precision import Precision, arithmetic
 from singe.report import table

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import settings, write_json
+from measuring.common import settings, write_json
 from models import CIFAR10_MODELS, load, random_images
 from torch import nn
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import settings, write_json
-from timing import timed
+from measuring.common import settings, write_json
+from measuring.timing import timed
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import settings, write_json
+from measuring.common import settings, write_json
 from models import CIFAR10_MODELS, load
 from torch import Tensor, nn
 from train_cifar10 import train

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import settings, write_json
-from floor import suffix_macs
+from engine.floor import suffix_macs
+from engine.subject import Subject, prepare
+from measuring.common import settings, write_json
+from measuring.timing import Way, call_all, in_turns
 from models import MODELS
-from subject import Subject, prepare
-from timing import Way, call_all, in_turns
 
 import singe
 from singe.graph.groups import Group

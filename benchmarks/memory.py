@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from common import mebibytes, settings, write_json
-from images import Batch
+from engine.images import Batch
+from engine.subject import Subject, prepare
+from measuring.common import mebibytes, settings, write_json
+from measuring.peak import with_peak
+from measuring.timing import timed
 from models import MODELS
-from peak import with_peak
-from subject import Subject, prepare
-from timing import timed
 
 import singe
 from singe.graph.groups import Group

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from common import write_json
-from images import batches
+from engine.images import batches
+from engine.ranks import EXACT, agreement
+from measuring.common import write_json
 from models import CIFAR10_MODELS, load
-from ranks import EXACT, agreement
 
 import singe
 from singe.quadrature import Quadrature

@@ -18,7 +18,7 @@ import reliability_files
 import reliability_kills
 import reliability_repeats
 import torch
-from common import machine, settings, write_json
+from measuring.common import machine, settings, write_json
 
 QUESTIONS = {"kills": reliability_kills, "files": reliability_files, "repeats": reliability_repeats}
 COUNTS = {"kills": 20, "files": 7000, "repeats": 1000}

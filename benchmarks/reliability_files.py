@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peak import with_peak
+from measuring.peak import with_peak
 from safetensors.torch import load as load_bytes
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset

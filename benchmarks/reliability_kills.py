@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from isolated import findings
+from measuring.isolated import findings
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader

@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from common import settings, write_json
-from images import loader
+from engine.images import loader
+from measuring.common import settings, write_json
 from models import MODELS, load
 
 import singe

@@ -17,13 +17,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import layers
-import ranks
 import torch
-import whole
-from common import settings, write_json
+from engine import layers, ranks, whole
+from engine.subject import prepare
+from measuring.common import settings, write_json
 from models import CIFAR10_MODELS, MODELS
-from subject import prepare
 
 from singe.models.precision import arithmetic
 from singe.scoring.engine import DEFAULT_MEMORY

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from common import settings, write_json
+from measuring.common import settings, write_json
 from models import CIFAR10_MODELS, load
 from safetensors.torch import save_file
 from torch import Tensor, nn

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import machine, settings, write_json
-from isolated import findings
+from measuring.common import machine, settings, write_json
+from measuring.isolated import findings
 from zoo_models import MODELS
 from zoo_table import page
 

@@ -15,9 +15,9 @@ import train_cifar10
 import zoo
 import zoo_checks
 import zoo_singe
-from cifar_models import CifarResNet
-from isolated import findings
+from measuring.isolated import findings
 from models import CIFAR10_MODELS, MODELS, load, random_images
+from models.cifar import CifarResNet
 from records import PER_FILE, write_records
 from safetensors.torch import load_file
 from torch import nn

@@ -9,9 +9,9 @@ from functools import partial
 import pytest
 import reproduce
 import torch
-from cifar_models import CifarResNet
-from common import spearman
+from measuring.common import spearman
 from models import MODELS, Network, load
+from models.cifar import CifarResNet
 from paper import (
     figure2,
     imagenet,

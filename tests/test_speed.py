@@ -12,25 +12,23 @@ from pathlib import Path
 
 import ceilings
 import growth
-import layers
-import literal
 import memory
-import peak
 import pytest
 import quadrature
-import ranks
 import speed
 import torch
-from baselines import BASELINES
-from cifar_models import CifarResNet
-from common import duration, mebibytes, spearman
-from floor import row_macs, suffix_macs
+from engine import layers, literal, ranks
+from engine.baselines import BASELINES
+from engine.floor import row_macs, suffix_macs
+from engine.subject import prepare
+from measuring import peak
+from measuring.common import duration, mebibytes, spearman
+from measuring.peak import with_peak
+from measuring.timing import in_turns, timed
 from models import MODELS, Network, load, random_images
-from peak import with_peak
+from models.cifar import CifarResNet
 from records import write_records
 from safetensors.torch import save_file
-from subject import prepare
-from timing import in_turns, timed
 
 import singe
 from singe.models.precision import arithmetic
@@ -109,7 +107,7 @@ def test_a_call_is_timed_and_its_result_kept(device):
 
 def test_ways_take_turns_and_their_median_counts(monkeypatch):
     calls, clock = [], iter([1, 10, 5, 30, 2, 20])
-    monkeypatch.setattr("timing.timed", lambda way, device: (way(), next(clock)))
+    monkeypatch.setattr("measuring.timing.timed", lambda way, device: (way(), next(clock)))
     ways = {name: partial(calls.append, name) for name in "ab"}
     assert in_turns(ways, 3, CPU) == {"a": 2, "b": 20}
     assert "".join(calls) == "ababab"

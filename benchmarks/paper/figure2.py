@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from common import machine
+from measuring.common import machine
 from zoo_table import markdown
 
 import singe

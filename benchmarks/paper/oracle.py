@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 
 import torch
-from common import machine, spearman
+from measuring.common import machine, spearman
 from zoo_table import markdown
 
 import singe

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from common import machine
+from measuring.common import machine
 from torch import nn
 
 import singe

@@ -8,11 +8,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
-from images import Batch, batches
 from models import load
 from torch import nn
 
 import singe
+from engine.images import Batch, batches
 from singe.graph.analysis import find_groups
 from singe.graph.groups import Group
 from singe.graph.trace import Trace, trace

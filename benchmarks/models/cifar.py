@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from imagenet_models import VGG16
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.imagenet import VGG16
 from singe.demo import Block
 
 Shortcut = Literal["A", "B"]

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from baselines import backward
-from images import Batch
-from subject import Subject
-from timing import call_all, in_turns
+from measuring.timing import call_all, in_turns
 
 import singe
+from engine.baselines import backward
+from engine.images import Batch
+from engine.subject import Subject
 from singe.removal.plan import Plan
 from singe.removal.surgery import compact
 from singe.result import GroupRecord

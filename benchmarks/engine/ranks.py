@@ -9,14 +9,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from common import spearman
-from images import Batch
-from refresh import Refresh, compare
-from subject import Subject
-from timing import timed
+from measuring.common import spearman
+from measuring.timing import timed
 from torch import Tensor
 
 import singe
+from engine.images import Batch
+from engine.refresh import Refresh, compare
+from engine.subject import Subject
 from singe.graph.groups import Group
 from singe.models.precision import Precision
 from singe.quadrature import Quadrature

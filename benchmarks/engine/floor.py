@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable
 
 import torch
-from subject import Subject, memory_format
 from torch import Tensor, fx
 from torch.utils.flop_counter import FlopCounterMode
 
+from engine.subject import Subject, memory_format
 from singe.graph.groups import Group
 from singe.graph.layer import is_affine
 from singe.graph.suffix import cut

@@ -10,16 +10,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from baselines import BASELINES
-from common import mebibytes
-from floor import multiply_adds, row_macs, suffix_bytes, suffix_layers, suffix_macs
-from images import Batch
-from peak import with_peak
-from subject import Subject
-from timing import Way, call_all, in_turns
+from measuring.common import mebibytes
+from measuring.peak import with_peak
+from measuring.timing import Way, call_all, in_turns
 from torch import Tensor
 
 import singe
+from engine.baselines import BASELINES
+from engine.floor import multiply_adds, row_macs, suffix_bytes, suffix_layers, suffix_macs
+from engine.images import Batch
+from engine.subject import Subject
 from singe.graph.groups import Group
 from singe.quadrature import Nodes
 from singe.report import table

@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from common import duration, mebibytes
-from images import loader
-from literal import NODES, Literal, extrapolate
-from peak import with_peak
-from subject import Subject
-from timing import timed
+from measuring.common import duration, mebibytes
+from measuring.peak import with_peak
+from measuring.timing import timed
 
 import singe
+from engine.images import loader
+from engine.literal import NODES, Literal, extrapolate
+from engine.subject import Subject
 from singe.report import table
 from singe.result import GroupRecord
 

@@ -6,13 +6,13 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from images import Batch
-from subject import Subject
-from timing import timed
+from measuring.timing import timed
 from torch import nn
 from torch.nn import functional as F
 
 import singe
+from engine.images import Batch
+from engine.subject import Subject
 from singe.graph.groups import Group
 from singe.removal.surgery import mask
 from singe.scoring import selection

@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from cifar_models import CifarMobileNetV2, CifarResNet, CifarVGG
-from imagenet_models import VGG16, ResNet50
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from models.cifar import CifarMobileNetV2, CifarResNet, CifarVGG
+from models.imagenet import VGG16, ResNet50
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What all benchmarks measure with: clocks, peaks of memory, processes of their own, JSON."""
