@@ -209,9 +209,8 @@ class Rehearsal(NeuronRun):
         start = time.perf_counter()
         self.space.restart(0)
         batch = self.space.stream.take(self.space.options.images)
-        before = None if self.space.unpruned is None else (self.space.unpruned, self.space.progress.plan)
         current, criterion = self.space.progress.plan.rebase(group), self.space.options.criterion
-        scorer = self.space.scorer(current, batch, before)
+        scorer = self.space.scorer(current, batch, self.space.before)
         begin = time.perf_counter() - start
         neurons = group.size if criterion.scores_together else 1
         while True:

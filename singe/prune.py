@@ -126,7 +126,8 @@ def prune(
         compensation_images: samples for that.
         finetune: how to train between removals; None for not at all. For single weights ``when="neuron"`` is refused.
         images: samples that scores are computed on, drawn anew for every group or layer. Single weights need more of
-            them than neurons, whose scores sum up many gradients: some hundred.
+            them than neurons, whose scores sum up many gradients: some hundred. ``"sensitivity"`` takes 16 of them to
+            find out in which order a group's neurons would go.
         loss: (outputs, batch) -> scalar; mean cross-entropy by default.
         forward: (model, batch) -> outputs, for a model that is not ``model(x)``; batches are then any nested tensors.
         ignore: module names or glob patterns; a group with a member among them, or a weight in them, loses no neurons.

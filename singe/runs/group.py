@@ -48,10 +48,8 @@ class Turn:
         The unpruned network; or, where training in between has led away from it, the network as it is before the group.
         """
         space = self._space
-        if space.unpruned is None:
-            return None
-        if self._when in (None, "after"):
-            return space.unpruned, space.progress.plan
+        if space.before is None or self._when in (None, "after"):
+            return space.before
         return space.held_by(copy.deepcopy(space.model)), self._here
 
     def take(self) -> GroupRecord:

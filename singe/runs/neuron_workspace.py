@@ -85,6 +85,11 @@ class NeuronWorkspace(Workspace):
         """What a network, of which the trace is one, holds for the samples that are compared."""
         return Unpruned(network, self.trace, self.compared, self.options.task, self.options.memory)
 
+    @property
+    def before(self) -> Before | None:
+        """The unpruned network, and what of it is gone; None where nothing is compared with it."""
+        return None if self.unpruned is None else (self.unpruned, self.progress.plan)
+
     def _to_serve(self) -> Batch:
         self.restart(SERVED)
         batch = self.stream.take(self.options.goal.latency_batch)

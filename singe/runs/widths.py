@@ -75,13 +75,12 @@ def _ranking(space: NeuronWorkspace, groups: Sequence[Group]) -> list[Tensor]:
     """
     o, ranks = space.options, space.ranks
     measured = _sensitivity(space) if o.goal.allocation == "sensitivity" else None
-    before = None if space.unpruned is None else (space.unpruned, space.progress.plan)
     samples = space.probe if measured is None or not space.trace.dynamic else head(space.probe, _ORDERED_ON)
     values = [torch.zeros(g.size, dtype=torch.float64) for g in groups]
     with bar(range(ranks.rank, len(groups), ranks.size), desc="ranking", unit="group", shown=o.progress) as shown:
         for index in shown:
             seed_everything((o.seed << 20) + RANKED + index)
-            scorer = space.scorer(groups[index], samples, before, ALONE)
+            scorer = space.scorer(groups[index], samples, space.before, ALONE)
             values[index] = (
                 scorer.scores(o.criterion)
                 if measured is None

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,6 +41,7 @@ class Workspace:
     """
 
     trace: Trace
+    sample: Any
     watch: Watch
 
     def __init__(self, given: nn.Module, model: nn.Module, stream: Stream, options: Options) -> None:
