@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import sys
 
 import pytest
@@ -14,6 +15,10 @@ from singe.timing.latency import Latency
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+# what imports made, and the graphs of networks, are looked through again and again otherwise: a tenth of all time
+gc.freeze()
+gc.set_threshold(100_000, 50, 100)
 
 
 @pytest.fixture(scope="session")

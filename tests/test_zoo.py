@@ -6,6 +6,7 @@ import copy
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -113,8 +114,7 @@ def exported_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("singe.runs.workspace.trace", graph_of)
 
 
-@pytest.mark.parametrize("share", [0.3, 0.6])
-@every_network
+@pytest.mark.parametrize(("name", "share"), zip(ZOO, cycle([0.3, 0.6])))
 def test_a_pruned_network_is_the_masked_one_and_trains(name, share, monkeypatch):
     exported_once(name, monkeypatch)
     entry = ZOO[name]

@@ -77,9 +77,10 @@ class Stream:
         Raises:
             ValueError: batches differ in more than their length, or ranks in more than what samples hold.
         """
-        batches = [self.next()]
-        while sum(map(length, batches)) < images:
+        batches, found = [], 0
+        while found < images:
             batches.append(self.next())
+            found += length(batches[-1])
         return self._common(head(joined(batches), images))
 
     def next_share(self) -> tuple[Batch, float]:

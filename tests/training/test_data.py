@@ -71,6 +71,13 @@ def test_take_joins_or_cuts_batches_to_the_exact_number_of_images(images):
     assert torch.equal(x[:, 0], y + 1.0)
 
 
+def test_take_looks_at_every_batch_once(monkeypatch):
+    looked = []
+    monkeypatch.setattr("singe.training.data.length", lambda batch: looked.append(batch) or 1)
+    Stream(numbered(5), CPU).take(40)
+    assert len(looked) == 40
+
+
 def test_a_list_of_batches_is_a_loader():
     batch = (torch.ones(2, 1), torch.zeros(2))
     assert Stream([batch], CPU).take(5)[0].shape == (5, 1)
