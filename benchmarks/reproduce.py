@@ -19,7 +19,7 @@ from typing import get_args
 
 from models import CIFAR10_MODELS
 from paper import figure2, imagenet, oracle, peers, table1, table2, table3, table6, tables
-from paper.recipe import cifar10_baseline
+from paper.recipe import LR, cifar10_baseline
 from paper.records import Record, Records
 
 from singe.models.precision import Precision
@@ -58,6 +58,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--layers", nargs="+", help="of oracle and figure2")
     parser.add_argument("--open", choices=["inner", "all"], default="inner", help="prune residual streams, too?")
     parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=LR, help="of fine-tuning")
     parser.add_argument("--precision", choices=get_args(Precision), help="of fine-tuning; the network's own by default")
     parser.add_argument("--workers", type=int, default=0, help="processes that read ImageNet")
     parser.add_argument("--device", default="cpu")

@@ -19,6 +19,8 @@ from paper.size import Size
 
 CPU = Size(rates=(0.75, 0.85, 0.9), steps=(0, 1000))
 FULL = Size(rates=(0.5, 0.75, 0.85, 0.9), steps=(0, 1000, 5000), seeds=(0, 1, 2))
+ROWS = ("model", "ignore", "rate", "tool", "method")
+"""The settings that a row of the table is found by."""
 
 
 def run(baseline: Baseline, records: Records, options: argparse.Namespace) -> None:
@@ -58,6 +60,6 @@ def _peer(importance: str, ranking: str, where: dict) -> Row:
 
 def page(records: Sequence[Record]) -> str:
     """Ordered by rate, tool by tool."""
-    found = tables.latest(records, ("model", "ignore", "rate", "tool", "method", "seed", "steps"))
+    found = tables.latest(records, ROWS)
     found.sort(key=lambda r: (r["settings"]["rate"], r["settings"]["tool"], r["settings"]["method"]))
-    return tables.table(found, ("model", "ignore", "rate", "tool", "method"), tables.accuracies(found))
+    return tables.table(found, ROWS, tables.accuracies(found))

@@ -26,6 +26,8 @@ from singe.training.finetune import Tuner, When
 from singe.training.recalibration import recalibrate, running_norms
 
 RECALIBRATION_IMAGES = 2048
+LR = singe.FineTune().lr
+"""The learning rate of fine-tuning where the options do not say."""
 _TUNING, _RECALIBRATION, SCORING = range(1 << 19, (1 << 19) + 3)
 """Phases of a seed that batches are drawn in; a run of singe.prune has those below."""
 
@@ -111,7 +113,7 @@ def cifar10_baseline(options: argparse.Namespace) -> Baseline:
 
 def training(options: argparse.Namespace, steps: int, when: When) -> singe.FineTune:
     """The fine-tuning that all methods get."""
-    return singe.FineTune(steps=steps, when=when, precision=options.precision)
+    return singe.FineTune(steps=steps, when=when, lr=options.lr, precision=options.precision)
 
 
 def _nonzeros(model: nn.Module) -> int:

@@ -14,7 +14,7 @@ from measuring.common import machine
 from torch import nn
 
 import singe
-from paper.recipe import Baseline, Stopwatch, training
+from paper.recipe import LR, Baseline, Stopwatch, training
 from paper.records import Records, Settings
 
 PLAIN = {"allocation": "uniform", "compensate": "none"}
@@ -78,7 +78,7 @@ def key(row: Row, baseline: Baseline, options: argparse.Namespace, plan: singe.F
     return {
         "model": baseline.name, "weights": baseline.checksums["weights"][:12], "batch_size": options.batch_size,
         "ignore": list(baseline.ignore), **row.settings, "steps": plan.steps if plan else 0,
-        "finetune": repr(plan) if plan else None,
+        "finetune": repr(plan) if plan else None, **({"lr": plan.lr} if plan and plan.lr != LR else {}),
     }  # fmt: skip
 
 

@@ -17,6 +17,8 @@ from paper.size import Size
 
 CPU = Size(rates=(0.75, 0.85, 0.9), steps=(0, 1000))
 FULL = Size(rates=(0.75, 0.85, 0.9), steps=(0, 1000, 5000), seeds=(0, 1, 2))
+ROWS = ("model", "ignore", "rate", "method")
+"""The settings that a row of the table is found by."""
 
 
 def run(baseline: Baseline, records: Records, options: argparse.Namespace) -> None:
@@ -35,6 +37,6 @@ def rows(options: argparse.Namespace) -> list[Row]:
 
 def page(records: Sequence[Record]) -> str:
     """Ordered by rate."""
-    found = tables.latest(records, ("model", "ignore", "rate", "method", "seed", "steps"))
+    found = tables.latest(records, ROWS)
     found.sort(key=lambda r: r["settings"]["rate"])
-    return tables.table(found, ("model", "ignore", "rate", "method"), tables.accuracies(found))
+    return tables.table(found, ROWS, tables.accuracies(found))

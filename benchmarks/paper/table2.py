@@ -19,6 +19,8 @@ from paper.size import Size
 
 CPU = Size(rates=(0.85,), steps=(1000,))
 FULL = Size(rates=(0.85, 0.9), steps=(1000, 2000, 5000), seeds=(0, 1, 2))
+ROWS = ("model", "ignore", "rate", "method", "folded", "when")
+"""The settings that a row of the table is found by."""
 
 
 def run(baseline: Baseline, records: Records, options: argparse.Namespace) -> None:
@@ -43,6 +45,6 @@ def _row(name: str, settings: Settings, tuned: singe.FineTune | None = None) -> 
 
 def page(records: Sequence[Record]) -> str:
     """Ordered by rate."""
-    found = tables.latest(records, ("model", "ignore", "rate", "method", "folded", "when", "seed", "steps"))
+    found = tables.latest(records, ROWS)
     found.sort(key=lambda r: r["settings"]["rate"])
-    return tables.table(found, ("model", "ignore", "rate", "method", "folded", "when"), tables.accuracies(found))
+    return tables.table(found, ROWS, tables.accuracies(found))

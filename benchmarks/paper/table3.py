@@ -15,6 +15,8 @@ from paper.size import Size
 
 CPU = Size(rates=(0.843,), steps=(1000,))
 FULL = Size(rates=(0.843, 0.913), steps=(5000,), seeds=(0, 1, 2))
+ROWS = ("model", "ignore", "rate", "method", "when")
+"""The settings that a row of the table is found by."""
 
 
 def run(baseline: Baseline, records: Records, options: argparse.Namespace) -> None:
@@ -35,6 +37,6 @@ def rows(options: argparse.Namespace) -> list[Row]:
 
 def page(records: Sequence[Record]) -> str:
     """Ordered by network and rate."""
-    found = tables.latest(records, ("model", "ignore", "rate", "method", "when", "seed", "steps"))
+    found = tables.latest(records, ROWS)
     found.sort(key=lambda r: (r["settings"]["model"], r["settings"]["rate"]))
-    return tables.table(found, ("model", "ignore", "rate", "method", "when"), tables.accuracies(found))
+    return tables.table(found, ROWS, tables.accuracies(found))

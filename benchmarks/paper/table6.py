@@ -25,6 +25,8 @@ FULL = Size(rates=(0.8, 0.9), steps=(0, 1000, 5000), seeds=(0, 1, 2))
 IMAGES = 512
 """To score on: the gradient at a single weight is noisy."""
 CRITERIA = ("integrated_gradient", "magnitude", "magnitude_gradient", "random")
+ROWS = ("model", "rate", "method")
+"""The settings that a row of the table is found by."""
 
 
 def run(baseline: Baseline, records: Records, options: argparse.Namespace) -> None:
@@ -58,6 +60,6 @@ def _row(criterion: str, rate: float, seed: int, plan: singe.FineTune | None) ->
 
 def page(records: Sequence[Record]) -> str:
     """Ordered by rate."""
-    found = tables.latest(records, ("model", "rate", "method", "seed", "steps"))
+    found = tables.latest(records, ROWS)
     found.sort(key=lambda r: r["settings"]["rate"])
-    return tables.table(found, ("model", "rate", "method"), tables.accuracies(found))
+    return tables.table(found, ROWS, tables.accuracies(found))

@@ -8,17 +8,24 @@ from typing import Any
 
 from zoo_table import markdown
 
+from paper.recipe import LR
 from paper.records import Record
 
 Cell = Callable[[Sequence[Record]], str]
 """Turns the records of a row, of all seeds and steps, into text."""
+Training = tuple[int, float]
+"""Steps and learning rate."""
 
 
-def latest(records: Iterable[Record], names: Sequence[str]) -> list[Record]:
-    """One record for each value of the settings with these names, the last that was made; as first they came."""
+RUN = ("seed", "steps", "lr")
+"""The settings that the runs of one row of a table differ in."""
+
+
+def latest(records: Iterable[Record], rows: Sequence[str]) -> list[Record]:
+    """One record for each run of the rows that these settings name, the last that was made; as first they came."""
     found: dict[tuple[Any, ...], Record] = {}
     for record in records:
-        found[tuple(str(record["settings"].get(name)) for name in names)] = record
+        found[tuple(str(record["settings"].get(name)) for name in (*rows, *RUN))] = record
     return list(found.values())
 
 
@@ -31,14 +38,14 @@ def table(records: Sequence[Record], rows: Sequence[str], columns: dict[str, Cel
     return markdown([*rows, *columns], lines)
 
 
-def share(key: str, steps: int | None = None) -> Cell:
-    """The mean over seeds of a share, in percent, with the deviation where there are more; of runs with ``steps``."""
+def share(key: str, training: Training | None = None) -> Cell:
+    """The mean over seeds of a share, in percent, with the deviation where there are more; of runs trained so."""
 
     def cell(records: Sequence[Record]) -> str:
         of_seed = {
             r["settings"]["seed"]: r[key]
             for r in records
-            if r.get(key) is not None and steps in (None, r["settings"]["steps"])
+            if r.get(key) is not None and training in (None, _training(r))
         }
         if not of_seed:
             return "-"
@@ -48,20 +55,24 @@ def share(key: str, steps: int | None = None) -> Cell:
     return cell
 
 
-def seconds(key: str, steps: int | None = None) -> Cell:
+def seconds(key: str) -> Cell:
     """The mean of a time."""
 
     def cell(records: Sequence[Record]) -> str:
-        times = [r[key] for r in records if key in r and steps in (None, r["settings"]["steps"])]
+        times = [r[key] for r in records if key in r]
         return f"{statistics.fmean(times):.0f}" if times else "-"
 
     return cell
 
 
 def tuned(records: Iterable[Record]) -> dict[str, Cell]:
-    """A column for every number of fine-tuning steps that there is."""
-    steps = sorted({r["settings"]["steps"] for r in records} - {0})
-    return {f"{n:,} steps": share("top1_tuned", n) for n in steps}
+    """A column for every number of fine-tuning steps that there is, and for learning rates other than the default."""
+    trainings = sorted({_training(r) for r in records if r["settings"]["steps"]})
+    return {f"{steps:,} steps" + f", lr {lr}" * (lr != LR): share("top1_tuned", (steps, lr)) for steps, lr in trainings}
+
+
+def _training(record: Record) -> Training:
+    return record["settings"]["steps"], record["settings"].get("lr", LR)
 
 
 def accuracies(records: Sequence[Record]) -> dict[str, Cell]:
