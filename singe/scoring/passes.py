@@ -10,7 +10,7 @@ parts, each twice: first for the outputs that the loss is taken of, then for the
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,22 +19,20 @@ import torch
 from torch import Tensor, fx, nn
 
 from .. import ops
-from ..graph import batchnorm
-from ..graph.budget import Budget, is_shortage
-from ..graph.downstream import Downstream
+from ..graph.budget import Budget
 from ..graph.groups import Group
 from ..graph.layer import Layer
-from ..graph.operators import CONVOLUTIONS
 from ..graph.riders import Rider
 from ..graph.stretch import Stretch
 from ..graph.trace import Env, Trace
 from ..models.batches import Batch, length, tensors
-from ..models.numerics import close
 from ..models.precision import Precision, prefers_channels_last
 from ..task import Task
 from .incremental import Incremental
 from .jobs import Jobs, spread, whole_group
 from .judging import Judge
+from .prefix import Prefix
+from .samples import Samples
 from .stacking import Stacking
 
 log = logging.getLogger("singe")
@@ -133,19 +131,15 @@ class Passes:
         memory: int,
         precision: Precision,
     ) -> None:
-        self._model, self._trace, self._group = model, trace, group
-        self._batch, self._task, self._size = batch, task, length(batch)
+        self._trace, self._group, self._size = trace, group, length(batch)
         self._device = tensors(batch)[0].device
-        self._coarse = precision != "float32"
-        self._channels_last = prefers_channels_last(precision, self._device)
-        self._live = self._formatted(trace.live(model))
         self._stacking = Stacking(trace)
-        self._down = Downstream(trace, group, self._live)
+        self._prefix = Prefix(model, trace, group, task.inputs(batch), prefers_channels_last(precision, self._device))
+        self._down = self._prefix.down
         self._judge = Judge(trace, self._down, self._stacking, task, batch)
+        self._samples = Samples(group.name, trace, self._stacking, coarse=precision != "float32")
         self.layers = self._down.layers
         self._gone: list[int] = []
-        self._folded: dict[fx.Node, tuple[Tensor, Tensor]] = {}
-        self._fold(self._down.foldable)
         self._budget = Budget(trace, self._down, self._size, group.size, memory, self._device)
         self._sizes = self._divide()
         self.parts = len(self._sizes)
@@ -190,7 +184,7 @@ class Passes:
     def live(self) -> Env:
         """The values of the model's parameters and buffers as they stand, by node."""
         self._catch_up()
-        return self._live
+        return self._prefix.live
 
     def forget(self, neuron: int) -> None:
         """Zeroes a neuron in the caches, after ``surgery.mask`` has zeroed it in the model."""
@@ -200,12 +194,7 @@ class Passes:
         if not self._gone:
             return
         gone, self._gone = self._gone, []
-        owned = {s.tensor for s in self._group.slices}
-        live = self._trace.live(self._model)
-        self._live |= self._formatted({n: live[n] for n, name in self._trace.state.items() if name in owned})
-        self._fold(
-            [c for c in self._down.foldable if any(self._trace.state.get(i) in owned for i in c.all_input_nodes)]
-        )
+        self._prefix.refresh()
         if self.parts > 1:
             return  # the parts are computed anew for every pass
         front = self._all.front
@@ -229,10 +218,8 @@ class Passes:
 
     def _outputs(self, jobs: Jobs) -> list[Tensor]:
         """The model's outputs for K jobs on all images."""
-        return self._joined([self._forward(jobs, self._part(index)).outputs for index in range(self.parts)])
-
-    def _joined(self, parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        return [self._stacking.join(*pair) for pair in zip(self._trace.outputs, zip(*parts, strict=True), strict=True)]
+        parts = [self._forward(jobs, self._part(index)).outputs for index in range(self.parts)]
+        return self._stacking.join_outputs(parts)
 
     def _differentiate(self, jobs: Jobs, receive: Callable[[_Pass, dict[fx.Node, Tensor]], None]) -> None:
         """For each part of the images: a forward pass and the gradient of the summed losses at every faded value."""
@@ -262,13 +249,11 @@ class Passes:
         """The gradient of the summed losses at the model's outputs, for every part of the images."""
         with torch.no_grad():
             outputs = self._outputs(jobs)
-        seeds = self._judge.gradients(outputs, len(jobs))
-        split = [self._stacking.split(*pair, self._sizes) for pair in zip(self._trace.outputs, seeds, strict=True)]
-        return list(zip(*split, strict=True))
+        return self._stacking.split_outputs(self._judge.gradients(outputs, len(jobs)), self._sizes)
 
     def _forward(self, jobs: Jobs, part: _Part) -> _Pass:
         faded: dict[fx.Node, Tensor] = {}
-        env: Env = dict(self._live)
+        env: Env = dict(self._prefix.live)
         front = part.front if jobs.neuron is not None and bool((jobs.t >= 0).all()) else None
         on = self._down.whole if front is None else self._down.behind
         env |= {node: part.values[node] for node in on.constants}
@@ -300,8 +285,8 @@ class Passes:
 
     def _evaluate(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], on: Stretch, jobs: int) -> Any:
         """A node's own value, before anything fades."""
-        if node in self._folded:
-            args = (args[0], *self._folded[node], *args[3:])
+        if node in self._prefix.folded:
+            args = (args[0], *self._prefix.folded[node], *args[3:])
         return on.evaluate(node, args, kwargs, jobs)
 
     def _fade_root(self, layer: Layer, part: _Part, jobs: Jobs) -> Tensor:
@@ -315,7 +300,7 @@ class Passes:
 
     def _fading(self, rider: Rider, value: Tensor, jobs: Jobs) -> Tensor:
         """What turns a x + shift into a x + t shift for the neurons that fade, for all jobs and samples."""
-        shift = rider.shift(self._live)
+        shift = rider.shift(self._prefix.live)
         neuron = rider.neuron.to(shift.device)
         column = (-1, *[1] * neuron.dim())
         fades = neuron >= 0 if jobs.neuron is None else neuron == jobs.neuron.to(shift.device).view(column)
@@ -327,11 +312,7 @@ class Passes:
     def _input(self, layer: Layer, done: _Pass) -> Tensor:
         return layer.padded(layer.channels_first(done.inputs[layer.output]))
 
-    def _fold(self, calls: Iterable[fx.Node]) -> None:
-        """Folds the batch norms behind these layers of the suffix into them, as they stand now."""
-        self._folded |= {call: batchnorm.folded(call, self._live) for call in calls}
-
-    # -- the prefix ------------------------------------------------------------------------------------------
+    # -- the images ------------------------------------------------------------------------------------------
 
     def _part(self, index: int) -> _Part:
         """All images, computed once; or some of them, computed anew every time."""
@@ -343,15 +324,11 @@ class Passes:
         front, (layer, *_) = self._down.front, self.layers
         if front is None:
             return part
-        weight, bias = self._folded.get(front.reader) or self._weights(front.reader)
+        weight, bias = self._prefix.weights(front.reader)
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
             values = {node: part.values[node] for node in (*self._down.suffix.boundary, layer.output)}
             incremental = Incremental(front, layer, values, weight, bias, self._budget.keeps_contributions)
         return _Part(part.size, part.values, incremental)
-
-    def _weights(self, call: fx.Node) -> tuple[Tensor, Tensor | None]:
-        weight, bias = (call.args[i] if i < len(call.args) else None for i in (1, 2))
-        return self._live[weight], None if bias is None else self._live[bias]  # type: ignore[index]
 
     def _images(self, start: int, size: int) -> _Part:
         """What the prefix computes for some of the images, a few at a time where memory is short."""
@@ -359,27 +336,10 @@ class Passes:
         if step < size and not self._independent:
             log.warning("%s: samples cannot be passed in parts, what lies before exceeds memory", self._group.name)
             step = size
-        steps = [self._prefix(start + i, min(step, size - i)) for i in range(0, size, step)]
+        steps = [self._prefix.values(start + i, min(step, size - i)) for i in range(0, size, step)]
         return _Part(size, {n: self._stacking.join(n, [values[n] for values in steps]) for n in self._down.kept}, None)
 
-    def _prefix(self, start: int, size: int) -> Env:
-        fed = self._trace.feed(self._task.inputs(self._batch))
-        env: Env = self._live | {node: self._in_format(value[start : start + size]) for node, value in fed.items()}
-        with torch.no_grad():
-            self._trace.run(self._down.suffix.prefix, env, size, keep=self._down.kept)
-        return {node: env[node] for node in self._down.kept}
-
-    # -- set-up ----------------------------------------------------------------------------------------------
-
-    def _formatted(self, live: Env) -> Env:
-        """Values with convolutions' weights in the memory format that passes are fastest in."""
-        kernels = {n.args[1] for n in self._trace.nodes if getattr(n.target, "overloadpacket", None) in CONVOLUTIONS}
-        return {node: self._in_format(value) if node in kernels else value for node, value in live.items()}
-
-    def _in_format(self, value: Tensor) -> Tensor:
-        if self._channels_last and value.dim() == 4:
-            return value.contiguous(memory_format=torch.channels_last)
-        return value
+    # -- what may run at a time ------------------------------------------------------------------------------
 
     def _at_once(self, on: Stretch) -> int:
         if self.parts > 1:
@@ -392,7 +352,7 @@ class Passes:
         if not self._trace.dynamic:
             log.warning("%s: the model's batch size is fixed, jobs run one by one", self._group.name)
             return False
-        if not self._stacks():
+        if not self._samples.stack(self._outputs):
             log.warning("%s: samples see each other or do not lie along axis 0, jobs run one by one", self._group.name)
             return False
         return True
@@ -412,37 +372,7 @@ class Passes:
         several_axes = any(len(self._trace.batch_axes(node)) > 1 for node in (*self._down.kept, *self._trace.outputs))
         if not self._trace.dynamic or several_axes:
             return False
-        whole, places = whole_group(1.0), ((0, 2), (0, 1), (1, 1))
-        try:
-            with torch.no_grad():
-                parts = [_Part(size, self._prefix(start, size), None) for start, size in places]
-                pair, *alone = (self._forward(whole, part).outputs for part in parts)
-        except Exception as error:  # the model may not take one image alone
-            if is_shortage(error):
-                raise
-            log.debug("%s: passing images in parts failed: %s", self._group.name, error)
-            return False
-        return all(self._agree(*pair) for pair in zip(pair, self._joined(alone), strict=True))
-
-    def _stacks(self) -> bool:
-        """Whether two jobs that differ give together what each gives alone."""
-        with torch.no_grad():
-            alone = [self._outputs(whole_group(t)) for t in (1.0, 0.5)]
-            try:
-                stacked = self._outputs(whole_group(1.0, 0.5))
-            except Exception as error:  # the model or the loss may not take more samples at once
-                if is_shortage(error):
-                    raise
-                log.debug("%s: stacking two jobs failed: %s", self._group.name, error)
-                return False
-        values = zip(self._trace.outputs, stacked, *alone, strict=True)
-        return all(
-            self._agree(part, expected)
-            for node, both, *each in values
-            for part, expected in zip(self._stacking.unstack(node, both, 2), each, strict=True)
+        whole = whole_group(1.0)
+        return self._samples.part(
+            lambda start, size: self._forward(whole, _Part(size, self._prefix.values(start, size), None)).outputs
         )
-
-    def _agree(self, actual: Tensor, expected: Tensor) -> bool:
-        if self._coarse and expected.is_floating_point():
-            return close(actual.bfloat16(), expected.bfloat16())
-        return close(actual, expected)

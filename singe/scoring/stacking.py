@@ -48,5 +48,14 @@ class Stacking:
         axis = self._axis(node)
         return parts[0] if axis is None or len(parts) == 1 else torch.cat(list(parts), dim=axis)
 
+    def join_outputs(self, parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """The model's outputs for all samples, of those for some at a time."""
+        return [self.join(*pair) for pair in zip(self._trace.outputs, zip(*parts, strict=True), strict=True)]
+
+    def split_outputs(self, outputs: Sequence[Tensor], sizes: Sequence[int]) -> list[tuple[Tensor, ...]]:
+        """Undoes ``join_outputs``."""
+        split = [self.split(*pair, sizes) for pair in zip(self._trace.outputs, outputs, strict=True)]
+        return list(zip(*split, strict=True))
+
     def _axis(self, node: fx.Node) -> int | None:
         return next(iter(self._trace.batch_axes(node)), None)

@@ -1,0 +1,75 @@
+"""What jobs on a group have in common: the model's values as they stand, and those that lie before the group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..graph import batchnorm
+from ..graph.downstream import Downstream
+from ..graph.groups import Group
+from ..graph.operators import CONVOLUTIONS
+from ..graph.trace import Env, Trace
+
+
+class Prefix:
+    """Parameters and buffers of a model from which neurons of a group go one by one, and what runs before the group.
+
+    Args:
+        model: the module whose parameters are read live; removals are masked in it (see ``surgery.mask``).
+        trace: of that model.
+        group: which neurons.
+        inputs: of the model, nested tensors [B, ...].
+        channels_last: whether convolutions are fastest so.
+
+    Attributes:
+        down: the group's place in the trace.
+        live: the values of parameters and buffers by node, in the memory format that passes are fastest in.
+        folded: weight and bias of layers behind the group which do the batch norm behind them, too.
+    """
+
+    def __init__(self, model: nn.Module, trace: Trace, group: Group, inputs: Any, channels_last: bool) -> None:
+        self._model, self._trace, self._inputs, self._channels_last = model, trace, inputs, channels_last
+        self._owned = {s.tensor for s in group.slices}
+        self.live = self._formatted(trace.live(model))
+        self.down = Downstream(trace, group, self.live)
+        self.folded: dict[fx.Node, tuple[Tensor, Tensor]] = {}
+        self._fold(self.down.foldable)
+
+    def refresh(self) -> None:
+        """Takes the values of what the group owns anew, after neurons of it have been masked."""
+        live, state = self._trace.live(self._model), self._trace.state
+        owned = {node: live[node] for node, name in state.items() if name in self._owned}
+        self.live |= self._formatted(owned)
+        self._fold(call for call in self.down.foldable if not owned.keys().isdisjoint(call.all_input_nodes))
+
+    def weights(self, call: fx.Node) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias that a layer runs with."""
+        if call in self.folded:
+            return self.folded[call]
+        weight, bias = (call.args[i] if i < len(call.args) else None for i in (1, 2))
+        return self.live[weight], None if bias is None else self.live[bias]  # type: ignore[index]
+
+    def values(self, start: int, size: int) -> Env:
+        """What passes need to know of the images from ``start`` on: values before the group and of its first layers."""
+        fed = self._trace.feed(self._inputs)
+        env: Env = self.live | {node: self._in_format(value[start : start + size]) for node, value in fed.items()}
+        with torch.no_grad():
+            self._trace.run(self.down.suffix.prefix, env, size, keep=self.down.kept)
+        return {node: env[node] for node in self.down.kept}
+
+    def _fold(self, calls: Iterable[fx.Node]) -> None:
+        """Folds the batch norms behind these layers into them, as they stand now."""
+        self.folded |= {call: batchnorm.folded(call, self.live) for call in calls}
+
+    def _formatted(self, live: Env) -> Env:
+        kernels = {n.args[1] for n in self._trace.nodes if getattr(n.target, "overloadpacket", None) in CONVOLUTIONS}
+        return {node: self._in_format(value) if node in kernels else value for node, value in live.items()}
+
+    def _in_format(self, value: Tensor) -> Tensor:
+        if self._channels_last and value.dim() == 4:
+            return value.contiguous(memory_format=torch.channels_last)
+        return value

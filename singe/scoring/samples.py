@@ -1,0 +1,69 @@
+"""Whether the samples of a batch see each other: tried out, since a graph does not tell."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..graph.budget import is_shortage
+from ..graph.trace import Trace
+from ..models.numerics import close
+from .jobs import Jobs, whole_group
+from .stacking import Stacking
+
+log = logging.getLogger("singe")
+
+Outputs = list[Tensor]
+"""The model's, one by one."""
+
+
+class Samples:
+    """Tries out what may run at a time.
+
+    Args:
+        name: of the group, for the log.
+        trace: of the model.
+        stacking: of its values.
+        coarse: whether numbers are of less than single precision.
+    """
+
+    def __init__(self, name: str, trace: Trace, stacking: Stacking, coarse: bool) -> None:
+        self._name, self._trace, self._stacking, self._coarse = name, trace, stacking, coarse
+
+    @torch.no_grad()
+    def stack(self, outputs: Callable[[Jobs], Outputs]) -> bool:
+        """Whether two jobs that differ give together what each gives alone."""
+        alone = [outputs(whole_group(t)) for t in (1.0, 0.5)]
+        try:
+            stacked = outputs(whole_group(1.0, 0.5))
+        except Exception as error:  # the model or the loss may not take more samples at once
+            return self._failed("stacking two jobs", error)
+        values = zip(self._trace.outputs, stacked, *alone, strict=True)
+        return all(
+            self._agree(part, expected)
+            for node, both, *each in values
+            for part, expected in zip(self._stacking.unstack(node, both, 2), each, strict=True)
+        )
+
+    @torch.no_grad()
+    def part(self, outputs: Callable[[int, int], Outputs]) -> bool:
+        """Whether the first two samples give together what each gives alone: ``outputs(start, size)``."""
+        try:
+            pair, *alone = (outputs(start, size) for start, size in ((0, 2), (0, 1), (1, 1)))
+        except Exception as error:  # the model may not take one sample alone
+            return self._failed("passing images in parts", error)
+        return all(map(self._agree, pair, self._stacking.join_outputs(alone)))
+
+    def _failed(self, what: str, error: Exception) -> bool:
+        if is_shortage(error):
+            raise error
+        log.debug("%s: %s failed: %s", self._name, what, error)
+        return False
+
+    def _agree(self, actual: Tensor, expected: Tensor) -> bool:
+        if self._coarse and expected.is_floating_point():
+            return close(actual.bfloat16(), expected.bfloat16())
+        return close(actual, expected)
