@@ -21,6 +21,7 @@ from .ranks import ALONE
 from .records import GroupRecord
 from .refit.compensation import reached
 from .removal.plan import Plan
+from .removal.surgery import Removed
 from .removal.weights import Weight
 from .report import table
 from .result import count_macs, count_parameters
@@ -127,12 +128,13 @@ class Rehearsal(NeuronRun):
         Args:
             preparation: seconds that it took to get here, which the run takes, too.
         """
-        todo, narrow = self.todo[len(self.space.progress.history) :], self._narrow()
+        todo, plan = self.todo[len(self.space.progress.history) :], self._plan()
+        narrow = plan.apply(copy_of(self.space.given)).eval()
         if self.resumes:
             self.resume(self.tuner())
         seconds, measured = {"preparation": preparation}, list[str]()
         if todo:
-            self._time_training(narrow, len(todo) / len(self.todo), seconds, measured)
+            self._time_training(narrow, plan, len(todo) / len(self.todo), seconds, measured)
             _time_evaluations(self.space.options, [self.space.model, narrow], len(todo), seconds)
             self._time_groups(todo, seconds, measured)
         macs = count_macs(narrow, self.space.sample, self.space.options.task.call)
@@ -143,18 +145,21 @@ class Rehearsal(NeuronRun):
             seconds=seconds, measured=tuple(measured),
         )  # fmt: skip
 
-    def _narrow(self) -> nn.Module:
-        """A network as narrow as the result."""
+    def _plan(self) -> Plan:
+        """One that makes a network as narrow as the result will be."""
         plan = Plan()
         for group, count in self.todo:
             plan.add(group, list(range(count)))
-        return plan.apply(copy_of(self.space.given)).eval()
+        return plan
 
-    def _time_training(self, narrow: nn.Module, left: float, seconds: dict[str, float], measured: list[str]) -> None:
+    def _time_training(
+        self, narrow: nn.Module, plan: Plan, left: float, seconds: dict[str, float], measured: list[str]
+    ) -> None:
         """Times fine-tuning, and the batch norms' last passes.
 
         Args:
             narrow: a copy as narrow as the result.
+            plan: what of the network is gone in it.
             left: share of the groups that are to be pruned yet.
             seconds: what takes time -> how long; added to.
             measured: what that comes from; added to.
@@ -162,8 +167,8 @@ class Rehearsal(NeuronRun):
         o = self.space.options
         if o.finetune is not None:
             first, last = (
-                _step(o, network, self.space.original, self.space.stream, self.space.still)
-                for network in (self.space.model, narrow)
+                _step(o, network, self.space.original, self.space.stream, self.space.still, removed)
+                for network, removed in ((self.space.model, {}), (narrow, plan.removed()))
             )
             each, left = (last, 1.0) if o.finetune.when == "after" else ((first + last) / 2, left)
             seconds["fine-tuning"] = each * o.finetune.steps * left
@@ -250,7 +255,7 @@ class WeightRehearsal(WeightRun):
             seconds["scoring"] = sum(_interpolated(sampled, len(todo)))
             measured.append(f"scoring from {len(sampled)} of {len(todo)} layers")
         if todo and o.finetune is not None:
-            step = _step(o, self.space.model, self.space.given, self.space.stream, self.space.still)
+            step = _step(o, self.space.model, self.space.given, self.space.stream, self.space.still, {})
             seconds["fine-tuning"] = step * o.finetune.steps
             measured.append(f"fine-tuning from {_STEPS} steps ({step:.2g} s each)")
         if todo:
@@ -289,13 +294,16 @@ def _scores(size: int, count: int, refresh: Refresh, criterion: Criterion, again
     return size + again * count
 
 
-def _step(options: Options, network: nn.Module, unpruned: nn.Module, stream: Stream, still: Sequence[str]) -> float:
+def _step(
+    options: Options, network: nn.Module, unpruned: nn.Module, stream: Stream, still: Sequence[str], removed: Removed
+) -> float:
     """Seconds of a step of fine-tuning a network, which stays as it is."""
     assert options.finetune is not None
     work, watch = copy.deepcopy(network), Stopwatch()
     for steps in (1, _STEPS):  # the first is slow
         plan = replace(options.finetune, steps=steps, when="after", lr=_STILL)
-        tuner, watch = Tuner(plan, work, stream, options.task, 1, still, unpruned=unpruned), Stopwatch()
+        tuner = Tuner(plan, work, stream, options.task, 1, still, unpruned=unpruned, removed=lambda: removed)
+        watch = Stopwatch()
         with watch:
             tuner.pause()
     return watch.seconds / _STEPS

@@ -112,7 +112,7 @@ def single_weights(folder: Path) -> Any:
 
 @scenario
 def entwined(folder: Path) -> Any:
-    tuned = singe.FineTune(steps=12, when="layer", lr=0.01)
+    tuned = singe.FineTune(steps=12, when="layer", lr=0.01, hints=2)
     return told(prune(smooth_net(), loader(batch_size=11), finetune=tuned))
 
 

@@ -130,12 +130,13 @@ def test_more_steps_leave_the_runs_there_are(run):
     assert more[:2] == first and [r["settings"]["steps"] for r in more] == [0, 2, 3]
 
 
-def test_another_learning_rate_is_a_run_of_its_own_in_a_column_of_its_own(run, tmp_path):
+@pytest.mark.parametrize(("option", "value"), [("lr", 0.05), ("hints", 3.0)])
+def test_another_way_to_train_is_a_run_of_its_own_in_a_column_of_its_own(run, tmp_path, option, value):
     arguments = ["peers", "--only", "random", "--rates", "0.5", "--steps", "2"]
     first = run(*arguments)
-    found = run(*arguments, "--lr", "0.05")
-    assert found[:2] == first and [r["settings"].get("lr") for r in found] == [None, None, 0.05]
-    assert "| 2 steps | 2 steps, lr 0.05 |" in (tmp_path / "peers.md").read_text()
+    found = run(*arguments, f"--{option}", str(value))
+    assert found[:2] == first and [r["settings"].get(option) for r in found] == [None, None, value]
+    assert f"| 2 steps | 2 steps, {option} {value:g} |" in (tmp_path / "peers.md").read_text()
 
 
 def test_another_definition_of_a_method_is_another_run_and_the_table_has_the_last(run, tmp_path, monkeypatch):

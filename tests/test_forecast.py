@@ -38,7 +38,7 @@ def removed_by(result):
     "arguments",
     [
         {"finetune": None, "compensate": "none", "allocation": "uniform"},
-        {"finetune": FineTune(steps=2, when="after"), "criterion": "magnitude", "recalibrate_bn": 64, "round_to": 2},
+        {"finetune": FineTune(steps=2, hints=1), "criterion": "magnitude", "recalibrate_bn": 64, "round_to": 2},
         {
             "finetune": FineTune(steps=8),
             "evaluate": lambda model: 1.0,

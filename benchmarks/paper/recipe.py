@@ -113,7 +113,7 @@ def cifar10_baseline(options: argparse.Namespace) -> Baseline:
 
 def training(options: argparse.Namespace, steps: int, when: When) -> singe.FineTune:
     """The fine-tuning that all methods get."""
-    return singe.FineTune(steps=steps, when=when, lr=options.lr, precision=options.precision)
+    return singe.FineTune(steps=steps, when=when, lr=options.lr, hints=options.hints, precision=options.precision)
 
 
 def _nonzeros(model: nn.Module) -> int:

@@ -78,8 +78,13 @@ def key(row: Row, baseline: Baseline, options: argparse.Namespace, plan: singe.F
     return {
         "model": baseline.name, "weights": baseline.checksums["weights"][:12], "batch_size": options.batch_size,
         "ignore": list(baseline.ignore), **row.settings, "steps": plan.steps if plan else 0,
-        "finetune": repr(plan) if plan else None, **({"lr": plan.lr} if plan and plan.lr != LR else {}),
+        "finetune": repr(plan).replace("hints=0.0, ", "") if plan else None, **(_unusual(plan) if plan else {}),
     }  # fmt: skip
+
+
+def _unusual(plan: singe.FineTune) -> Settings:
+    """What of fine-tuning is not as in most tables."""
+    return ({"lr": plan.lr} if plan.lr != LR else {}) | ({"hints": plan.hints} if plan.hints else {})
 
 
 def _measured(

@@ -13,11 +13,11 @@ from paper.records import Record
 
 Cell = Callable[[Sequence[Record]], str]
 """Turns the records of a row, of all seeds and steps, into text."""
-Training = tuple[int, float]
-"""Steps and learning rate."""
+Training = tuple[int, float, float]
+"""Steps, learning rate and weight of hints."""
 
 
-RUN = ("seed", "steps", "lr")
+RUN = ("seed", "steps", "lr", "hints")
 """The settings that the runs of one row of a table differ in."""
 
 
@@ -66,13 +66,18 @@ def seconds(key: str) -> Cell:
 
 
 def tuned(records: Iterable[Record]) -> dict[str, Cell]:
-    """A column for every number of fine-tuning steps that there is, and for learning rates other than the default."""
+    """A column for every number of fine-tuning steps that there is, and every other way to make them."""
+
+    def told(steps: int, lr: float, hints: float) -> str:
+        return f"{steps:,} steps" + f", lr {lr}" * (lr != LR) + f", hints {hints:g}" * bool(hints)
+
     trainings = sorted({_training(r) for r in records if r["settings"]["steps"]})
-    return {f"{steps:,} steps" + f", lr {lr}" * (lr != LR): share("top1_tuned", (steps, lr)) for steps, lr in trainings}
+    return {told(*training): share("top1_tuned", training) for training in trainings}
 
 
 def _training(record: Record) -> Training:
-    return record["settings"]["steps"], record["settings"].get("lr", LR)
+    settings = record["settings"]
+    return settings["steps"], settings.get("lr", LR), settings.get("hints", 0.0)
 
 
 def accuracies(records: Sequence[Record]) -> dict[str, Cell]:

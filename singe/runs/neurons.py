@@ -119,7 +119,7 @@ class NeuronRun:
         if plan is None:
             return None
         pauses = {"layer": len(self.todo), "neuron": sum(n for _, n in self.todo), "after": 1}[plan.when]
-        return self.space.tuner(plan, pauses, self.space.original)
+        return self.space.tuner(plan, pauses, self.space.original, lambda: self.space.progress.plan.removed())
 
     def resume(self, tuner: Tuner | None) -> None:
         """Puts everything where the checkpoint says that it was."""

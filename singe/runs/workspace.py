@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import nn
 from .. import checks
 from ..graph.trace import Trace, named_tensors, trace
 from ..models.batches import Batch
+from ..removal.surgery import Removed
 from ..survey import few
 from ..timing.stopwatch import timed
 from ..training.collapse import Watch
@@ -102,8 +104,8 @@ class Workspace:
         with self.timed("evaluate"):
             return self.ranks.number(self.options.observer.evaluation(self.model))
 
-    def tuner(self, plan: FineTune, pauses: int, unpruned: nn.Module) -> Tuner:
-        """What fine-tunes the model, in so many pauses.
+    def tuner(self, plan: FineTune, pauses: int, unpruned: nn.Module, removed: Callable[[], Removed] = dict) -> Tuner:
+        """What fine-tunes the model, in so many pauses, behind each of which other parts of the unpruned one are gone.
 
         Raises:
             ValueError: the model cannot be trained.
@@ -111,7 +113,7 @@ class Workspace:
         o = self.options
         tuner = Tuner(
             plan, self.model, self.stream, o.task, pauses, self.still,
-            unpruned=unpruned, progress=o.progress, ranks=self.ranks,
+            unpruned=unpruned, removed=removed, progress=o.progress, ranks=self.ranks,
         )  # fmt: skip
         tuner.rehearse()
         return tuner

@@ -19,6 +19,7 @@ from ..bars import bar
 from ..models.batches import Batch, described, length
 from ..models.precision import Precision, arithmetic, check_name
 from ..ranks import ALONE, Ranks
+from ..removal.surgery import Removed
 from ..task import Task, cross_entropy
 from .data import Stream
 from .distillation import Teacher
@@ -43,6 +44,8 @@ class FineTune:
         distill: share of the loss, in [0, 1], that is the divergence from what the unpruned network answers (see
             ``singe.training.distillation``), for networks that return logits [B, classes, ...]; None for a half with
             the default loss and for nothing with one of the user's own.
+        hints: weight, beside the loss, of how far what layers read is from what they read in the unpruned network (see
+            ``singe.training.hints``). 50 makes the most of a few hundred steps where batch norms keep them small.
         precision: of the training steps: "bfloat16", autocast; "float32" without or "tf32" with TF32 on CUDA; None for
             the model's own dtype as torch's settings have it.
     """
@@ -54,6 +57,7 @@ class FineTune:
     weight_decay: float = 5e-4
     decay: float = 0.3
     distill: float | None = None
+    hints: float = 0.0
     precision: Precision | None = None
 
     def __post_init__(self) -> None:
@@ -72,6 +76,8 @@ class FineTune:
             raise ValueError(f"expected weight_decay >= 0, got {self.weight_decay!r}")
         if self.distill is not None and not 0 <= checks.number("distill", self.distill) <= 1:
             raise ValueError(f"expected distill in [0, 1] or None, got {self.distill!r}")
+        if not 0 <= checks.number("hints", self.hints) < math.inf:
+            raise ValueError(f"expected hints >= 0, got {self.hints!r}")
         if self.precision is not None:
             check_name(self.precision)
 
@@ -92,7 +98,8 @@ class Tuner:
         task: how the model is called and judged.
         pauses: how often :meth:`pause` will be called.
         still: names of modules that stay in eval mode.
-        unpruned: the network to distil from; not modified.
+        unpruned: the network to learn from; not modified.
+        removed: says what of it is gone in the model by now.
         progress: whether pauses show a bar.
         ranks: that train together, each on its share of the stream; gradients are averaged over them.
 
@@ -111,6 +118,7 @@ class Tuner:
         still: Sequence[str] = (),
         *,
         unpruned: nn.Module,
+        removed: Callable[[], Removed] = dict,
         progress: bool = False,
         ranks: Ranks = ALONE,
     ) -> None:
@@ -119,9 +127,10 @@ class Tuner:
         self._pauses, self._pause, self._step = pauses, 0, 0
         self._still, self._progress = still, progress
         self._unused = True  # whether the loss may not depend on some parameter; the rehearsal finds out
-        self._distill = plan.distilled(task)
+        self._removed = removed
         self._outputs: Callable[[Batch], Any] | None = None  # while it trains
-        self._teacher = Teacher(unpruned, task) if self._distill else None
+        share = plan.distilled(task)
+        self._teacher = Teacher(unpruned, task, share, plan.hints, ranks) if share or plan.hints else None
         trained = [p for p in model.parameters() if p.requires_grad]
         if not trained:
             raise ValueError("expected a parameter that requires a gradient to fine-tune, got none; pass finetune=None")
@@ -148,6 +157,7 @@ class Tuner:
         if not steps:
             return 0
         self._train_mode(self._model)
+        self._look_at_what_is_left()
         try:
             self._outputs = self._distributed()
             with bar(range(steps), desc="fine-tuning", unit="step", shown=self._progress, inside=True) as turns:
@@ -173,9 +183,10 @@ class Tuner:
         """
         model, (batch, _) = copy.deepcopy(self._model), self._stream.next_share()
         self._train_mode(model)
+        self._look_at_what_is_left()
         try:
             with torch.enable_grad(), self._arithmetic():
-                loss = self._loss(self._task.outputs(model, batch), batch)
+                loss = self._loss(model, partial(self._task.outputs, model), batch)
                 trained = [p for p in model.parameters() if p.requires_grad]
                 self._unused = None in torch.autograd.grad(loss, trained, allow_unused=True)
         except (RuntimeError, ValueError) as error:
@@ -212,7 +223,7 @@ class Tuner:
         self.optimizer.zero_grad(set_to_none=True)
         try:
             with torch.enable_grad(), self._arithmetic(), self._ranks.together():
-                loss = self._loss(self._outputs(batch), batch)
+                loss = self._loss(self._model, self._outputs, batch)
                 loss = loss if weight == 1 else weight * loss
                 loss.backward(inputs=trained)
         except ValueError as error:
@@ -227,11 +238,16 @@ class Tuner:
             )
         self.optimizer.step()
 
-    def _loss(self, outputs: Any, batch: Batch) -> Tensor:
+    def _loss(self, model: nn.Module, outputs_of: Callable[[Batch], Any], batch: Batch) -> Tensor:
         if self._teacher is None:
-            return self._task.judge(outputs, batch)
-        divergence = self._distill * self._teacher.divergence(outputs, batch)
-        return (1 - self._distill) * self._task.judge(outputs, batch) + divergence
+            return self._task.judge(outputs_of(batch), batch)
+        with self._teacher.reading(model) as reads:
+            outputs = outputs_of(batch)
+        return self._teacher.loss(self._task.judge(outputs, batch), outputs, reads, batch)
+
+    def _look_at_what_is_left(self) -> None:
+        if self._teacher is not None:
+            self._teacher.keep(self._removed())
 
     def _arithmetic(self) -> AbstractContextManager[None]:
         if self._plan.precision is None:

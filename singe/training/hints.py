@@ -1,0 +1,123 @@
+"""What the layers of the unpruned network read, for those of a pruned one to read the same (Romero et al. 2015)."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from ..ranks import ALONE, Ranks
+from ..removal.surgery import Removed
+
+log = logging.getLogger("singe")
+
+Layer = nn.Linear | _ConvNd
+
+Reads = Mapping[str, Sequence[Tensor]]
+"""Name of a module -> its inputs, call by call."""
+
+
+@contextlib.contextmanager
+def reading(model: nn.Module) -> Iterator[Reads]:
+    """Notes what convolutions and linear layers of a network read while this lasts."""
+    seen: dict[str, list[Tensor]] = {}
+
+    def note(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if args:
+            seen.setdefault(name, []).append(args[0])
+
+    handles = [module.register_forward_pre_hook(partial(note, name)) for name, module in _layers(model)]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class Hints:
+    """Compares what layers of a pruned network read with what they read in the unpruned one.
+
+    Compared are the channels that are left, in every layer whose input is the output of something that is trained;
+    convolutions in groups are left out, and so is what is read more often, or in other shapes, in one of the networks.
+
+    Args:
+        unpruned: the network as it was.
+        ranks: that train together.
+    """
+
+    def __init__(self, unpruned: nn.Module, ranks: Ranks = ALONE) -> None:
+        self._modules, self._ranks = dict(_layers(unpruned)), ranks
+        self._kept: dict[str, Tensor] = {}
+        self._scales: dict[str, float] | None = None
+
+    def keep(self, removed: Removed) -> None:
+        """Says what of the unpruned network is gone: (tensor name, axis) -> indices."""
+        self._kept = {}
+        for name, module in self._modules.items():
+            axis = 0 if isinstance(module, _ConvNd) and module.transposed else 1
+            gone = removed.get((f"{name}.weight", axis))
+            if gone is not None:
+                stays = torch.ones(module.weight.shape[axis], dtype=torch.bool)
+                stays[gone] = False
+                self._kept[name] = stays.nonzero().flatten().to(module.weight.device)
+
+    def distance(self, ours: Reads, theirs: Reads) -> Tensor:
+        """The mean over layers of mean((x - y)^2) / s: a scalar.
+
+        x is what a layer of the pruned network reads, y what it reads in the unpruned one, and s the mean square of
+        all of the latter on the first batches, of all ranks.
+
+        Raises:
+            ValueError: nothing can be compared.
+        """
+        first = self._scales is None
+        scales = self._scales = self._measured(theirs) if self._scales is None else self._scales
+        apart = {
+            (name, place): _squares(x - y) / (x.numel() * scales[name])
+            for name in theirs
+            if scales.get(name) and len(ours.get(name, ())) == len(theirs[name])
+            for place, (x, whole) in enumerate(zip(ours[name], theirs[name], strict=True))
+            if x.requires_grad and x.shape == (y := self._left(name, whole)).shape
+        }
+        if not apart:
+            raise ValueError(
+                "expected layers behind trained ones that read as much as in the unpruned network, got none among "
+                f"{', '.join(theirs) or 'no layers'}; pass hints=0"
+            )
+        if first and (left_out := theirs.keys() - {name for name, _ in apart}):
+            log.info("no hints for %s: nothing trained before, or other inputs", ", ".join(sorted(left_out)))
+        return torch.stack(list(apart.values())).mean()
+
+    def _left(self, name: str, y: Tensor) -> Tensor:
+        """Of what a layer of the unpruned network reads, the channels that are left."""
+        if name not in self._kept:
+            return y
+        module = self._modules[name]
+        positions = len(module.kernel_size) if isinstance(module, _ConvNd) else 0
+        return y.index_select(-1 - positions, self._kept[name])
+
+    def _measured(self, theirs: Reads) -> dict[str, float]:
+        """The mean square of what every layer reads."""
+        if not theirs:
+            return {}
+        sums = torch.stack([torch.stack([_squares(y) for y in calls]).sum() for calls in theirs.values()])
+        counts = torch.tensor([float(sum(y.numel() for y in calls)) for calls in theirs.values()]).to(sums)
+        means = self._ranks.sum(sums) / self._ranks.sum(counts)
+        return dict(zip(theirs, means.tolist(), strict=True))
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) or (isinstance(module, _ConvNd) and module.groups == 1):
+            yield name, module
+
+
+def _squares(t: Tensor) -> Tensor:
+    """Their sum, in single precision or better."""
+    return torch.linalg.vector_norm(t, dtype=torch.promote_types(t.dtype, torch.float32)).square()

@@ -1,0 +1,171 @@
+import copy
+
+import pytest
+import torch
+from networks import images, randomised
+from torch import nn
+from torch.nn import functional as F
+
+import singe
+from singe.task import Task
+from singe.training.data import Stream
+from singe.training.finetune import Tuner
+from singe.training.hints import Hints, reading
+
+
+class Net(nn.Module):
+    """A stem, two branches of which one is depthwise, and a head that is transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.wide = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 4, 1)
+        self.deep, self.up = nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.ConvTranspose2d(6, 4, 2)
+        self.head = nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        return self.head(self.wide(x).mean((2, 3)) + self.up(self.deep(x).relu()).mean((2, 3)))
+
+
+READ = ("stem", "wide", "up", "head")
+
+
+@pytest.fixture
+def pruned():
+    """A network and what is left of it, which no longer is what it was; the plan; a batch."""
+    model, batch = randomised(Net()).eval(), images(5)
+    found = singe.prune(model, [batch], 0.4, criterion="random", finetune=None, images=5, progress=False)
+    assert {r.group for r in found.plan.removals} == {"stem", "wide"}
+    return model, randomised(found.model, seed=4).eval(), found.plan, batch
+
+
+def read_by(model, x):
+    with reading(model) as seen:
+        model(x)
+    return seen
+
+
+def test_what_layers_read_is_noted_as_long_as_it_is_asked_for():
+    model, (x, _) = randomised(Net()), images(5)
+    with reading(model) as seen:
+        model(x)
+        model(x)
+    model(x)
+    assert tuple(seen) == READ and all(len(calls) == 2 for calls in seen.values())
+    assert torch.equal(seen["stem"][0], x) and torch.equal(seen["wide"][1], model.stem(x).relu())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_the_distance_is_the_mean_over_layers_of_squares_in_the_channels_that_are_left(pruned):
+    model, small, plan, (x, _) = pruned
+    hints = Hints(model)
+    hints.keep(plan.removed())
+    ours, theirs = read_by(small, x), read_by(model, x)
+    apart = []
+    for name, axis in {"wide": 1, "up": 0, "head": 1}.items():
+        a, b = ours[name][0], theirs[name][0].detach()
+        gone = plan.removed().get((f"{name}.weight", axis), torch.tensor([], dtype=torch.int64)).tolist()
+        left = [c for c in range(b.shape[1]) if c not in gone]
+        assert gone and a.shape[1] == len(left)
+        apart.append((a - b[:, left]).square().mean() / b.square().mean())
+    torch.testing.assert_close(hints.distance(ours, theirs), torch.stack(apart).mean())
+
+
+def test_a_network_that_reads_the_same_is_no_distance_away_and_has_a_gradient_of_zero(pruned):
+    model, _, _, (x, _) = pruned
+    same, hints = copy.deepcopy(model), Hints(model)
+    distance = hints.distance(read_by(same, x), read_by(model, x))
+    distance.backward()
+    assert distance == 0 and same.stem.weight.grad.eq(0).all()
+
+
+def test_the_measure_is_that_of_the_first_batch(pruned):
+    model, small, plan, (x, _) = pruned
+    hints = Hints(model)
+    hints.keep(plan.removed())
+    first = hints.distance(read_by(small, x), read_by(model, x))
+    again = Hints(model)
+    again.keep(plan.removed())
+    again.distance(read_by(small, x[:1]), read_by(model, x[:1]))
+    parts = [again.distance(read_by(small, part), read_by(model, part)) for part in (x[:2], x[2:4])]
+    other = again.distance(read_by(small, x[:4]), read_by(model, x[:4]))
+    torch.testing.assert_close(torch.stack(parts).mean(), other)  # as it has to be where processes share a batch
+    assert first > 0
+
+
+def test_what_cannot_be_compared_does_not_count_and_is_told(pruned, caplog):
+    model, _, _, (x, _) = pruned
+    hints, same, theirs = Hints(model), randomised(copy.deepcopy(model), seed=5), read_by(model, x)
+    twice = {name: calls * 2 if name == "wide" else calls for name, calls in read_by(same, x).items()}
+    without = {name: calls for name, calls in read_by(same, x).items() if name != "wide"}
+    with caplog.at_level("INFO", logger="singe"):
+        found = hints.distance(twice, theirs)
+    assert found == hints.distance(without, theirs) > 0
+    assert caplog.messages == ["no hints for stem, wide: nothing trained before, or other inputs"]
+
+
+def test_where_nothing_can_be_compared_hints_are_refused(pruned):
+    model, small, _, (x, _) = pruned
+    theirs = read_by(model, x)
+    for ours in (read_by(small, x), {"stem": theirs["stem"]}, {}):  # other widths, nothing trained before, none
+        with pytest.raises(ValueError, match="got none among stem, wide, up, head; pass hints=0"):
+            Hints(model).distance(ours, theirs)
+    with pytest.raises(ValueError, match="got none among no layers"):
+        Hints(model).distance({}, {})
+
+
+def test_inputs_by_keyword_and_layers_that_come_later_are_no_trouble():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.third = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x, late=False):
+            x = self.second(self.first(input=x))
+            return self.third(x) if late else x
+
+    model, x = Named(), torch.randn(3, 4)
+    hints, same = Hints(model), randomised(copy.deepcopy(model), seed=5)
+    assert tuple(read_by(model, x)) == ("second",)
+    early = hints.distance(read_by(same, x), read_by(model, x))
+    with reading(same) as ours, reading(model) as theirs:
+        same(x, late=True), model(x, late=True)
+    assert hints.distance(ours, theirs) == early > 0
+
+
+def test_the_gradient_is_that_of_the_loss_and_of_the_distance(pruned):
+    model, small, plan, batch = pruned
+    step = singe.FineTune(steps=1, lr=1e-3, weight_decay=0, momentum=0, decay=0, distill=0, hints=3.0)
+    stream = Stream([batch], torch.device("cpu"))
+    tuner = Tuner(step, small, stream, Task(), 1, unpruned=model, removed=plan.removed)
+    seen, parameters, hints = [], list(small.parameters()), Hints(model)
+    tuner.optimizer.register_step_pre_hook(lambda *_: seen.extend(p.grad for p in parameters))
+    hints.keep(plan.removed())
+    with reading(small) as ours:
+        loss = F.cross_entropy(small(batch[0]), batch[1])
+    loss = loss + 3 * hints.distance(ours, read_by(model, batch[0]))
+    expected = torch.autograd.grad(loss, parameters)
+    tuner.pause()
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(seen, expected, strict=True))
+
+
+@pytest.mark.parametrize("when", ["after", "layer", "neuron"])
+def test_a_run_learns_from_what_is_left_at_every_pause(when):
+    model, batch = randomised(Net()).eval(), images(24)
+    x, y = batch
+    loader = [(x[i : i + 8], y[i : i + 8]) for i in (0, 8, 16)]
+
+    def apart(hints):
+        plan = singe.FineTune(60, lr=0.02, when=when, distill=0, hints=hints)
+        found = singe.prune(model, loader, 0.4, criterion="magnitude", finetune=plan, images=24, progress=False)
+        measure = Hints(model)
+        measure.keep(found.plan.removed())
+        return measure.distance(read_by(found.model, x), read_by(model, x)).item()
+
+    assert apart(5.0) < 0.5 * apart(0.0)
+
+
+@pytest.mark.parametrize("hints", [-0.1, float("nan"), float("inf"), "many"])
+def test_weights_out_of_range_are_refused(hints):
+    with pytest.raises((ValueError, TypeError), match="hints"):
+        singe.FineTune(hints=hints)
