@@ -157,7 +157,8 @@ class Tuner:
         if not steps:
             return 0
         self._train_mode(self._model)
-        self._look_at_what_is_left()
+        if self._teacher is not None:
+            self._teacher.keep(self._removed())
         try:
             self._outputs = self._distributed()
             with bar(range(steps), desc="fine-tuning", unit="step", shown=self._progress, inside=True) as turns:
@@ -176,14 +177,13 @@ class Tuner:
         self._pause, self._step = pauses, round(self._plan.steps * pauses / self._pauses) if self._pauses else 0
 
     def rehearse(self) -> None:
-        """One step forward and backward on a copy, so that what cannot be trained is refused before work starts.
+        """One step forward and backward on a copy, before anything is pruned, so that what fails is refused in time.
 
         Raises:
             ValueError: the network or the loss cannot be trained on the loader's batches.
         """
         model, (batch, _) = copy.deepcopy(self._model), self._stream.next_share()
         self._train_mode(model)
-        self._look_at_what_is_left()
         try:
             with torch.enable_grad(), self._arithmetic():
                 loss = self._loss(model, partial(self._task.outputs, model), batch)
@@ -244,10 +244,6 @@ class Tuner:
         with self._teacher.reading(model) as reads:
             outputs = outputs_of(batch)
         return self._teacher.loss(self._task.judge(outputs, batch), outputs, reads, batch)
-
-    def _look_at_what_is_left(self) -> None:
-        if self._teacher is not None:
-            self._teacher.keep(self._removed())
 
     def _arithmetic(self) -> AbstractContextManager[None]:
         if self._plan.precision is None:

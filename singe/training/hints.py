@@ -55,10 +55,11 @@ class Hints:
         self._modules, self._ranks = dict(_layers(unpruned)), ranks
         self._kept: dict[str, Tensor] = {}
         self._scales: dict[str, float] | None = None
+        self._told = False
 
     def keep(self, removed: Removed) -> None:
-        """Says what of the unpruned network is gone: (tensor name, axis) -> indices."""
-        self._kept = {}
+        """Says what of the unpruned network is gone: (tensor name, axis) -> indices. Squares are measured anew then."""
+        self._kept, self._scales = {}, None  # of every pause, so that a run goes on from any as if nothing had been
         for name, module in self._modules.items():
             axis = 0 if isinstance(module, _ConvNd) and module.transposed else 1
             gone = removed.get((f"{name}.weight", axis))
@@ -71,13 +72,14 @@ class Hints:
         """The mean over layers of mean((x - y)^2) / s: a scalar.
 
         x is what a layer of the pruned network reads, y what it reads in the unpruned one, and s the mean square of
-        all of the latter on the first batches, of all ranks.
+        all of the latter on the first batches since ``keep``, of all ranks.
 
         Raises:
             ValueError: nothing can be compared.
         """
-        first = self._scales is None
-        scales = self._scales = self._measured(theirs) if self._scales is None else self._scales
+        if self._scales is None:
+            self._scales = self._measured(theirs)
+        scales = self._scales
         apart = {
             (name, place): _squares(x - y) / (x.numel() * scales[name])
             for name in theirs
@@ -90,8 +92,10 @@ class Hints:
                 "expected layers behind trained ones that read as much as in the unpruned network, got none among "
                 f"{', '.join(theirs) or 'no layers'}; pass hints=0"
             )
-        if first and (left_out := theirs.keys() - {name for name, _ in apart}):
+        left_out = theirs.keys() - {name for name, _ in apart}
+        if left_out and not self._told:
             log.info("no hints for %s: nothing trained before, or other inputs", ", ".join(sorted(left_out)))
+            self._told = True
         return torch.stack(list(apart.values())).mean()
 
     def _left(self, name: str, y: Tensor) -> Tensor:
