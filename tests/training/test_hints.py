@@ -165,6 +165,21 @@ def test_a_run_learns_from_what_is_left_at_every_pause(when):
     assert apart(5.0) < 0.5 * apart(0.0)
 
 
+def test_masked_networks_and_those_called_in_ones_own_way_learn_likewise():
+    model, (x, y) = randomised(Net()).eval(), images(24)
+    loader = [{"x": x[i : i + 8], "y": y[i : i + 8]} for i in (0, 8, 16)]
+
+    def apart(hints):
+        found = singe.prune(
+            model, loader, 0.5, structured=False, criterion="magnitude", images=24, progress=False,
+            forward=lambda net, batch: net(batch["x"]), loss=lambda out, batch: F.cross_entropy(out, batch["y"]),
+            finetune=singe.FineTune(60, lr=0.02, when="layer", hints=hints),
+        )  # fmt: skip
+        return Hints(model).distance(read_by(found.model, x), read_by(model, x)).item()
+
+    assert apart(5.0) < 0.5 * apart(0.0)
+
+
 @pytest.mark.parametrize("hints", [-0.1, float("nan"), float("inf"), "many"])
 def test_weights_out_of_range_are_refused(hints):
     with pytest.raises((ValueError, TypeError), match="hints"):
