@@ -262,7 +262,7 @@ def test_what_diverges_is_a_finding(run, tmp_path, monkeypatch):
 
 
 def sized(script):
-    return argparse.Namespace(**vars(script.CPU), precision=None)
+    return argparse.Namespace(**vars(script.CPU), precision=None, lr=recipe.LR, hints=0.0)
 
 
 def test_the_oracle_ranks_as_the_true_loss_changes_do(run, tmp_path, baseline, monkeypatch):
@@ -380,6 +380,6 @@ def test_streams_are_left_whole_by_what_writes_them(name, expected):
 def test_a_cell_is_the_mean_over_seeds_with_its_deviation():
     records = [{"settings": {"seed": s, "steps": n}, "top1": t} for s, n, t in
                [(0, 0, 0.1), (0, 5, 0.5), (1, 5, 0.7), (0, 5, 0.6)]]  # fmt: skip
-    assert tables.share("top1", 5)(records) == "65.00 ± 7.07"
-    assert tables.share("top1", 0)(records) == "10.00"
-    assert tables.share("top1", 7)(records) == "-"
+    assert tables.share("top1", tables.Training(5))(records) == "65.00 ± 7.07"
+    assert tables.share("top1", tables.Training(0))(records) == "10.00"
+    assert tables.share("top1", tables.Training(7))(records) == "-"

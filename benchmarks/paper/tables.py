@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from zoo_table import markdown
 
@@ -13,8 +13,18 @@ from paper.records import Record
 
 Cell = Callable[[Sequence[Record]], str]
 """Turns the records of a row, of all seeds and steps, into text."""
-Training = tuple[int, float, float]
-"""Steps, learning rate and weight of hints."""
+
+
+class Training(NamedTuple):
+    """How a run was fine-tuned."""
+
+    steps: int
+    lr: float = LR
+    hints: float = 0.0
+
+    def __str__(self) -> str:
+        rest = f", lr {self.lr}" * (self.lr != LR) + f", hints {self.hints:g}" * bool(self.hints)
+        return f"{self.steps:,} steps{rest}"
 
 
 RUN = ("seed", "steps", "lr", "hints")
@@ -67,17 +77,13 @@ def seconds(key: str) -> Cell:
 
 def tuned(records: Iterable[Record]) -> dict[str, Cell]:
     """A column for every number of fine-tuning steps that there is, and every other way to make them."""
-
-    def told(steps: int, lr: float, hints: float) -> str:
-        return f"{steps:,} steps" + f", lr {lr}" * (lr != LR) + f", hints {hints:g}" * bool(hints)
-
     trainings = sorted({_training(r) for r in records if r["settings"]["steps"]})
-    return {told(*training): share("top1_tuned", training) for training in trainings}
+    return {str(training): share("top1_tuned", training) for training in trainings}
 
 
 def _training(record: Record) -> Training:
     settings = record["settings"]
-    return settings["steps"], settings.get("lr", LR), settings.get("hints", 0.0)
+    return Training(**{name: settings[name] for name in Training._fields if name in settings})
 
 
 def accuracies(records: Sequence[Record]) -> dict[str, Cell]:
