@@ -59,7 +59,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--open", choices=["inner", "all"], default="inner", help="prune residual streams, too?")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=LR, help="of fine-tuning")
-    parser.add_argument("--hints", type=float, default=0.0, help="weight of what layers read in it, where widths agree")
+    parser.add_argument("--hints", type=float, default=0.0, help="weight of what layers read in it")
     parser.add_argument("--precision", choices=get_args(Precision), help="of fine-tuning; the network's own by default")
     parser.add_argument("--workers", type=int, default=0, help="processes that read ImageNet")
     parser.add_argument("--device", default="cpu")

@@ -78,6 +78,7 @@ def key(row: Row, baseline: Baseline, options: argparse.Namespace, plan: singe.F
     return {
         "model": baseline.name, "weights": baseline.checksums["weights"][:12], "batch_size": options.batch_size,
         "ignore": list(baseline.ignore), **row.settings, "steps": plan.steps if plan else 0,
+        # records of runs without hints do not name them
         "finetune": repr(plan).replace("hints=0.0, ", "") if plan else None, **(_unusual(plan) if plan else {}),
     }  # fmt: skip
 

@@ -27,7 +27,7 @@ class Training(NamedTuple):
         return f"{self.steps:,} steps{rest}"
 
 
-RUN = ("seed", "steps", "lr", "hints")
+RUN = ("seed", *Training._fields)
 """The settings that the runs of one row of a table differ in."""
 
 

@@ -54,13 +54,14 @@ class Teacher:
             batch: what the outputs answer.
 
         Raises:
-            ValueError: the outputs are no logits, or not of the unpruned network's shape.
+            ValueError: the outputs are no logits, or not of the unpruned network's shape; or no layer's reads can be
+                compared.
         """
         with torch.no_grad(), self.reading(self._model) as theirs:
             wanted = self._task.outputs(self._model, batch)
         if self._share:
             loss = (1 - self._share) * loss + self._share * divergence(outputs, wanted)
-        return loss + self._weight * self._hints.distance(reads, theirs).to(loss.device) if self._weight else loss
+        return loss + self._weight * self._hints.distance(reads, theirs) if self._weight else loss
 
 
 def divergence(outputs: Any, wanted: Any) -> Tensor:

@@ -157,7 +157,7 @@ class Tuner:
         if not steps:
             return 0
         self._train_mode(self._model)
-        if self._teacher is not None:
+        if self._teacher is not None and self._plan.hints:
             self._teacher.keep(self._removed())
         try:
             self._outputs = self._distributed()

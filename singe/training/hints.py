@@ -55,7 +55,7 @@ class Hints:
         self._modules, self._ranks = dict(_layers(unpruned)), ranks
         self._kept: dict[str, Tensor] = {}
         self._scales: dict[str, float] | None = None
-        self._told = False
+        self._told: set[str] = set()
 
     def keep(self, removed: Removed) -> None:
         """Says what of the unpruned network is gone: (tensor name, axis) -> indices. Squares are measured anew then."""
@@ -92,10 +92,9 @@ class Hints:
                 "expected layers behind trained ones that read as much as in the unpruned network, got none among "
                 f"{', '.join(theirs) or 'no layers'}; pass hints=0"
             )
-        left_out = theirs.keys() - {name for name, _ in apart}
-        if left_out and not self._told:
+        if left_out := theirs.keys() - {name for name, _ in apart} - self._told:
             log.info("no hints for %s: nothing trained before, or other inputs", ", ".join(sorted(left_out)))
-            self._told = True
+            self._told |= left_out
         return torch.stack(list(apart.values())).mean()
 
     def _left(self, name: str, y: Tensor) -> Tensor:

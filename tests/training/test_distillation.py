@@ -47,7 +47,7 @@ def test_the_teacher_answers_in_eval_mode_and_is_what_the_network_was():
     assert model.training
     with torch.no_grad():
         model[0].weight.zero_()
-    assert float(teacher.loss(torch.tensor(9.0), then, {}, (x, y))) == pytest.approx(0, abs=1e-6)
+    assert teacher.loss(torch.tensor(9.0), then, {}, (x, y)).item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize(("distill", "share"), [(None, DISTILLED), (0, 0), (0.3, 0.3), (1, 1)])
@@ -99,13 +99,7 @@ def test_networks_without_logits_are_refused_before_work_starts(model, message):
     hidden = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), model)
     with pytest.raises(ValueError, match=message):
         singe.prune(
-            hidden,
-            [batch()],
-            0.3,
-            loss=loss,
-            finetune=singe.FineTune(2, distill=0.5),
-            progress=False,
-            images=7,
+            hidden, [batch()], 0.3, loss=loss, finetune=singe.FineTune(2, distill=0.5), progress=False, images=7
         )
 
 

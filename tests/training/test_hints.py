@@ -102,6 +102,9 @@ def test_what_cannot_be_compared_does_not_count_and_is_told(pruned, caplog):
         found = hints.distance(twice, theirs)
     assert found == hints.distance(without, theirs) > 0
     assert caplog.messages == ["no hints for stem, wide: nothing trained before, or other inputs"]
+    with caplog.at_level("INFO", logger="singe"):
+        hints.distance({name: calls for name, calls in without.items() if name != "up"}, theirs)
+    assert caplog.messages[1:] == ["no hints for up: nothing trained before, or other inputs"]
 
 
 def test_where_nothing_can_be_compared_hints_are_refused(pruned):
