@@ -16,6 +16,7 @@ from torch import nn
 from .criteria import Criterion
 from .graph.groups import Group
 from .models.copies import copy_of
+from .observer import Observer
 from .prune import prepared, prune
 from .ranks import ALONE
 from .records import GroupRecord
@@ -29,6 +30,7 @@ from .runs.group import Turn
 from .runs.neurons import NeuronRun
 from .runs.options import Options
 from .runs.weights import WeightRun
+from .runs.workspace import Workspace
 from .scoring.selection import Refresh
 from .timing.stopwatch import Stopwatch, duration
 from .training.data import Stream
@@ -131,11 +133,11 @@ class Rehearsal(NeuronRun):
         todo, plan = self.todo[len(self.space.progress.history) :], self._plan()
         narrow = plan.apply(copy_of(self.space.given)).eval()
         if self.resumes:
-            self.resume(self.tuner())
+            self.resume()
         seconds, measured = {"preparation": preparation}, list[str]()
         if todo:
             self._time_training(narrow, plan, len(todo) / len(self.todo), seconds, measured)
-            _time_evaluations(self.space.options, [self.space.model, narrow], len(todo), seconds)
+            _time_evaluations(self.space, narrow, len(todo), seconds)
             self._time_groups(todo, seconds, measured)
         macs = count_macs(narrow, self.space.sample, self.space.options.task.call)
         parameters = count_parameters(self.space.given), count_parameters(narrow)
@@ -225,9 +227,6 @@ class Rehearsal(NeuronRun):
                 return begin, seconds / neurons
             neurons = min(2 * neurons, group.size)
 
-    def _evaluation(self) -> float | None:
-        return None  # it has been timed
-
     def _try(self, todo: list[tuple[Group, int]], seconds: Sequence[float]) -> list[GroupRecord]:
         """Prunes groups from all over the network that can be expected to fit into the time, and the quickest."""
         records: list[GroupRecord] = []
@@ -259,7 +258,7 @@ class WeightRehearsal(WeightRun):
             seconds["fine-tuning"] = step * o.finetune.steps
             measured.append(f"fine-tuning from {_STEPS} steps ({step:.2g} s each)")
         if todo:
-            _time_evaluations(o, [self.space.model], len(todo), seconds)
+            _time_evaluations(self.space, None, len(todo), seconds)
         gone = sum(count for _, count in todo)
         return Forecast(
             parts=tuple((weight.name, weight.size, count) for weight, count in todo), frozen=self.frozen,
@@ -302,20 +301,32 @@ def _step(
     work, watch = copy.deepcopy(network), Stopwatch()
     for steps in (1, _STEPS):  # the first is slow
         plan = replace(options.finetune, steps=steps, when="after", lr=_STILL)
-        tuner = Tuner(plan, work, stream, options.task, 1, still, unpruned=unpruned, removed=lambda: removed)
+        tuner = Tuner(plan, work, stream, options.task, still, unpruned=unpruned, removed=lambda: removed)
         watch = Stopwatch()
         with watch:
             tuner.pause()
     return watch.seconds / _STEPS
 
 
-def _time_evaluations(options: Options, networks: Sequence[nn.Module], records: int, seconds: dict[str, float]) -> None:
-    """Times what the user's ``evaluate`` takes: once before, behind each of the records, and of the result."""
-    watch = Stopwatch()
-    with watch:
-        found = [options.observer.evaluation(network) for network in networks]
-    if found[0] is not None:
-        seconds["evaluate"] = watch.seconds / len(networks) * (records + 2)
+def _time_evaluations(space: Workspace, narrow: nn.Module | None, records: int, seconds: dict[str, float]) -> None:
+    """Tells what the user's ``evaluate`` takes after each record and of the result, and calls it no more.
+
+    Args:
+        space: of a run that was rehearsed, for which the unpruned network was evaluated.
+        narrow: one as narrow as the result, if that is narrower.
+        records: of the run.
+        seconds: what takes time -> how long; added to.
+    """
+    observer, once = space.options.observer, space.seconds["evaluate"]
+    space.options = replace(space.options, observer=Observer())
+    if space.evaluation_before is None:
+        return
+    if narrow is not None:
+        watch = Stopwatch()
+        with watch:
+            observer.evaluation(narrow)
+        once = (once + watch.seconds) / 2
+    seconds["evaluate"] = once * (records + 1)
 
 
 def _spread(count: int) -> list[int]:

@@ -67,6 +67,14 @@ def test_what_it_says_would_go_is_what_goes(model, loader, arguments):
     assert told.total == pytest.approx(sum(told.seconds.values()))
 
 
+@pytest.mark.parametrize(("structured", "times"), [(True, 2), (False, 1)])
+def test_networks_are_evaluated_once_for_each_width(model, loader, structured, times):
+    seen = []
+    arguments = {"images": 8, "finetune": None, "progress": False, "structured": structured}
+    told = singe.forecast(model, loader, 0.5, **arguments, evaluate=lambda network: float(len(seen.append(1) or seen)))
+    assert len(seen) == times and told.seconds["evaluate"] > 0
+
+
 def test_single_weights_are_told_layer_by_layer(model, loader):
     arguments = {"structured": False, "images": 8, "finetune": FineTune(steps=4), "progress": False}
     told, result = singe.forecast(model, loader, 0.5, **arguments), singe.prune(model, loader, 0.5, **arguments)

@@ -10,6 +10,8 @@ from pruning import mlp, parameters, prune, random_states, same_plan, snapshot, 
 from states import same
 
 from singe import FineTune
+from singe.runs.neurons import NeuronRun
+from singe.runs.weights import WeightRun
 
 # -- who watches a run -------------------------------------------------------------------------------------------
 
@@ -102,6 +104,37 @@ def test_a_callback_that_fails_ends_the_run_and_leaves_everything_as_it_was():
     with pytest.raises(Enough, match=r"layers\.0"):
         prune(model, vectors(generator=generator), callbacks=[stop])
     assert same((snapshot(model), random_states(generator)), before)
+
+
+def frozen_mlp():
+    return mlp().requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "expected"),
+    [
+        (mlp, {"evaluate": lambda model: "good"}, "expected evaluate.* to return a number, got str"),
+        (mlp, {"evaluate": lambda model: math.inf}, "expected evaluate.* to return a finite number, got inf"),
+        (frozen_mlp, {"finetune": FineTune()}, "expected a parameter that requires a gradient to fine-tune"),
+        (
+            mlp,
+            {
+                "finetune": FineTune(distill=0.5),
+                "forward": lambda model, batch: model(batch[0]).flatten(),
+                "loss": lambda outputs, batch: outputs.square().mean(),
+            },
+            r"expected logits \[B, classes",
+        ),
+    ],
+)
+@pytest.mark.parametrize("structured", [True, False])
+def test_what_would_fail_at_the_end_is_refused_before_anything_is_ranked(
+    monkeypatch, structured, make, arguments, expected
+):
+    monkeypatch.setattr(NeuronRun, "plan_widths", lambda *_: pytest.fail("work has begun"))
+    monkeypatch.setattr(WeightRun, "plan_shares", lambda *_: pytest.fail("work has begun"))
+    with pytest.raises((TypeError, ValueError), match=expected):
+        prune(make(), structured=structured, **arguments)
 
 
 def test_a_network_that_cannot_be_evaluated_is_not_pruned():

@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from ..runs.neurons import NeuronRun
 from ..runs.weights import WeightRun
-from ..training.finetune import Tuner
 from . import commands, config
 from .parser import build
 
@@ -88,10 +87,9 @@ def _in_a_line(error: Exception) -> str:
 
 
 def _within_a_run(error: BaseException) -> bool:
-    """Whether an error comes from behind all checks of what was given; that fine-tuning is possible is the last."""
+    """Whether an error comes from a run that had begun, which all checks of what was given come before."""
     passed = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
-    executed = {NeuronRun.execute.__code__, WeightRun.execute.__code__}
-    return bool(passed & executed) and Tuner.rehearse.__code__ not in passed
+    return not passed.isdisjoint({NeuronRun.execute.__code__, WeightRun.execute.__code__})
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from ..storage.checkpoint import Checkpoint, Progress, fingerprint
 from ..storage.files import digest
 from ..survey import few
 from ..training.data import Stream
-from ..training.finetune import Tuner
+from ..training.finetune import When
 from .group import Turn
 from .neuron_workspace import NeuronWorkspace
 from .options import Options
@@ -71,8 +71,8 @@ class NeuronRun:
         return found
 
     def rehearse(self) -> None:
-        """Refuses a loader that batch norms cannot be recalibrated on before any work."""
-        self.space.rehearse_recalibration()
+        """See :meth:`Workspace.rehearse`."""
+        self.space.rehearse(self.space.original, lambda: self.space.progress.plan.removed())
 
     def plan_widths(self, seconds: float) -> None:
         """Finds the groups that may be pruned and fixes how many neurons each will lose."""
@@ -95,36 +95,43 @@ class NeuronRun:
     def execute(self) -> PruneResult:
         """Prunes group after group."""
         space, progress = self.space, self.space.progress
-        tuner = self.tuner()
-        evaluation_before = space.evaluation()
+        tuner = space.tuner
         if self.resumes:
-            self.resume(tuner)
+            self.resume()
         elif self._checkpoint is not None and space.ranks.first:  # what cannot be written is found out before any work
             self._checkpoint.write(progress, space.model, None)
+        if tuner is not None:
+            tuner.begin(*self._pauses(tuner.when))
         for record in progress.history:
             space.options.observer.tell(record)
-        self._prune_groups(tuner)
+        self._prune_groups()
         if self.refits_all and not progress.tuned:
             self._refit_all()
         if tuner is not None and tuner.when == "after" and not progress.tuned:
-            space.tune_after(tuner, len(self.todo))
+            space.tune_after(len(self.todo))
             progress.tuned = True
-            self._save(tuner)
+            self._save()
         space.recalibrate(len(self.todo) + 1)
-        return self._result(evaluation_before)
+        return self._result()
 
-    def tuner(self) -> Tuner | None:
-        """What fine-tunes the network, if asked to."""
-        plan = self.space.options.finetune
-        if plan is None:
-            return None
-        pauses = {"layer": len(self.todo), "neuron": sum(n for _, n in self.todo), "after": 1}[plan.when]
-        return self.space.tuner(plan, pauses, self.space.original, lambda: self.space.progress.plan.removed())
+    def _pauses(self, when: When) -> tuple[int, int]:
+        """How many pauses for fine-tuning there are in all, and how many have been made."""
+        progress = self.space.progress
+        return {
+            "layer": (len(self.todo), len(progress.history)),
+            "neuron": (sum(count for _, count in self.todo), progress.neurons),
+            "after": (1, int(progress.tuned)),
+        }[when]
 
-    def resume(self, tuner: Tuner | None) -> None:
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer | None:
+        tuner = self.space.tuner
+        return None if tuner is None else tuner.optimizer
+
+    def resume(self) -> None:
         """Puts everything where the checkpoint says that it was."""
         assert self._checkpoint is not None
-        space, progress, optimizer = self.space, self.space.progress, tuner.optimizer if tuner is not None else None
+        space, progress, optimizer = self.space, self.space.progress, self._optimizer
         if fingerprint(space.probe) != progress.samples:
             log.warning("the loader's first samples are not what they were: the run may come to something else")
         if progress.traced:  # the graph is that of a network of the same widths as then
@@ -132,21 +139,18 @@ class NeuronRun:
             space.trace = trace(then, space.options.task.inputs(space.probe), space.options.task.call)
         compact(space.model, progress.plan.removed(), optimizer)
         self._checkpoint.restore(space.model, optimizer)
-        if tuner is not None:
-            pauses = {"layer": len(progress.history), "neuron": progress.neurons, "after": int(progress.tuned)}
-            tuner.resume(pauses[tuner.when])
         log.info("the run goes on behind %d of %d groups", len(progress.history), len(self.todo))
 
-    def _prune_groups(self, tuner: Tuner | None) -> None:
+    def _prune_groups(self) -> None:
         """Prunes those that are not done."""
         space, history = self.space, self.space.progress.history
         done, total, progress = len(history), len(self.todo), space.options.progress
         with bar(desc="pruning", initial=done, total=total, unit="group", shown=progress) as shown:
             for index, (group, count) in enumerate(self.todo[done:], done):
-                record = Turn(space, index, group, count, tuner).take()
+                record = Turn(space, index, group, count, space.tuner).take()
                 history.append(record)
                 self._agree(record)
-                self._save(tuner)
+                self._save()
                 shown.set_postfix(standing(record.loss_end, record.evaluation), refresh=False)
                 shown.update()
                 space.options.observer.tell(record)
@@ -156,13 +160,13 @@ class NeuronRun:
         self.space.ranks.check_decision(record.group, {"removed": torch.tensor(record.removed)})
         self.space.synchronise()
 
-    def _save(self, tuner: Tuner | None) -> None:
+    def _save(self) -> None:
         """Leaves a checkpoint, if asked to; a run does not end for want of room on a disk."""
         space = self.space
         if self._checkpoint is None or not space.ranks.first:
             return
         try:
-            self._checkpoint.write(space.progress, space.model, tuner.optimizer if tuner is not None else None)
+            self._checkpoint.write(space.progress, space.model, self._optimizer)
         except OSError as error:
             log.warning("no checkpoint behind %s, the last one stays: %s", space.progress.history[-1].group, error)
 
@@ -184,7 +188,7 @@ class NeuronRun:
 
     # -- the end ---------------------------------------------------------------------------------------------
 
-    def _result(self, evaluation_before: float | None) -> PruneResult:
+    def _result(self) -> PruneResult:
         space, progress, call = self.space, self.space.progress, self.space.options.task.call
         with_weight_norms(space.model, space.norms)
         check_result(space.original, space.model, progress.plan, space.sample, call)
@@ -199,7 +203,7 @@ class NeuronRun:
             macs_before=space.macs, macs_after=macs_after,
             loss_before=space.watch.loss, loss_after=loss_after, history=progress.history, frozen=self.frozen,
             uncompensated=progress.uncompensated,
-            evaluation_before=evaluation_before, evaluation_after=evaluation_after, latency=latency,
+            evaluation_before=space.evaluation_before, evaluation_after=evaluation_after, latency=latency,
             widths=widths(space.given, space.model),
             settings=space.options.described(checks.device_of(space.model)),
             seconds=spent(progress.seconds, progress.history),

@@ -28,7 +28,6 @@ from ..scoring.elementwise import WeightScorer
 from ..sparse import SparseResult
 from ..timing.stopwatch import Stopwatch
 from ..training.data import Stream
-from ..training.finetune import Tuner
 from .options import Options
 from .workspace import Workspace
 
@@ -57,8 +56,8 @@ class WeightRun:
         self._kept: dict[str, Tensor] = {}
 
     def rehearse(self) -> None:
-        """Refuses a loader that batch norms cannot be recalibrated on before any work."""
-        self.space.rehearse_recalibration()
+        """See :meth:`Workspace.rehearse`."""
+        self.space.rehearse(self.space.given)
 
     def plan_shares(self) -> None:
         """Finds the weights that may be pruned and fixes how many single ones each will lose."""
@@ -84,31 +83,25 @@ class WeightRun:
 
     def execute(self) -> SparseResult:
         """Prunes weight after weight."""
-        space, tuner, history = self.space, self._tuner(), list[WeightRecord]()
-        evaluation_before = space.evaluation()
+        space, tuner, history = self.space, self.space.tuner, list[WeightRecord]()
+        if tuner is not None:
+            tuner.begin(len(self.todo) if tuner.when == "layer" else 1)
+            # no gradient, momentum or decay moves what is masked
+            tuner.optimizer.register_step_post_hook(lambda *_: self._hold())
         with bar(desc="pruning", total=len(self.todo), unit="layer", shown=space.options.progress) as shown:
             for index, (weight, count) in enumerate(self.todo):
-                record = self._prune_weight(index, weight, count, tuner)
+                record = self._prune_weight(index, weight, count)
                 history.append(record)
                 shown.set_postfix(standing(record.loss_end, record.evaluation), refresh=False)
                 shown.update()
                 space.options.observer.tell(record)
         if tuner is not None and tuner.when == "after":
-            space.tune_after(tuner, len(self.todo))
+            space.tune_after(len(self.todo))
         space.recalibrate(len(self.todo) + 1)
-        return self._result(history, evaluation_before)
+        return self._result(history)
 
-    def _tuner(self) -> Tuner | None:
-        plan = self.space.options.finetune
-        if plan is None:
-            return None
-        tuner = self.space.tuner(plan, len(self.todo) if plan.when == "layer" else 1, self.space.given)
-        # no gradient, momentum or decay moves what is masked
-        tuner.optimizer.register_step_post_hook(lambda *_: self._hold(tuner))
-        return tuner
-
-    def _prune_weight(self, index: int, weight: Weight, count: int, tuner: Tuner | None) -> WeightRecord:
-        space = self.space
+    def _prune_weight(self, index: int, weight: Weight, count: int) -> WeightRecord:
+        space, tuner = self.space, self.space.tuner
         space.restart(index)
         batch = space.stream.take(space.options.images)
         scoring, tuning = Stopwatch(), Stopwatch()
@@ -117,7 +110,7 @@ class WeightRun:
             scores = self.scores(weight, batch)
             self._kept[weight.name] = without_least(scores, count)
         space.ranks.check_decision(weight.name, {"kept": self._kept[weight.name]})
-        self._hold(tuner)
+        self._hold()
         loss_removed = loss_end = self._loss(batch)
         if tuner is not None and tuner.when == "layer":
             with tuning:
@@ -129,8 +122,9 @@ class WeightRun:
             evaluation=space.evaluation(),
         )  # fmt: skip
 
-    def _hold(self, tuner: Tuner | None) -> None:
+    def _hold(self) -> None:
         """Zeroes what is masked."""
+        tuner = self.space.tuner
         for name, kept in self._kept.items():
             masks.zero(self.space.model.get_parameter(name), kept, None if tuner is None else tuner.optimizer)
 
@@ -155,7 +149,7 @@ class WeightRun:
             raise ValueError(f"expected a finite loss on the batch, got {loss}")
         return loss
 
-    def _result(self, history: list[WeightRecord], evaluation_before: float | None) -> SparseResult:
+    def _result(self, history: list[WeightRecord]) -> SparseResult:
         space, task = self.space, self.space.options.task
         loss_after, evaluation_after = space.loss_after(), space.evaluation()
         with torch.no_grad():
@@ -171,7 +165,7 @@ class WeightRun:
             weights_before=self.weights.total, weights_after=self.weights.total - removed,
             params_before=parameters, params_after=parameters - removed,
             loss_before=space.watch.loss, loss_after=loss_after, history=history, frozen=self.frozen,
-            evaluation_before=evaluation_before, evaluation_after=evaluation_after,
+            evaluation_before=space.evaluation_before, evaluation_after=evaluation_after,
             settings=space.options.described(checks.device_of(space.model)), seconds=spent(space.seconds, history),
         )  # fmt: skip
 

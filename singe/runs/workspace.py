@@ -20,7 +20,7 @@ from ..survey import few
 from ..timing.stopwatch import timed
 from ..training.collapse import Watch
 from ..training.data import Stream
-from ..training.finetune import FineTune, Tuner
+from ..training.finetune import Tuner
 from ..training.recalibration import recalibrate, running_norms
 from .options import Options
 
@@ -40,11 +40,16 @@ class Workspace:
         trace: the model as a graph; this and what follows once it is analysed.
         sample: what the model is called with, of a few samples.
         watch: knows the loss before pruning.
+        evaluation_before: what the user's ``evaluate`` says of the unpruned network; this and what follows once the
+            run is rehearsed.
+        tuner: what fine-tunes the model, if it is to be.
     """
 
     trace: Trace
     sample: Any
     watch: Watch
+    evaluation_before: float | None = None
+    tuner: Tuner | None = None
 
     def __init__(self, given: nn.Module, model: nn.Module, stream: Stream, options: Options) -> None:
         self.given, self.model, self.stream, self.options, self.ranks = given, model, stream, options, options.ranks
@@ -104,31 +109,35 @@ class Workspace:
         with self.timed("evaluate"):
             return self.ranks.number(self.options.observer.evaluation(self.model))
 
-    def tuner(self, plan: FineTune, pauses: int, unpruned: nn.Module, removed: Callable[[], Removed] = dict) -> Tuner:
-        """What fine-tunes the model, in so many pauses, behind each of which other parts of the unpruned one are gone.
+    def rehearse(self, unpruned: nn.Module, removed: Callable[[], Removed] = dict) -> None:
+        """Does once, before any work, what comes after it, so that what fails is refused in time.
+
+        Args:
+            unpruned: the network that fine-tuning may learn from.
+            removed: says what of it is gone in the model by now.
 
         Raises:
-            ValueError: the model cannot be trained.
+            TypeError, ValueError: ``evaluate`` does not return a finite number, the model cannot be trained, or the
+                loader does not suit batch norms that are to be recalibrated.
         """
         o = self.options
-        tuner = Tuner(
-            plan, self.model, self.stream, o.task, pauses, self.still,
-            unpruned=unpruned, removed=removed, progress=o.progress, ranks=self.ranks,
-        )  # fmt: skip
-        tuner.rehearse()
-        return tuner
+        self.evaluation_before = self.evaluation()
+        if o.finetune is not None:
+            self.tuner = Tuner(
+                o.finetune, self.model, self.stream, o.task, self.still,
+                unpruned=unpruned, removed=removed, progress=o.progress, ranks=self.ranks,
+            )  # fmt: skip
+            self.tuner.rehearse()
+        if o.recalibrate_bn and running_norms(self.model, self.still):
+            recalibrate(copy.deepcopy(self.model), self.stream, o.task, 1, self.still)
 
-    def tune_after(self, tuner: Tuner, phase: int) -> None:
-        """Fine-tunes behind the last removal."""
+    def tune_after(self, phase: int) -> None:
+        """Fine-tunes after the last removal."""
+        assert self.tuner is not None
         self.restart(phase)
         with self.timed("fine-tuning"):
-            tuner.pause()
+            self.tuner.pause()
         self.synchronise()
-
-    def rehearse_recalibration(self) -> None:
-        """Refuses a loader that batch norms cannot be recalibrated on before any work."""
-        if self.options.recalibrate_bn and running_norms(self.model, self.still):
-            recalibrate(copy.deepcopy(self.model), self.stream, self.options.task, 1, self.still)
 
     def recalibrate(self, phase: int) -> None:
         """Has batch norms estimate their statistics anew, if asked to."""

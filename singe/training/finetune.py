@@ -96,7 +96,6 @@ class Tuner:
         model: trained in place.
         stream: of batches.
         task: how the model is called and judged.
-        pauses: how often :meth:`pause` will be called.
         still: names of modules that stay in eval mode.
         unpruned: the network to learn from; not modified.
         removed: says what of it is gone in the model by now.
@@ -114,7 +113,6 @@ class Tuner:
         model: nn.Module,
         stream: Stream,
         task: Task,
-        pauses: int,
         still: Sequence[str] = (),
         *,
         unpruned: nn.Module,
@@ -124,7 +122,7 @@ class Tuner:
     ) -> None:
         self.when, self._ranks = plan.when, ranks
         self._plan, self._model, self._stream, self._task = plan, model, stream, task
-        self._pauses, self._pause, self._step = pauses, 0, 0
+        self._pauses, self._pause, self._step = 1, 0, 0
         self._still, self._progress = still, progress
         self._unused = True  # whether the loss may not depend on some parameter; the rehearsal finds out
         self._removed = removed
@@ -141,6 +139,11 @@ class Tuner:
         self.optimizer = torch.optim.SGD(
             [g for g in groups if g["params"]], lr=plan.lr, momentum=plan.momentum, nesterov=plan.momentum > 0
         )
+
+    def begin(self, pauses: int, done: int = 0) -> None:
+        """Says how often :meth:`pause` will be called in the whole run, once by default, and how often it was."""
+        self._pauses, self._pause = pauses, done
+        self._step = round(self._plan.steps * done / pauses) if pauses else 0
 
     def pause(self) -> int:
         """Trains for this pause's share of the steps, in train mode; leaves the model in eval mode.
@@ -171,10 +174,6 @@ class Tuner:
             self.optimizer.zero_grad(set_to_none=True)
         self._ranks.synchronise(dict(self._model.named_buffers()))  # statistics of batch norms are of a rank's share
         return steps
-
-    def resume(self, pauses: int) -> None:
-        """Says that so many pauses have been made."""
-        self._pause, self._step = pauses, round(self._plan.steps * pauses / self._pauses) if self._pauses else 0
 
     def rehearse(self) -> None:
         """One step forward and backward on a copy, before anything is pruned, so that what fails is refused in time.

@@ -2,7 +2,6 @@ import logging
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 
@@ -64,16 +63,6 @@ def test_what_fails_within_a_run_is_no_bad_input(command, capsys, monkeypatch):
     command(failing)
     monkeypatch.setattr(sys.modules["singe.cli"], "_OF_INPUT", (Exception,))
     assert cli.main(["info"]) == 1
-
-
-def test_that_fine_tuning_is_impossible_is_bad_input(command, monkeypatch):
-    from singe.runs.neurons import NeuronRun
-    from singe.training.finetune import Tuner
-
-    begun = SimpleNamespace(space=SimpleNamespace(progress=None), tuner=lambda: Tuner.rehearse(None))  # fails inside
-    command(lambda options: NeuronRun.execute(begun))
-    monkeypatch.setattr(sys.modules["singe.cli"], "_OF_INPUT", (Exception,))
-    assert cli.main(["info"]) == 2
 
 
 def test_warnings_of_the_library_appear_on_stderr(command, capsys):

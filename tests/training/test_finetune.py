@@ -25,7 +25,9 @@ def small_stream():
 
 def tuner_of(model, pauses=1, loss=None, **options):
     plan = singe.FineTune(**{"distill": 0, **options})
-    return Tuner(plan, model, small_stream(), Task(loss=loss or cross_entropy), pauses, unpruned=model)
+    tuner = Tuner(plan, model, small_stream(), Task(loss=loss or cross_entropy), unpruned=model)
+    tuner.begin(pauses)
+    return tuner
 
 
 @pytest.mark.parametrize("when", ["layer", "neuron", "after"])
@@ -139,6 +141,13 @@ def test_a_loss_that_is_not_finite_names_the_step_and_leaves_eval_mode_and_sound
         tuner.pause()
     assert not any(m.training for m in model.modules())
     assert all(p.isfinite().all() and p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("done", [0, 1, 3, 4])
+def test_a_run_that_goes_on_takes_the_steps_that_are_left(done):
+    tuner = tuner_of(small_model(), steps=10)
+    tuner.begin(4, done)
+    assert sum(tuner.pause() for _ in range(4 - done)) == 10 - round(10 * done / 4)
 
 
 def test_a_zero_share_of_the_steps_trains_nothing_and_does_not_touch_the_statistics():
