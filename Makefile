@@ -52,7 +52,7 @@ $(READY): pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find cs
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet torch==2.13.0 'setuptools>=77' 'cmake>=3.28' ninja pybind11
-	$(BIN)/pip install --quiet --no-build-isolation -e '.[dev]'
+	SINGE_WERROR=1 $(BIN)/pip install --quiet --no-build-isolation -e '.[dev]'
 	touch $@
 
 clean:

@@ -5,6 +5,7 @@ Environment:
     TORCH_CUDA_ARCH_LIST  architectures in torch's spelling, such as "8.0;9.0+PTX".
     CMAKE_CUDA_ARCHITECTURES  the same in CMake's spelling, such as "80-real;90"; it wins over the former.
     CUDACXX, CUDA_HOME    where nvcc is, when it is not on the PATH.
+    SINGE_WERROR          1: the compilers' warnings are errors.
     MAX_JOBS              compilations at once.
 """
 
@@ -75,6 +76,7 @@ class CMakeBuild(build_ext):
             "PYBIND11_INCLUDE": pybind11_include(torch_dir),
             "TORCH_DIR": torch_dir,
             "TORCH_VERSION": torch.__version__,
+            "SINGE_WERROR": os.environ.get("SINGE_WERROR", "0"),
         }
         if nvcc := cuda_compiler():
             options |= {"CMAKE_CUDA_COMPILER": nvcc, "CMAKE_CUDA_ARCHITECTURES": cuda_architectures()}

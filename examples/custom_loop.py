@@ -5,7 +5,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 import singe
-from singe.demo import DigitNet, accuracy, digits
+from singe.demo import DigitNet, digits
 
 
 def train(model, loader, optimizer, epochs):
@@ -20,23 +20,23 @@ def train(model, loader, optimizer, epochs):
 def main(width=16, epochs=6, rho=0.5):
     torch.manual_seed(0)
     training, test = digits()
-    loader = DataLoader(training, batch_size=64, shuffle=True)
+    loader, test = DataLoader(training, batch_size=64, shuffle=True), DataLoader(test, batch_size=360)
     model = DigitNet(width)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     train(model, loader, optimizer, epochs)
-    print(f"trained: {accuracy(model, test):.1%}")
+    print(f"trained: {singe.accuracy(model, test):.1%}")
 
     # finetune=None: neurons go and nothing is trained. What comes back is a module like any other.
     result = singe.prune(model, loader, rho, finetune=None)
-    print(f"pruned: {accuracy(result.model, test):.1%}")
+    print(f"pruned: {singe.accuracy(result.model, test):.1%}")
     smaller = result.model
     train(smaller, loader, torch.optim.SGD(smaller.parameters(), lr=0.02, momentum=0.9), epochs)
-    print(f"fine-tuned: {accuracy(smaller, test):.1%}")
+    print(f"fine-tuned: {singe.accuracy(smaller, test):.1%}")
 
     # Or the model itself gets smaller in the middle of its training, and the optimiser keeps its momentum.
     result.plan.apply(model, optimizer)
     train(model, loader, optimizer, epochs)
-    print(f"pruned in place, trained on: {accuracy(model, test):.1%}")
+    print(f"pruned in place, trained on: {singe.accuracy(model, test):.1%}")
     return smaller, model
 
 

@@ -5,13 +5,13 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 import singe
-from singe.demo import DigitNet, accuracy, digits
+from singe.demo import DigitNet, digits
 
 
 def main(width=16, epochs=12, every=2, per_round=24, until=8):
     torch.manual_seed(0)
     training, test = digits()
-    loader = DataLoader(training, batch_size=64, shuffle=True)
+    loader, test = DataLoader(training, batch_size=64, shuffle=True), DataLoader(test, batch_size=360)
     model = DigitNet(width)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
 
@@ -25,7 +25,7 @@ def main(width=16, epochs=12, every=2, per_round=24, until=8):
             optimizer.step()  # what is masked stays zero
         done = pruner.epoch_end(loader)
         masked = f", {done.channels} channels masked" if done else ""
-        print(f"epoch {epoch}: {accuracy(model, test):.1%}{masked}")
+        print(f"epoch {epoch}: {singe.accuracy(model, test):.1%}{masked}")
 
     result = pruner.finish()
     print(result)

@@ -1,6 +1,6 @@
 """Pruning by integrated gradients along a weight-fading path (SInGE, Yvinec et al., NeurIPS 2022)."""
 
-from . import reference, report
+from . import criteria, reference, report
 from .criteria import (
     FeatureRelevance,
     Gradient,
@@ -29,6 +29,7 @@ from .storage.saved import load, load_plan
 from .tensorboard import TensorBoard
 from .timing.latency import Latency, latencies, latency
 from .torch_pruning import SingeImportance
+from .training.accuracy import accuracy
 from .training.finetune import FineTune
 from .version import __version__
 
@@ -62,6 +63,8 @@ __all__ = [
     "TensorBoard",
     "WeightRecord",
     "__version__",
+    "accuracy",
+    "criteria",
     "export_onnx",
     "fold_batchnorm",
     "forecast",

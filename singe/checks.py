@@ -108,7 +108,8 @@ def batch_of(item: Any, device: torch.device, task: Task) -> Batch:
         raise ValueError(f"expected a batch of tensors of one length, at least 1, got {described(item)}")
     if task.forward is None:
         finite_inputs(leaves[0])
-    moved: Batch = pytree.tree_map(lambda t: _plain(t).to(device, non_blocking=True), item)
+    # a copy to the CPU that does not wait may be read before it is there
+    moved: Batch = pytree.tree_map(lambda t: _plain(t).to(device, non_blocking=device.type != "cpu"), item)
     return moved
 
 
@@ -159,6 +160,18 @@ def number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"expected a number for {name}, got {type(value).__name__}")
     return float(value)
+
+
+def seed(value: int) -> int:
+    """A seed of all phases of a run: below 2^40, as a phase takes 20 bits of a generator's 64.
+
+    Raises:
+        TypeError: no integer.
+        ValueError: out of range.
+    """
+    if integer("seed", value, 0) >= 2**40:
+        raise ValueError(f"expected seed < 2**40, got {value}")
+    return value
 
 
 def positive(name: str, value: Any) -> float:

@@ -17,6 +17,7 @@ from .report import table
 from .result import count_macs, count_parameters
 from .storage.saved import load
 from .timing.latency import latencies
+from .training.accuracy import accuracy
 
 Say = Callable[[str], None]
 
@@ -89,13 +90,6 @@ def train(model: nn.Module, loader: DataLoader, epochs: int) -> nn.Module:
     return model.eval()
 
 
-@torch.no_grad()
-def accuracy(model: nn.Module, data: TensorDataset) -> float:
-    """Share of images answered right, in eval mode."""
-    x, y = data.tensors
-    return float((model.eval()(x).argmax(1) == y).float().mean())
-
-
 def run(say: Say, rhos: tuple[float, ...] = (0.5, 0.8), epochs: int = 12) -> None:
     """Trains, prunes to each share of ``rhos``, compares, saves, loads, and checks that nothing changed."""
     torch.manual_seed(0)
@@ -113,11 +107,11 @@ def run(say: Say, rhos: tuple[float, ...] = (0.5, 0.8), epochs: int = 12) -> Non
         pruned.append(result)
 
     models = [model, *(r.model for r in pruned)]
-    images = test.tensors[0]
+    images, labels = test.tensors
     seconds = [found.median for found in latencies(models, images)]
     rows = []
     for name, net, s in zip(["unpruned", *(f"rho = {rho:g}" for rho in rhos)], models, seconds, strict=True):
-        correct, macs = accuracy(net, test), count_macs(net, images[:1])
+        correct, macs = accuracy(net, [(images, labels)]), count_macs(net, images[:1])
         rows.append([name, f"{correct:.1%}", f"{count_parameters(net):,}", f"{macs:,}", f"{s * 1e3:.1f} ms"])
     say("\n" + table(["network", "test accuracy", "parameters", "multiply-adds", f"latency of {len(images)}"], rows))
 

@@ -117,7 +117,7 @@ def forecast(model: nn.Module, loader: Iterable[Any], rho: float, **arguments: A
     given = inspect.signature(prune).bind(model, loader, rho, **arguments)
     given.apply_defaults()
     start = time.perf_counter()
-    with prepared(Rehearsal, WeightRehearsal, **given.arguments, ranks=ALONE) as run:
+    with prepared(Rehearsal, WeightRehearsal, given.arguments, ALONE) as run:
         return run.forecast(time.perf_counter() - start)
 
 

@@ -118,7 +118,7 @@ class GradualPruner:
         """
         for name, value in (("every", every), ("per_round", per_round), ("images", images), ("memory", memory)):
             checks.integer(name, value, 1)
-        checks.integer("seed", seed, 0)
+        checks.seed(seed)
         if checks.integer("until", until, 1) < every:
             raise ValueError(f"expected until >= every, so that there is a round, got until={until} and every={every}")
         checks.patterns("ignore", ignore)

@@ -6,6 +6,7 @@ import platform
 
 import torch
 
+from . import ops
 from .version import __version__
 
 
@@ -22,11 +23,6 @@ def info() -> dict[str, str]:
 
 
 def _build() -> dict[str, str]:
-    """The native module; a failing import is a finding here, not an error."""
-    try:
-        from . import ops
-    except ImportError as error:
-        return {"native module": f"missing: {error}"}
     build = ops.build_info()
     kernels = f"CUDA {build['cuda']}, architectures {build['architectures']}" if build["cuda"] else "not built"
     return {

@@ -12,6 +12,7 @@ Results carry no gradient. They keep the order of their input's axes in memory: 
 from __future__ import annotations
 
 import math
+import platform
 from collections.abc import Sequence
 
 import torch
@@ -21,8 +22,9 @@ try:
     import singe._C as _C
 except ImportError as error:
     raise ImportError(
-        "singe's native module is not built: run `pip install .` (or `make`) in the source directory. "
-        f"The import failed with: {error}"
+        "expected singe's native module, built for this Python and torch 2.11 or newer: run `pip install .` in the "
+        f"source directory. The import into Python {platform.python_version()} with torch {torch.__version__} failed "
+        f"with: {error}"
     ) from error
 
 __all__ = ["build_info", "fade_neurons", "fade_next", "neuron_grad_norm", "remove_neurons"]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from types import SimpleNamespace
+from typing import Any, Literal, TypeVar, overload
 
 from torch import nn
 from torch.utils.data import SequentialSampler
@@ -39,6 +40,62 @@ log = logging.getLogger("singe")
 
 Neurons = TypeVar("Neurons", bound=NeuronRun)
 Weights = TypeVar("Weights", bound=WeightRun)
+
+
+@overload
+def prune(
+    model: nn.Module,
+    loader: Iterable[Any],
+    rho: float,
+    *,
+    structured: Literal[True] = ...,
+    target: Target = ...,
+    criterion: str | Criterion = ...,
+    allocation: Allocation | None = ...,
+    round_to: int = ...,
+    refresh: Refresh = ...,
+    compensate: Compensate | None = ...,
+    compensation_images: int = ...,
+    finetune: FineTune | None = ...,
+    images: int = ...,
+    loss: Loss | None = ...,
+    forward: Forward | None = ...,
+    ignore: Sequence[str] = ...,
+    recalibrate_bn: int = ...,
+    analysis_seconds: float = ...,
+    seed: int = ...,
+    memory: int = ...,
+    precision: Precision = ...,
+    latency_batch: int = ...,
+    progress: bool = ...,
+    checkpoint: str | os.PathLike[str] | None = ...,
+    evaluate: Evaluate | None = ...,
+    callbacks: Iterable[Callback] = ...,
+) -> PruneResult: ...
+
+
+@overload
+def prune(
+    model: nn.Module,
+    loader: Iterable[Any],
+    rho: float,
+    *,
+    structured: Literal[False],
+    criterion: str | Criterion = ...,
+    allocation: Allocation | None = ...,
+    finetune: FineTune | None = ...,
+    images: int = ...,
+    loss: Loss | None = ...,
+    forward: Forward | None = ...,
+    ignore: Sequence[str] = ...,
+    recalibrate_bn: int = ...,
+    seed: int = ...,
+    memory: int = ...,
+    precision: Precision = ...,
+    progress: bool = ...,
+    evaluate: Evaluate | None = ...,
+    callbacks: Iterable[Callback] = ...,
+) -> SparseResult: ...
 
 
 def prune(
@@ -159,68 +216,29 @@ def prune(
         RuntimeError: a rank of ``torch.distributed`` was lost, did not come, or decided otherwise.
     """
     arguments = locals()
-    with meeting() as ranks, prepared(NeuronRun, WeightRun, **arguments, ranks=ranks) as run:
+    with meeting() as ranks, prepared(NeuronRun, WeightRun, arguments, ranks) as run:
         return run.execute()
 
 
 @contextmanager
 def prepared(
-    of_neurons: type[Neurons],
-    of_weights: type[Weights],
-    model: nn.Module,
-    loader: Iterable[Any],
-    rho: float,
-    *,
-    structured: bool,
-    target: Target,
-    criterion: str | Criterion,
-    allocation: Allocation | None,
-    round_to: int,
-    refresh: Refresh,
-    compensate: Compensate | None,
-    compensation_images: int,
-    finetune: FineTune | None,
-    images: int,
-    loss: Loss | None,
-    forward: Forward | None,
-    ignore: Sequence[str],
-    recalibrate_bn: int,
-    analysis_seconds: float,
-    seed: int,
-    memory: int,
-    precision: Precision,
-    latency_batch: int,
-    progress: bool,
-    checkpoint: str | os.PathLike[str] | None,
-    evaluate: Evaluate | None,
-    callbacks: Iterable[Callback],
-    ranks: Ranks,
+    of_neurons: type[Neurons], of_weights: type[Weights], arguments: Mapping[str, Any], ranks: Ranks
 ) -> Iterator[Neurons | Weights]:
-    """Checks the arguments of :func:`prune` and makes a run of them, which knows what it will remove.
+    """Checks the arguments of :func:`prune`, by name, and makes a run of them, which knows what it will remove.
 
     Inside, torch and its random state are the run's.
     """
+    structured, loader, finetune = (arguments[name] for name in ("structured", "loader", "finetune"))
     if not isinstance(structured, bool):
         raise TypeError(f"expected structured to be True or False, got {structured!r}")
-    if allocation is None:
-        allocation = "sensitivity" if structured else "uniform"
-    if compensate is None:
-        compensate = "least_squares" if structured else "none"
-    checks.positive("analysis_seconds", analysis_seconds)
-    options = Options(
-        goal=Goal(rho, target, allocation, round_to, ignore, latency_batch),
-        criterion=resolve(criterion) if structured else resolve_elementwise(criterion),
-        compensate=compensate, compensation_images=compensation_images, refresh=refresh, finetune=finetune,
-        images=images, task=Task(forward, cross_entropy if loss is None else loss), recalibrate_bn=recalibrate_bn,
-        seed=seed, precision=precision, memory=memory, progress=progress and ranks.first, checkpoint=checkpoint,
-        observer=Observer(evaluate, callbacks, loader, tells=ranks.first), ranks=ranks,
-    )  # fmt: skip
+    checks.positive("analysis_seconds", arguments["analysis_seconds"])
+    options = _options(arguments, ranks)
     if not structured:
-        _refuse_of_neurons(options, analysis_seconds)
-    model = unwrapped(model)
+        _refuse_of_neurons(options, arguments["analysis_seconds"])
+    model = unwrapped(arguments["model"])
     device = checks.sound_model(model)
     model = _first_ranks(model, ranks)
-    check_precision(precision, model, device)
+    check_precision(options.precision, model, device)
     if finetune is not None and finetune.precision is not None:
         check_precision(finetune.precision, model, device)
     stream = Stream(loader, device, options.task, ranks)
@@ -239,8 +257,25 @@ def prepared(
             return
         run = of_neurons(model, stream, options)
         run.rehearse()
-        run.plan_widths(analysis_seconds)
+        run.plan_widths(arguments["analysis_seconds"])
         yield run
+
+
+def _options(arguments: Mapping[str, Any], ranks: Ranks) -> Options:
+    """What a run is asked for, with the defaults that depend on what is pruned."""
+    a = SimpleNamespace(**arguments)
+    allocation = ("sensitivity" if a.structured else "uniform") if a.allocation is None else a.allocation
+    compensate: Compensate = "least_squares" if a.structured else "none"
+    return Options(
+        goal=Goal(a.rho, a.target, allocation, a.round_to, a.ignore, a.latency_batch),
+        criterion=resolve(a.criterion) if a.structured else resolve_elementwise(a.criterion),
+        compensate=compensate if a.compensate is None else a.compensate, compensation_images=a.compensation_images,
+        refresh=a.refresh, finetune=a.finetune, images=a.images,
+        task=Task(a.forward, cross_entropy if a.loss is None else a.loss), recalibrate_bn=a.recalibrate_bn, seed=a.seed,
+        precision=a.precision, memory=a.memory,
+        progress=a.progress and ranks.first, checkpoint=a.checkpoint,
+        observer=Observer(a.evaluate, a.callbacks, a.loader, tells=ranks.first), ranks=ranks,
+    )  # fmt: skip
 
 
 def _first_ranks(model: nn.Module, ranks: Ranks) -> nn.Module:

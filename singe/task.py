@@ -38,6 +38,17 @@ def cross_entropy(outputs: Any, batch: Batch) -> Tensor:
         ) from error
 
 
+def differentiable(loss: Tensor) -> Tensor:
+    """The loss itself.
+
+    Raises:
+        ValueError: it has no gradient.
+    """
+    if not loss.requires_grad:
+        raise ValueError("expected a loss that depends smoothly on the outputs, got one without a gradient")
+    return loss
+
+
 @dataclass(frozen=True)
 class Task:
     """How the user runs and judges the network.

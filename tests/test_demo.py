@@ -4,6 +4,7 @@ from functools import partial
 import pytest
 import torch
 
+import singe
 from singe import FineTune, demo
 
 
@@ -25,8 +26,8 @@ def test_without_scikit_learn_the_message_says_what_to_install(monkeypatch):
 
 
 def test_the_network_learns(trained, digit_data):
-    assert demo.accuracy(trained, digit_data[1]) > 0.95
-    assert demo.accuracy(demo.DigitNet(), digit_data[1]) < 0.5
+    assert singe.accuracy(trained, [digit_data[1].tensors]) > 0.95
+    assert singe.accuracy(demo.DigitNet(), [digit_data[1].tensors]) < 0.5
 
 
 def test_the_demo_prunes_by_what_it_says_and_gets_its_network_back(capsys, monkeypatch):

@@ -394,6 +394,7 @@ def test_a_state_of_other_settings_is_refused(state):
         ({"every": 4}, ValueError, "until=3 and every=4"),
         ({"images": 0}, ValueError, "images >= 1"),
         ({"seed": -1}, ValueError, "seed >= 0"),
+        ({"seed": 2**40}, ValueError, r"seed < 2\*\*40"),
         ({"score": "gradients"}, ValueError, "criterion among"),
         ({"ignore": "3"}, TypeError, "list of module names"),
         ({"ignore": ["nothing"]}, ValueError, "nothing"),

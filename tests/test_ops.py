@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from singe import ops, reference
+from singe.scoring.shortage import is_shortage
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -681,3 +682,14 @@ def test_direct_calls_check_the_layout_too():
     base, *rest = operators()["remove_neurons"]
     with pytest.raises(RuntimeError, match="base: expected a contiguous tensor"):
         torch.ops.singe.remove_neurons(spread(base), *rest)
+
+
+def test_what_there_is_no_room_for_is_a_shortage():
+    base = torch.zeros(1).expand(1, 1 << 45)  # takes four bytes; an output of that size takes more than any address
+    row, t = torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="can't allocate memory for a tensor of 35184372088832 elements") as caught:
+        ops.fade_next(base, base.expand(1, *base.shape), row, t)
+    assert is_shortage(caught.value)
+    with pytest.raises(RuntimeError) as caught:  # an input without gaps, which is not there at once
+        torch.ops.singe.fade_neurons(base[:, None], row, t, 1)
+    assert is_shortage(caught.value)

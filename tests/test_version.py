@@ -1,7 +1,13 @@
+from pathlib import Path
+
 import torch
 
 import singe
 from singe import version
+
+
+def test_the_package_says_that_it_is_typed():
+    assert Path(singe.__file__).with_name("py.typed").is_file()
 
 
 def test_what_a_run_says_of_where_it_ran():

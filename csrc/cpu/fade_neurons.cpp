@@ -84,8 +84,8 @@ Stretches stretches_of(const int64_t* neuron, int64_t count, int64_t size) {
 
 Tensor fade_neurons(const Tensor& z_in, const Tensor& neuron_in, const Tensor& t_in, int64_t axis) {
   check_fade(z_in, neuron_in, t_in, axis);
-  const Tensor z = torch::stable::contiguous(z_in), t = torch::stable::contiguous(t_in);
-  const Tensor neuron = torch::stable::contiguous(neuron_in);
+  const Tensor z = without_gaps(z_in), t = without_gaps(t_in);
+  const Tensor neuron = without_gaps(neuron_in);
   const int64_t jobs = t.numel(), per_job = numel_between(neuron, 1, neuron.dim()), elements = z.numel();
   const int64_t size = numel_between(z, axis + 1, z.dim()), slab = z.size(axis) * size;
   const int64_t* rows = neuron.const_data_ptr<int64_t>();

@@ -42,9 +42,9 @@ Tensor fade_next(const Tensor& base_in, const Tensor& contribution_in, const Ten
   check_contribution(base_in, contribution_in, index_in);
   const int64_t jobs = index_in.numel(), elements = base_in.numel();
   check_vector(t_in, ScalarType::Double, jobs, base_in, "t");
-  const Tensor base = torch::stable::contiguous(base_in), t = torch::stable::contiguous(t_in);
-  const Tensor contribution = torch::stable::contiguous(contribution_in);
-  const Tensor indices = torch::stable::contiguous(index_in);
+  const Tensor base = without_gaps(base_in), t = without_gaps(t_in);
+  const Tensor contribution = without_gaps(contribution_in);
+  const Tensor indices = without_gaps(index_in);
   Tensor out = empty(base, copied_sizes(base, jobs), base.scalar_type());
   const int64_t* index = indices.const_data_ptr<int64_t>();
   const double* node = t.const_data_ptr<double>();

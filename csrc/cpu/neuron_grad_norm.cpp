@@ -99,10 +99,10 @@ void neuron_grad_norm(const Tensor& x_in, const Tensor& delta_in, const Tensor& 
                       Sizes stride, Sizes padding, Sizes dilation, int64_t groups, double p, Tensor scores) {
   const Problem problem = make_problem(x_in, delta_in, neuron_in, node_weight_in, weight_norm_in, scores,
                                        kernel_size, stride, padding, dilation, groups);
-  const Tensor x = torch::stable::contiguous(x_in), delta = torch::stable::contiguous(delta_in);
-  const Tensor neurons = torch::stable::contiguous(neuron_in);
-  const Tensor node_weights = torch::stable::contiguous(node_weight_in);
-  const Tensor weight_norms = torch::stable::contiguous(weight_norm_in);
+  const Tensor x = without_gaps(x_in), delta = without_gaps(delta_in);
+  const Tensor neurons = without_gaps(neuron_in);
+  const Tensor node_weights = without_gaps(node_weight_in);
+  const Tensor weight_norms = without_gaps(weight_norm_in);
   const int64_t* neuron = neurons.const_data_ptr<int64_t>();
   const double* node_weight = node_weights.const_data_ptr<double>();
   const double* weight_norm = weight_norms.const_data_ptr<double>();

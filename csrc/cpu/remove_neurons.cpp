@@ -31,8 +31,8 @@ void remove(const std::vector<const T*>& contributions, int64_t first, int64_t n
 void remove_neurons(Tensor base, const Tensor& contribution_in, const Tensor& index_in) {
   check_contribution(base, contribution_in, index_in);
   STD_TORCH_CHECK(base.is_contiguous(), "base: expected a contiguous tensor");
-  const Tensor contribution = torch::stable::contiguous(contribution_in);
-  const Tensor indices = torch::stable::contiguous(index_in);
+  const Tensor contribution = without_gaps(contribution_in);
+  const Tensor indices = without_gaps(index_in);
   const int64_t* index = indices.const_data_ptr<int64_t>();
   const int64_t removed = indices.numel(), elements = base.numel();
   check_rows(index, removed, contribution.size(0), "index");

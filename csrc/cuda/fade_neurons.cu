@@ -67,8 +67,8 @@ void launch(const T* z, const int64_t* neuron, const double* t, Shape s, T* out,
 Tensor fade_neurons(const Tensor& z_in, const Tensor& neuron_in, const Tensor& t_in, int64_t axis) {
   check_fade(z_in, neuron_in, t_in, axis);
   const Device device(z_in);
-  const Tensor z = torch::stable::contiguous(z_in), t = torch::stable::contiguous(t_in);
-  const Tensor neuron = torch::stable::contiguous(neuron_in);
+  const Tensor z = without_gaps(z_in), t = without_gaps(t_in);
+  const Tensor neuron = without_gaps(neuron_in);
   const int64_t jobs = t.numel();
   Tensor out = empty(z, copied_sizes(z, jobs), z.scalar_type());
   if (out.numel() == 0) return out;

@@ -66,9 +66,9 @@ Tensor fade_next(const Tensor& base_in, const Tensor& contribution_in, const Ten
   const int64_t jobs = index_in.numel();
   check_vector(t_in, ScalarType::Double, jobs, base_in, "t");
   const Device device(base_in);
-  const Tensor base = torch::stable::contiguous(base_in), t = torch::stable::contiguous(t_in);
-  const Tensor contribution = torch::stable::contiguous(contribution_in);
-  const Tensor index = torch::stable::contiguous(index_in);
+  const Tensor base = without_gaps(base_in), t = without_gaps(t_in);
+  const Tensor contribution = without_gaps(contribution_in);
+  const Tensor index = without_gaps(index_in);
   Tensor out = empty(base, copied_sizes(base, jobs), base.scalar_type());
   if (out.numel() == 0) return out;
   const Shape shape{jobs, contribution.size(0), base.numel()};

@@ -225,10 +225,10 @@ void neuron_grad_norm(const Tensor& x_in, const Tensor& delta_in, const Tensor& 
   if (job.jobs == 0 || job.neurons == 0 || job.columns == 0 || g.batch == 0 || g.outputs() == 0) return;
 
   const Device device(x_in);
-  const Tensor x = torch::stable::contiguous(x_in), delta = torch::stable::contiguous(delta_in);
-  const Tensor neuron = torch::stable::contiguous(neuron_in);
-  const Tensor node_weight = torch::stable::contiguous(node_weight_in);
-  const Tensor weight_norm = torch::stable::contiguous(weight_norm_in);
+  const Tensor x = without_gaps(x_in), delta = without_gaps(delta_in);
+  const Tensor neuron = without_gaps(neuron_in);
+  const Tensor node_weight = without_gaps(node_weight_in);
+  const Tensor weight_norm = without_gaps(weight_norm_in);
   const Pointers at{neuron.const_data_ptr<int64_t>(), node_weight.const_data_ptr<double>(),
                     weight_norm.const_data_ptr<double>(), scores.mutable_data_ptr<double>(),
                     scores.stride(0)};

@@ -48,8 +48,8 @@ void remove_neurons(Tensor base, const Tensor& contribution_in, const Tensor& in
   check_contribution(base, contribution_in, index_in);
   STD_TORCH_CHECK(base.is_contiguous(), "base: expected a contiguous tensor");
   const Device device(base);
-  const Tensor contribution = torch::stable::contiguous(contribution_in);
-  const Tensor index = torch::stable::contiguous(index_in);
+  const Tensor contribution = without_gaps(contribution_in);
+  const Tensor index = without_gaps(index_in);
   const Shape shape{index.numel(), contribution.size(0), base.numel()};
   if (shape.removed == 0 || shape.pieces == 0) return;
 

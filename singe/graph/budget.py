@@ -72,9 +72,3 @@ class Budget:
     def _cached(self) -> int:
         """What the prefix leaves for all passes."""
         return self._trace.nbytes(self._down.kept, self._images)
-
-
-def is_shortage(error: BaseException) -> bool:
-    """Whether an error says that there is no room for a tensor."""
-    said = str(error)
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in said

@@ -55,8 +55,7 @@ class Options:
             raise ValueError(f"expected compensate 'none', 'mean' or 'least_squares', got {self.compensate!r}")
         for name, least in (("images", 1), ("compensation_images", 2), ("memory", 1), ("recalibrate_bn", 0)):
             checks.integer(name, getattr(self, name), least)
-        if checks.integer("seed", self.seed, 0) >= 2**40:
-            raise ValueError(f"expected seed < 2**40, got {self.seed}")
+        checks.seed(self.seed)
 
     def deciding(self) -> dict[str, Any]:
         """Those that decide what a run comes to, as plain data."""

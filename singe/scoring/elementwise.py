@@ -8,23 +8,24 @@ products of the two are the same, and magnitudes or gradients alone are those of
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..criteria import Criterion, FadingCriterion, Magnitude, PathCriterion, Random, resolve
-from ..graph.budget import is_shortage
 from ..graph.suffix import cut
 from ..graph.trace import Env, Trace
-from ..models.batches import Batch, head, length, parts
-from ..models.numerics import close
+from ..models.batches import Batch, length
 from ..models.precision import Precision, arithmetic
 from ..quadrature import Nodes
 from ..ranks import ALONE, Ranks
 from ..task import Task
+from .judging import Judge
+from .samples import Samples
+from .shortage import Memory
 from .stacking import Stacking
 
 log = logging.getLogger("singe")
@@ -60,8 +61,6 @@ class WeightScorer:
         precision: of the passes.
         ranks: that share the nodes of the path.
 
-    Attributes:
-        memory: what it has come down to where the device had no room for that.
     """
 
     def __init__(
@@ -75,11 +74,15 @@ class WeightScorer:
         precision: Precision = "float32",
         ranks: Ranks = ALONE,
     ) -> None:
-        self.memory: int = memory
-        self._ranks = ranks
         self._name, self._weight = parameter, model.get_parameter(parameter).detach()
-        self._make = lambda: Gradients(model, trace, parameter, batch, task, self.memory)
-        self._precision = precision
+        self._memory = Memory(parameter, memory, self._weight.device)
+        self._make = lambda: Gradients(model, trace, parameter, batch, task, self.memory, precision)
+        self._precision, self._ranks = precision, ranks
+
+    @property
+    def memory(self) -> int:
+        """What ``memory`` has come down to where the device had no room for that."""
+        return self._memory.size
 
     def scores(self, criterion: Criterion) -> Tensor:
         """float32 or float64, of the parameter's shape and on its device; smallest for the least relevant.
@@ -95,7 +98,7 @@ class WeightScorer:
         assert isinstance(criterion, PathCriterion), criterion
         rule = criterion.rule()
         own = self._ranks.share(len(rule.nodes[0]))
-        scores = self._ranks.sum(self._summed((rule.nodes[0][own], rule.nodes[1][own])))
+        scores = self._ranks.sum(self._memory.run(lambda: self._summed((rule.nodes[0][own], rule.nodes[1][own]))))
         if rule.with_norm:
             scores *= magnitude
         if not scores.isfinite().all():
@@ -103,33 +106,34 @@ class WeightScorer:
         return scores
 
     def _summed(self, nodes: Nodes) -> Tensor:
-        """The sum over the nodes of weight * |dL/d(tW)|, with passes made smaller where there is no room for them."""
-        while True:
-            try:
-                with arithmetic(self._precision, self._weight.device):
-                    return self._make().summed(nodes)
-            except (RuntimeError, MemoryError) as error:
-                if not is_shortage(error) or self.memory < 2:
-                    raise
-            self.memory //= 2
-            log.warning("%s: out of memory, passes may take %d bytes from now on", self._name, self.memory)
-            if self._weight.is_cuda:
-                torch.cuda.empty_cache()
+        with arithmetic(self._precision, self._weight.device):
+            return self._make().summed(nodes)
 
 
 class Gradients:
     """The loss's gradient at one parameter while it fades; what lies before it runs once where all images fit.
 
     Args:
-        model, trace, parameter, batch, task, memory: as of :class:`WeightScorer`.
+        model, trace, parameter, batch, task, memory, precision: as of :class:`WeightScorer`.
     """
 
-    def __init__(self, model: nn.Module, trace: Trace, parameter: str, batch: Batch, task: Task, memory: int) -> None:
-        self._trace, self._task, self._batch, self._name = trace, task, batch, parameter
+    def __init__(
+        self,
+        model: nn.Module,
+        trace: Trace,
+        parameter: str,
+        batch: Batch,
+        task: Task,
+        memory: int,
+        precision: Precision = "float32",
+    ) -> None:
+        self._trace, self._inputs, self._images, self._name = trace, task.inputs(batch), length(batch), parameter
         self._live, self._stacking = trace.live(model), Stacking(trace)
         self._places = [node for node, name in trace.state.items() if name == parameter]
         self._weight = self._live[self._places[0]]
         self._suffix = cut(trace, self._places)
+        self._judge = Judge(trace, set(self._suffix.boundary), self._stacking, task, batch)
+        self._samples = Samples(parameter, trace, self._stacking, coarse=precision != "float32")
         self._sizes = self._divided(memory)
 
     def summed(self, nodes: Nodes) -> Tensor:
@@ -144,89 +148,66 @@ class Gradients:
         faded, total = (t * self._weight).requires_grad_(), torch.zeros_like(self._weight)
         if len(self._sizes) == 1:
             with torch.enable_grad():
-                return torch.autograd.grad(self._loss(self._outputs(faded, 0)), faded, materialize_grads=True)[0]
-        for index, seed in enumerate(self._seeds(faded)):
+                loss = self._judge.summed(self._outputs(faded, 0), 1)
+                return torch.autograd.grad(loss, faded, materialize_grads=True)[0]
+        for index, wanted in enumerate(self._at_outputs(faded)):
             with torch.enable_grad():
                 outputs = self._outputs(faded, index)
-                ends = [(out, own) for out, own in zip(outputs, seed, strict=True) if out.requires_grad]
+                ends = [(out, own) for out, own in zip(outputs, wanted, strict=True) if out.requires_grad]
                 values, at_values = zip(*ends, strict=True)
                 total += torch.autograd.grad(values, faded, at_values, materialize_grads=True)[0]
         return total
 
-    def _seeds(self, faded: Tensor) -> list[tuple[Tensor, ...]]:
+    def _at_outputs(self, faded: Tensor) -> list[tuple[Tensor, ...]]:
         """The loss's gradient at the model's outputs, for every part of the images."""
-        nodes = self._trace.outputs
         with torch.no_grad():
             each = [self._outputs(faded, index) for index in range(len(self._sizes))]
-        joined = [self._stacking.join(*pair) for pair in zip(nodes, zip(*each, strict=True), strict=True)]
-        with torch.enable_grad():
-            leaves = [out.detach().requires_grad_(out.is_floating_point() or out.is_complex()) for out in joined]
-            wanted = [leaf for leaf in leaves if leaf.requires_grad]
-            # a loss may write into what it is given, but not into a leaf
-            loss = self._loss([leaf.clone() for leaf in leaves])
-            found = iter(torch.autograd.grad(loss, wanted, materialize_grads=True))
-        seeds = [next(found) if leaf.requires_grad else leaf for leaf in leaves]
-        split = [self._stacking.split(node, seed, self._sizes) for node, seed in zip(nodes, seeds, strict=True)]
-        return list(zip(*split, strict=True))
-
-    def _loss(self, outputs: Sequence[Tensor]) -> Tensor:
-        with torch.autocast(self._weight.device.type, enabled=False):
-            loss = self._task.judge(self._trace.unflatten(outputs, length(self._batch)), self._batch)
-        if not loss.requires_grad:
-            raise ValueError("expected a loss that depends smoothly on the outputs, got one without a gradient")
-        return loss
+        gradients = self._judge.gradients(self._stacking.join_outputs(each), 1)
+        return self._stacking.split_outputs(gradients, self._sizes)
 
     def _outputs(self, faded: Tensor, part: int) -> list[Tensor]:
-        """The model's outputs for a part of the images, in the dtype and memory format that it would give itself."""
+        """The model's outputs for a part of the images."""
         before = self._before if len(self._sizes) == 1 else self._prefix(sum(self._sizes[:part]), self._sizes[part])
         env = self._live | before | dict.fromkeys(self._places, faded)
         self._trace.run(self._suffix.nodes, env, self._sizes[part], keep=self._trace.outputs)
-        values = [(env[node].to(node.meta["val"].dtype).contiguous(), node in before) for node in self._trace.outputs]
-        return [value.clone() if cached else value for value, cached in values]
+        return [env[node] for node in self._trace.outputs]
 
     @cached_property
     def _before(self) -> Env:
-        return self._prefix(0, length(self._batch))
+        return self._prefix(0, self._images)
 
     def _prefix(self, start: int, size: int) -> Env:
         """What the suffix reads of some of the images."""
-        fed = self._trace.feed(self._task.inputs(self._batch))
-        env = self._live | {node: value[start : start + size] for node, value in fed.items()}
+        return self._run(self._suffix.prefix, self._suffix.boundary, start, size)
+
+    def _run(self, nodes: Sequence[fx.Node], keep: Collection[fx.Node], start: int, size: int) -> Env:
+        """Values of the network as it is, for some of the images."""
+        env = self._live | {node: value[start : start + size] for node, value in self._trace.feed(self._inputs).items()}
         with torch.no_grad():
-            self._trace.run(self._suffix.prefix, env, size, keep=self._suffix.boundary)
-        return {node: env[node] for node in self._suffix.boundary}
+            self._trace.run(nodes, env, size, keep=keep)
+        return {node: env[node] for node in keep}
 
     def _divided(self, memory: int) -> list[int]:
         """Parts of how many images pass one after the other."""
-        images = length(self._batch)
+        images = self._images
         sizes = [self._trace.nbytes([node], images) for node in self._suffix.nodes]
         # values stay for the backward pass, gradients come and go
         needed = sum(sizes) + 3 * max(sizes, default=0) + self._trace.nbytes(self._suffix.boundary, images)
-        if needed <= memory:
+        if needed <= memory or images == 1:
             return [images]
-        if not samples_are_independent(self._trace, self._live, self._task.inputs(self._batch)):
+        if not self._may_part():
             log.warning("%s: samples cannot be passed in parts, a pass takes %d bytes", self._name, needed)
             return [images]
         step = max(1, images * memory // needed)
         return [min(step, images - start) for start in range(0, images, step)]
 
+    def _may_part(self) -> bool:
+        trace = self._trace
+        if not trace.dynamic or any(len(trace.batch_axes(node)) > 1 for node in trace.outputs):
+            return False
 
-@torch.no_grad()
-def samples_are_independent(trace: Trace, live: Env, inputs: Batch) -> bool:
-    """Whether two samples together give what each gives alone."""
-    if not trace.dynamic or any(len(trace.batch_axes(node)) > 1 for node in trace.outputs):
-        return False
+        def outputs(start: int, size: int) -> list[Tensor]:
+            env = self._run(trace.nodes, trace.outputs, start, size)
+            return [env[node] for node in trace.outputs]
 
-    def outputs(samples: Batch) -> list[Tensor]:
-        env = live | trace.feed(samples)
-        trace.run(trace.nodes, env, length(samples), keep=trace.outputs)
-        return [env[node] for node in trace.outputs]
-
-    pair, stacking = head(inputs, 2), Stacking(trace)
-    try:
-        together, alone = outputs(pair), [outputs(half) for half in parts(pair, 1)]
-    except (RuntimeError, ValueError, IndexError) as error:
-        log.debug("passing images in parts failed: %s", error)
-        return False
-    joined = [stacking.join(*both) for both in zip(trace.outputs, zip(*alone, strict=True), strict=True)]
-    return all(close(*values) for values in zip(joined, together, strict=True))
+        return self._samples.part(outputs)

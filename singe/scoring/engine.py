@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..criteria import Criterion, LossChange, PathCriterion, PathRule, Random, WeightCriterion
-from ..graph.budget import is_shortage
 from ..graph.groups import Group
 from ..graph.layer import Layer
 from ..graph.trace import Trace
@@ -26,8 +24,7 @@ from ..ranks import ALONE, Ranks
 from ..task import Task
 from .jobs import Jobs, whole_group
 from .passes import LayerDelta, Passes, RowDelta
-
-log = logging.getLogger("singe")
+from .shortage import Memory
 
 T = TypeVar("T")
 
@@ -53,8 +50,6 @@ class Engine:
         precision: the arithmetic of all passes; see ``precision.arithmetic``.
         ranks: that share the jobs, each with an engine for the same group of the same model on the same batch.
 
-    Attributes:
-        memory: what it has come down to where the device had no room for that.
     """
 
     def __init__(
@@ -70,11 +65,16 @@ class Engine:
     ) -> None:
         self._group, self._precision, self._device = group, precision, tensors(batch)[0].device
         self._ranks = ranks
-        self.memory: int = memory
+        self._memory = Memory(group.name, memory, self._device)
         self._make = lambda: Passes(model, trace, group, batch, task, self.memory, precision)
         self._made: Passes | None = None
         self._current_loss: float | None = None  # until somebody asks
         self._checked = False  # whether the loss was finite
+
+    @property
+    def memory(self) -> int:
+        """What ``memory`` has come down to where the device had no room for that."""
+        return self._memory.size
 
     @property
     def loss(self) -> float:
@@ -144,18 +144,15 @@ class Engine:
 
     def _run(self, work: Callable[[], T]) -> T:
         """What passes come to; made anew and smaller where the device turns out to have no room for them."""
-        while True:
-            try:
-                with self._arithmetic():
-                    return work()
-            except (RuntimeError, MemoryError) as error:
-                if not is_shortage(error) or self.memory < 2:
-                    raise
-            self._made = None  # here, where the exception holds on to nothing any more
-            self.memory //= 2
-            log.warning("%s: out of memory, passes may take %d bytes from now on", self._group.name, self.memory)
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
+
+        def within_arithmetic() -> T:
+            with self._arithmetic():
+                return work()
+
+        return self._memory.run(within_arithmetic, self._drop)
+
+    def _drop(self) -> None:
+        self._made = None
 
     def _arithmetic(self) -> AbstractContextManager[None]:
         return arithmetic(self._precision, self._device)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, fx
 
-from ..graph.downstream import Downstream
 from ..graph.trace import Trace
 from ..models.batches import Batch, length, tensors
-from ..task import Task
+from ..task import Task, differentiable
 from .stacking import Stacking
 
 
@@ -19,15 +18,14 @@ class Judge:
 
     Args:
         trace: of the model.
-        down: what of it runs for a job.
+        cached: nodes whose values outlast a job.
         stacking: how jobs lie in its values.
         task: how outputs are judged.
         batch: that they are of.
     """
 
-    def __init__(self, trace: Trace, down: Downstream, stacking: Stacking, task: Task, batch: Batch) -> None:
-        self._trace, self._stacking, self._task, self._batch = trace, stacking, task, batch
-        self._cached = {*down.suffix.boundary, *down.suffix.roots}
+    def __init__(self, trace: Trace, cached: Collection[fx.Node], stacking: Stacking, task: Task, batch: Batch) -> None:
+        self._trace, self._cached, self._stacking, self._task, self._batch = trace, cached, stacking, task, batch
         self._size, self._device = length(batch), tensors(batch)[0].device.type
 
     def losses(self, outputs: Sequence[Tensor], count: int) -> Tensor:
@@ -45,10 +43,7 @@ class Judge:
         Raises:
             ValueError: it has no gradient.
         """
-        losses = self.losses(outputs, count)
-        if not losses.requires_grad:
-            raise ValueError("expected a loss that depends smoothly on the outputs, got one without a gradient")
-        return losses.sum()
+        return differentiable(self.losses(outputs, count).sum())
 
     def gradients(self, outputs: Sequence[Tensor], count: int) -> list[Tensor]:
         """The gradient of the losses' sum at every output; in place of one that has none, the output itself."""

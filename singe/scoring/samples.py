@@ -8,10 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..graph.budget import is_shortage
 from ..graph.trace import Trace
 from ..models.numerics import close
 from .jobs import Jobs, whole_group
+from .shortage import is_shortage
 from .stacking import Stacking
 
 log = logging.getLogger("singe")

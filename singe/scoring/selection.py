@@ -16,7 +16,9 @@ Refresh = Literal["lazy", "full"]
 class Scorer(Protocol):
     """What tells the scores of a group's neurons while they are removed, such as an engine."""
 
-    memory: int
+    @property
+    def memory(self) -> int:
+        """Bytes that its passes may take, so far as the device had room for them."""
 
     @property
     def loss(self) -> float:

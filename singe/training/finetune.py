@@ -20,7 +20,7 @@ from ..models.batches import Batch, described, length
 from ..models.precision import Precision, arithmetic, check_name
 from ..ranks import ALONE, Ranks
 from ..removal.surgery import Removed
-from ..task import Task, cross_entropy
+from ..task import Task, cross_entropy, differentiable
 from .data import Stream
 from .distillation import Teacher
 
@@ -185,7 +185,7 @@ class Tuner:
         self._train_mode(model)
         try:
             with torch.enable_grad(), self._arithmetic():
-                loss = self._loss(model, partial(self._task.outputs, model), batch)
+                loss = differentiable(self._loss(model, partial(self._task.outputs, model), batch))
                 trained = [p for p in model.parameters() if p.requires_grad]
                 self._unused = None in torch.autograd.grad(loss, trained, allow_unused=True)
         except (RuntimeError, ValueError) as error:

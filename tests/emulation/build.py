@@ -68,7 +68,7 @@ def broken(folder: Path) -> Path:
 def environment() -> dict[str, str]:
     """For a Python that loads such a library: the sanitizers have to be there first."""
     return os.environ | {
-        "ASAN_OPTIONS": "detect_leaks=0",
+        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
         "LD_PRELOAD": " ".join(map(library_path, ("libasan.so", "libstdc++.so"))),
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(map(str, (HERE, CSRC.parent))),

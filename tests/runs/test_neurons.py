@@ -15,7 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader, TensorDataset
 
 import singe
-from singe import FineTune, demo, reference
+from singe import FineTune, reference
 from singe.graph.analysis import find_groups
 from singe.graph.trace import trace
 from singe.removal.plan import Plan
@@ -351,7 +351,7 @@ def test_recalibration_makes_a_pruned_network_better_without_training(trained, d
     plain, better = (singe.prune(trained, loader, recalibrate_bn=n, **options) for n in (0, 512))
     assert same_plan(plain, better)
     assert better.loss_after < 0.8 * plain.loss_after
-    assert demo.accuracy(better.model, digit_data[1]) > demo.accuracy(plain.model, digit_data[1])
+    assert singe.accuracy(better.model, [digit_data[1].tensors]) > singe.accuracy(plain.model, [digit_data[1].tensors])
 
 
 def test_a_last_batch_of_one_image_does_not_stop_recalibration_at_the_end_of_a_run():

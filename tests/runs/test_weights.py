@@ -456,7 +456,7 @@ def test_fine_tuning_wins_back_what_pruning_lost(trained, digit_data, caplog):
     loader = DataLoader(digit_data[0], batch_size=64, shuffle=True)
     result = prune(trained, loader, 0.8, images=64, finetune=FineTune(steps=60, when="layer"))
     assert result.loss_after < 0.2 and "collapsed" not in caplog.text
-    assert singe.demo.accuracy(result.model, digit_data[1]) > 0.9
+    assert singe.accuracy(result.model, [digit_data[1].tensors]) > 0.9
 
 
 def test_a_loss_that_is_not_finite_is_refused():

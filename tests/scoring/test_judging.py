@@ -18,7 +18,7 @@ def judge(task):
     x = x.double()
     graph = trace(model, x)
     down = Downstream(graph, find_groups(graph)[0], graph.live(model))
-    return Judge(graph, down, Stacking(graph), task, (x, y)), (model, x, y)
+    return Judge(graph, {*down.suffix.boundary, *down.suffix.roots}, Stacking(graph), task, (x, y)), (model, x, y)
 
 
 @pytest.fixture(scope="module")

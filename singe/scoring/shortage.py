@@ -1,0 +1,55 @@
+"""Where the device turns out to have no room for passes, they get smaller."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+log = logging.getLogger("singe")
+
+T = TypeVar("T")
+
+
+class Memory:
+    """What passes may take.
+
+    Args:
+        name: of what they score, for the log.
+        size: bytes.
+        device: where they run.
+
+    Attributes:
+        size: what it has come down to.
+    """
+
+    def __init__(self, name: str, size: int, device: torch.device) -> None:
+        self.size: int = size
+        self._name, self._device = name, device
+
+    def run(self, work: Callable[[], T], begin_anew: Callable[[], None] = lambda: None) -> T:
+        """What passes come to; they are made anew, half as large, until there is room for them.
+
+        Args:
+            work: runs passes that take ``size`` bytes.
+            begin_anew: lets go of what was made for larger ones.
+        """
+        while True:
+            try:
+                return work()
+            except (RuntimeError, MemoryError) as error:
+                if not is_shortage(error) or self.size < 2:
+                    raise
+            begin_anew()  # here, where the exception holds on to nothing any more
+            self.size //= 2
+            log.warning("%s: out of memory, passes may take %d bytes from now on", self._name, self.size)
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether an error says that there is no room for a tensor; on the CPU it is torch's RuntimeError or our own."""
+    words = ("can't allocate memory", "bad_alloc")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
