@@ -118,7 +118,7 @@ def entwined(folder: Path) -> Any:
 
 @scenario
 def between_neurons(folder: Path) -> Any:
-    return told(prune(net(), finetune=singe.FineTune(steps=10, when="neuron"), rho=0.3))
+    return told(prune(net(), finetune=singe.FineTune(steps=10, when="neuron", lr=1e-3, optimizer="adamw"), rho=0.3))
 
 
 @scenario

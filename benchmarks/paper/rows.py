@@ -78,9 +78,13 @@ def key(row: Row, baseline: Baseline, options: argparse.Namespace, plan: singe.F
     return {
         "model": baseline.name, "weights": baseline.checksums["weights"][:12], "batch_size": options.batch_size,
         "ignore": list(baseline.ignore), **row.settings, "steps": plan.steps if plan else 0,
-        # records of runs without hints do not name them
-        "finetune": repr(plan).replace("hints=0.0, ", "") if plan else None, **(_unusual(plan) if plan else {}),
+        "finetune": _named(plan) if plan else None, **(_unusual(plan) if plan else {}),
     }  # fmt: skip
+
+
+def _named(plan: singe.FineTune) -> str:
+    """Fine-tuning as records name it: without what they are older than, where it is as it was then."""
+    return repr(plan).replace("hints=0.0, ", "").replace("optimizer='sgd', ", "")
 
 
 def _unusual(plan: singe.FineTune) -> Settings:

@@ -160,7 +160,8 @@ class Checkpoint:
                 key, _, parameter = name.removeprefix("optimizer/").partition("/")
                 held = expected.get(f"model/{parameter}")
                 if optimizer is not None and held is not None:
-                    expected[name] = optimizer.state[held][key] = torch.empty_like(held)
+                    value = torch.empty(()) if file.scalar(name) else torch.empty_like(held)  # such as Adam's step
+                    expected[name] = optimizer.state[held][key] = value
             file.check(expected)
             file.copy(expected)
 

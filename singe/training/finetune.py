@@ -26,19 +26,22 @@ from .distillation import Teacher
 
 When = Literal["after", "layer", "neuron"]
 
+ADAM_LR = 0.01
+"""The most that AdamW, whose steps are about as long as that in every weight, may move a trained network by."""
+
 DISTILLED = 0.5
 """The share of the loss that the unpruned network's answers are by default."""
 
 
 @dataclass(frozen=True)
 class FineTune:
-    """How to fine-tune: SGD with Nesterov momentum at a flat learning rate that falls linearly to zero at the end.
+    """How to fine-tune: at a flat learning rate that falls linearly to zero at the end.
 
     Args:
         steps: optimiser steps in the whole run, spread evenly over its pauses.
         when: the pauses: all "after" pruning, after every "layer" (group of neurons), or after every "neuron".
-        lr: learning rate before it falls.
-        momentum: of SGD, in [0, 1).
+        lr: learning rate before it falls; with "adamw" at most .01, and rather 1e-5 to 1e-3.
+        momentum: of SGD, or the first of Adam's betas, in [0, 1).
         weight_decay: on weights of two and more axes; biases and batch norms are not decayed.
         decay: share of the steps, the last ones, over which the learning rate falls to zero, in [0, 1].
         distill: share of the loss, in [0, 1], that is the divergence from what the unpruned network answers (see
@@ -46,6 +49,7 @@ class FineTune:
             the default loss and for nothing with one of the user's own.
         hints: weight, beside the loss, of how far what layers read is from what they read in the unpruned network (see
             ``singe.training.hints``). 50 makes the most of a few hundred steps where batch norms keep them small.
+        optimizer: "sgd", with Nesterov momentum; or "adamw", for networks that SGD trains badly, such as transformers.
         precision: of the training steps: "bfloat16", autocast; "float32" without or "tf32" with TF32 on CUDA; None for
             the model's own dtype as torch's settings have it.
     """
@@ -58,16 +62,21 @@ class FineTune:
     decay: float = 0.3
     distill: float | None = None
     hints: float = 0.0
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     precision: Precision | None = None
 
     def __post_init__(self) -> None:
         checks.integer("steps", self.steps, 1)
+        if self.optimizer not in ("sgd", "adamw"):
+            raise ValueError(f"expected optimizer 'sgd' or 'adamw', got {self.optimizer!r}")
         if self.when not in ("after", "layer", "neuron"):
             raise ValueError(f"expected when='after', 'layer' or 'neuron', got {self.when!r}")
         for name in ("lr", "momentum", "weight_decay", "decay"):
             checks.number(name, getattr(self, name))
         if not 0 < self.lr < math.inf:
             raise ValueError(f"expected lr > 0, got {self.lr!r}")
+        if self.optimizer == "adamw" and self.lr > ADAM_LR:
+            raise ValueError(f"expected lr <= {ADAM_LR} with optimizer='adamw', rather 1e-5 to 1e-3, got {self.lr!r}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"expected momentum in [0, 1), got {self.momentum!r}")
         if not 0 <= self.decay <= 1:
@@ -103,7 +112,7 @@ class Tuner:
         ranks: that train together, each on its share of the stream; gradients are averaged over them.
 
     Attributes:
-        optimizer: SGD over the parameters that require a gradient; surgery keeps its state aligned.
+        optimizer: of the parameters that require a gradient; surgery keeps its state aligned.
         when: see :class:`FineTune`.
     """
 
@@ -132,13 +141,7 @@ class Tuner:
         trained = [p for p in model.parameters() if p.requires_grad]
         if not trained:
             raise ValueError("expected a parameter that requires a gradient to fine-tune, got none; pass finetune=None")
-        groups = [
-            {"params": [p for p in trained if p.dim() > 1], "weight_decay": plan.weight_decay},
-            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.SGD(
-            [g for g in groups if g["params"]], lr=plan.lr, momentum=plan.momentum, nesterov=plan.momentum > 0
-        )
+        self.optimizer = _optimizer(plan, trained)
 
     def begin(self, pauses: int, done: int = 0) -> None:
         """Says how often :meth:`pause` will be called in the whole run, once by default, and how often it was."""
@@ -253,6 +256,17 @@ class Tuner:
         falling = self._plan.decay * self._plan.steps
         left = self._plan.steps - self._step
         return self._plan.lr * (min(1.0, left / falling) if falling else 1.0)
+
+
+def _optimizer(plan: FineTune, trained: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    groups = [
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": plan.weight_decay},
+        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    groups = [g for g in groups if g["params"]]
+    if plan.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=plan.lr, betas=(plan.momentum, 0.999))
+    return torch.optim.SGD(groups, lr=plan.lr, momentum=plan.momentum, nesterov=plan.momentum > 0)
 
 
 class _Answering(nn.Module):

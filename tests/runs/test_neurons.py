@@ -216,8 +216,11 @@ def test_all_steps_are_taken_whenever_the_tuning_is(when, refresh):
     assert all(changed) if when == "layer" else not any(changed)
 
 
-def test_tuning_after_every_neuron_keeps_what_is_masked_out():
-    result = prune(mlp(), finetune=FineTune(steps=20, when="neuron", lr=0.1))
+@pytest.mark.parametrize(
+    "tuned", [FineTune(20, "neuron", 0.1), FineTune(20, "neuron", 0.01, optimizer="adamw")], ids=lambda t: t.optimizer
+)
+def test_tuning_after_every_neuron_keeps_what_is_masked_out(tuned):
+    result = prune(mlp(), finetune=tuned)
     masked = expanded(mlp(), result.model, result.plan)
     x = vectors().dataset.tensors[0]
     assert torch.allclose(masked(x), result.model(x), atol=1e-4)

@@ -25,8 +25,8 @@ from singe.storage.checkpoint import FILE, Checkpoint, Progress
 TUNINGS = {
     "none": None,
     "layer": FineTune(20, "layer", 0.02, hints=0.5),
-    "neuron": FineTune(20, "neuron", 0.02),
-    "after": FineTune(20, "after", 0.02),
+    "neuron": FineTune(20, "neuron", 0.002, optimizer="adamw"),
+    "after": FineTune(20, "after", 0.002, optimizer="adamw"),
 }
 
 

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -77,20 +78,25 @@ def test_training_lowers_the_loss_and_leaves_eval_mode_and_no_gradients_behind()
     assert F.cross_entropy(model(x), y).item() < 0.8 * before
 
 
-def test_a_step_is_sgd_with_nesterov_momentum_and_decay_on_weights_only():
+@pytest.mark.parametrize(
+    ("name", "lr", "make"),
+    [
+        ("sgd", 0.1, partial(torch.optim.SGD, momentum=0.8, nesterov=True)),
+        ("adamw", 0.01, partial(torch.optim.AdamW, betas=(0.8, 0.999))),
+    ],
+)
+def test_a_step_is_that_of_the_optimizer_with_decay_on_weights_only(name, lr, make):
     tuned, plain, stream = small_model(), small_model(), small_stream()
     decayed = [p for p in plain.parameters() if p.dim() > 1]
     others = [p for p in plain.parameters() if p.dim() <= 1]
-    optimizer = torch.optim.SGD(
-        [{"params": decayed, "weight_decay": 0.1}, {"params": others}], lr=0.1, momentum=0.8, nesterov=True
-    )
+    optimizer = make([{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0}], lr=lr)
     plain.train()
     for _ in range(5):
         x, y = stream.next()
         optimizer.zero_grad()
         F.cross_entropy(plain(x), y).backward()
         optimizer.step()
-    tuner_of(tuned, steps=5, lr=0.1, momentum=0.8, weight_decay=0.1, decay=0).pause()
+    tuner_of(tuned, steps=5, optimizer=name, lr=lr, momentum=0.8, weight_decay=0.1, decay=0).pause()
     for (name, a), b in zip(tuned.state_dict().items(), plain.state_dict().values(), strict=True):
         assert torch.allclose(a, b, atol=1e-6), name
 
@@ -177,11 +183,17 @@ def test_a_zero_share_of_the_steps_trains_nothing_and_does_not_touch_the_statist
         ("weight_decay", math.nan, ValueError),
         ("decay", 1.1, ValueError),
         ("decay", -0.1, ValueError),
+        ("optimizer", "adam", ValueError),
     ],
 )
 def test_bad_arguments_are_refused_by_name(option, value, kind):
     with pytest.raises(kind, match=rf"\b{option}\b"):
         singe.FineTune(**{option: value})
+
+
+def test_learning_rates_of_sgd_are_refused_for_adamw():
+    with pytest.raises(ValueError, match=r"expected lr <= 0\.01 with optimizer='adamw', .* got 0\.02"):
+        singe.FineTune(optimizer="adamw")
 
 
 def test_the_boundaries_of_the_arguments_are_allowed():
