@@ -198,7 +198,7 @@ def copied(model: nn.Module) -> nn.Module:
     except Exception as error:
         raise ValueError(
             f"expected a model that copy.deepcopy can copy, but {type(model).__name__} holds what it cannot (such as a "
-            f"lock, or torch.nn.utils.prune masks): {error}"
+            f"lock, torch.nn.utils.prune masks, or a module with a __deepcopy__ that shares): {error}"
         ) from error
 
 

@@ -7,6 +7,7 @@ on the path that fades the neuron (1 = as it is). A neuron that owns several row
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Literal
@@ -232,3 +233,8 @@ def resolve(criterion: str | Criterion) -> Criterion:
     if not isinstance(criterion, known):
         raise TypeError(f"expected a criterion's name or object, got {type(criterion).__name__}")
     return criterion
+
+
+def identity(criterion: Criterion) -> str:
+    """What tells a criterion from others, the same in every process: its repr without addresses in memory."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(criterion))

@@ -18,7 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from . import checks
 from .allocation.goal import left_alone
-from .criteria import Criterion, resolve
+from .criteria import Criterion, identity, resolve
 from .graph.trace import Forward, trace
 from .models.batches import Batch, length, parts
 from .models.isolation import plain_torch, preserved_random_state, same_modes
@@ -341,8 +341,8 @@ class GradualPruner:
 
     def _settings(self) -> dict[str, Any]:
         return {
-            "every": self._every, "per_round": self._per_round, "until": self._until, "score": repr(self._criterion),
-            "ignore": list(self._ignore), "images": self._images, "seed": self._seed,
+            "every": self._every, "per_round": self._per_round, "until": self._until,
+            "score": identity(self._criterion), "ignore": sorted(self._ignore), "images": self._images, "seed": self._seed,
         }  # fmt: skip
 
 

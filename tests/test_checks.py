@@ -122,3 +122,10 @@ def test_an_attribute_that_contradicts_its_tensor_is_named(attribute, make):
     setattr(model[0], attribute, right + 1)
     with pytest.raises(ValueError, match=rf"expected 0.{attribute} to be {right}, as its tensors are, got {right + 1}"):
         checks.true_attributes(model)
+
+
+def test_weights_that_are_computed_are_not_computed_to_look_at_them():
+    model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 5)), nn.Linear(5, 2)).train()
+    before = [buffer.clone() for buffer in model.buffers()]
+    checks.sound_model(model)
+    assert before and all(map(torch.equal, before, model.buffers()))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -44,6 +44,15 @@ class Goal:
         checks.integer("round_to", self.round_to, 1)
         checks.patterns("ignore", self.ignore)
         checks.integer("latency_batch", self.latency_batch, 1)
+
+    def described(self) -> dict[str, Any]:
+        """The arguments as plain data, the same for all values that mean the same."""
+        rates = self.allocation
+        return asdict(self) | {
+            "rho": float(self.rho),
+            "ignore": sorted(self.ignore),
+            "allocation": rates if isinstance(rates, str) else {name: float(rate) for name, rate in rates.items()},
+        }
 
     def left_whole(self, model: nn.Module, groups: Sequence[Group]) -> dict[str, str]:
         """Names of the groups that may not lose neurons -> why.

@@ -23,6 +23,7 @@ from ..prune import prune as run
 from ..report import write_report
 from ..storage.export import export_onnx
 from ..storage.files import replace
+from ..storage.saved import check as check_savable
 from ..storage.saved import load as load_saved
 from ..tensorboard import TensorBoard
 from ..timing.stopwatch import duration
@@ -47,6 +48,7 @@ def prune(options: argparse.Namespace) -> None:
         raise ValueError("expected --out DIR for the result, or --dry-run, got neither")
     torch.manual_seed(options.seed or 0)  # what a factory draws: a checkpoint is gone on from with the same weights
     model, data = _model(options), _data(options)
+    check_savable(model)
     if data.test is not None and "evaluate" not in arguments:
         if "forward" in arguments:
             raise ValueError("expected --evaluate REF beside --forward, to measure on test data, got none")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -71,4 +72,10 @@ def _words(action: argparse.Action, value: Any, path: Path) -> Iterator[str]:
 
 def written(values: Mapping[str, Any]) -> str:
     """Settings as TOML that :func:`arguments` reads: strings, numbers, truth values and lists of strings."""
-    return "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items())
+    return "".join(f"{name} = {_toml(value)}\n" for name, value in values.items())
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # inf and nan, which JSON writes otherwise
+    return json.dumps(value, ensure_ascii=False)

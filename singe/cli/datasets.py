@@ -113,7 +113,6 @@ def _imagefolder(directory: Path, settings: Settings) -> Data:
     common: dict[str, Any] = {
         "batch_size": settings.batch_size or BATCH_SIZE,
         "num_workers": settings.workers or WORKERS,
-        "persistent_workers": bool(settings.workers),
     }
     if len(train) < common["batch_size"]:
         raise ValueError(

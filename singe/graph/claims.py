@@ -50,9 +50,17 @@ class Claims:
         self._owners.unite(self._claims.setdefault((tensor, dim), owners), owners)
         self._roles[tensor, dim].add(role)
 
-    def rows(self, weight: str, dim: int, size: int) -> Tensor:
-        """int64 [size]: the owners of a weight's rows, which lie along ``dim``; the same whenever it is used."""
-        return self.rows_of(weight, dim, self._rows[weight] if weight in self._rows else self._owners.issue((size,)))
+    def rows(self, weight: Weight, dim: int) -> Tensor:
+        """int64 [rows]: the owners of a weight's rows, which lie along ``dim``; the same whenever it is used."""
+        name, size = weight.name, weight.shape[dim]
+        if name not in self._rows:
+            return self.rows_of(name, dim, self._owners.issue((size,)))
+        if "writes" in self._roles[name, dim]:
+            return self.rows_of(name, dim, self._rows[name])
+        owners = self._owners.issue((size,))  # as a convolution's and a transposed one's, tied
+        self.claim(name, dim, owners, "writes")
+        self.freeze(weight, f"layers write along different axes of the weight {name}")
+        return owners
 
     def rows_of(self, weight: str, dim: int, owners: Tensor) -> Tensor:
         """int64 [size]: says that a weight's rows belong to ``owners``, as those of a depthwise convolution do."""

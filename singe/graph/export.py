@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram, export
 from torch.fx import graph_module
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ..models.batches import copied
@@ -52,6 +53,8 @@ def exported(model: nn.Module, inputs: Any, forward: Forward) -> tuple[ExportedP
             program = export(call, tuple(tensors), dynamic_shapes=shapes, strict=False).run_decompositions({})
             for name in program.graph_signature.inputs_to_lifted_custom_objs.values():
                 raise ValueError(f"it uses a {type(program.constants[name]).__name__}, which a graph of tensors cannot")
+            for node in (node for node in program.graph.nodes if node.op == "get_attr"):
+                raise ValueError(f"it uses {next(iter(node.users)).name}, which takes a graph of its own")
     except Exception as error:
         raise ValueError(
             f"expected a model that torch.export can trace, but exporting {type(model).__name__} on inputs of shape "
@@ -85,7 +88,7 @@ class _Call(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Any:
         self._inside(detect_fake_mode(tensors))
-        with callers_device():
+        with callers_device(), _GradientsAsTheyAre():
             outputs = self._forward(self.get_submodule(MODEL), pytree.tree_unflatten(tensors, self._spec))
         self.form, values = Form(outputs), tuple(leaves(outputs))
         for value in values:
@@ -95,6 +98,13 @@ class _Call(nn.Module):
                     "of tensors; a forward= can take out what it holds"
                 )
         return values
+
+
+class _GradientsAsTheyAre(TorchFunctionMode):
+    """Drops a model's own switches of gradients: where they are on, export would put detaching operators."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return None if func is torch._C._set_grad_enabled else func(*args, **(kwargs or {}))
 
 
 def first_line(error: BaseException) -> str:

@@ -51,7 +51,8 @@ def plain_torch(device: torch.device) -> Iterator[None]:
     try:
         with (
             torch.inference_mode(False),
-            torch.autocast(device.type, enabled=False),
+            # without its cache, which the regions of a model would fill once for the whole run
+            torch.autocast(device.type, enabled=False, cache_enabled=False),
             torch.compiler.set_stance("force_eager"),
             torch.device("cpu") if foreign else nullcontext(),
         ):

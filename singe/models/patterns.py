@@ -44,12 +44,18 @@ def named_parts(model: nn.Module, parts: Iterable[Part], pattern: str, argument:
         ValueError: the pattern names nothing.
     """
     modules = [name for name, _ in model.named_modules() if name]
-    found = [m for m in modules if fnmatchcase(m, pattern)]
+    aliases = [(name, module) for name, module in model.named_modules(remove_duplicate=False) if name]
+    first = {module: name for name, module in reversed(aliases)}
+    found = list(dict.fromkeys(first[module] for name, module in aliases if _names(pattern, name)))
     parts = list(parts)
-    by_name = {p.name for p in parts if fnmatchcase(p.name, pattern)}
+    by_name = {p.name for p in parts if _names(pattern, p.name)}
     if not found and not by_name:
         raise ValueError(
             f"expected module names or patterns that match one in {argument}, got {pattern!r}{remark_on(pattern)}"
         )
     inside = {m for m in modules if any(m == f or m.startswith(f"{f}.") for f in found)}
     return by_name | {p.name for p in parts if inside.intersection(p.members)}
+
+
+def _names(pattern: str, name: str) -> bool:
+    return name == pattern or fnmatchcase(name, pattern)  # brackets in a name are not meant as a glob's

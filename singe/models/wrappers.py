@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
@@ -22,6 +23,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected model to be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(f"expected the torch.nn.Module that TorchScript was made from, got {type(model).__name__}")
     while (inner := _inside(model)) is not None:
         log.info("taking the module inside of %s", type(model).__name__)
         model = inner

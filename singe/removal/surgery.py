@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 
 from ..graph.groups import Slice, module_of
@@ -72,8 +73,8 @@ def compact(model: nn.Module, removed: Removed, optimizer: Optimizer | None = No
         for weight, module, attribute in _in_blocks(model)
         if (weight, 0) in kept
     }
-    for name, _ in kept:
-        _check_state(optimizer, name, tensors[name])
+    if kept:
+        _check_state(optimizer, tensors)
     cut: dict[int, Tensor] = {}
     for name, old in tensors.items():
         axes = {dim: keep for (tensor, dim), keep in kept.items() if tensors[tensor] is old}
@@ -166,7 +167,12 @@ def _blocks_left(weight: str, size: int, blocks: int, kept: Tensor) -> int:
 
 
 def widths_by_tensors(module: nn.Module) -> dict[str, int]:
-    """What torch's own modules keep beside their tensors, as these say it is."""
+    """What torch's own modules keep beside their tensors, as these say it is.
+
+    Not of a module whose weight is computed: looking at it would compute it, which may draw or count.
+    """
+    if is_parametrized(module):
+        return {}
     if isinstance(module, _ConvNd):
         whole, part = module.weight.shape[0], module.weight.shape[1] * module.groups
         if module.transposed:
@@ -194,14 +200,16 @@ def _fits(state: Tensor, parameter: Tensor) -> bool:
     )
 
 
-def _check_state(optimizer: Optimizer | None, name: str, parameter: Tensor) -> None:
-    state = optimizer.state.get(parameter, {}) if optimizer is not None else {}
-    for key, value in state.items():
-        if isinstance(value, Tensor) and value.numel() > 1 and not _fits(value, parameter):
-            raise ValueError(
-                f"expected an optimizer whose state is one value per element, got {key} of shape {tuple(value.shape)} "
-                f"for {name} of shape {tuple(parameter.shape)}; make a new {type(optimizer).__name__}"
-            )
+def _check_state(optimizer: Optimizer | None, tensors: Mapping[str, Tensor]) -> None:
+    """Refuses an optimiser that keeps something else; of all parameters, as LBFGS keeps all of it with the first."""
+    for name, parameter in tensors.items() if optimizer is not None else ():
+        for key, value in optimizer.state.get(parameter, {}).items() if optimizer is not None else ():
+            if isinstance(value, Tensor) and value.numel() > 1 and not _fits(value, parameter):
+                raise ValueError(
+                    f"expected an optimizer whose state is one value per element, got {key} of shape "
+                    f"{tuple(value.shape)} for {name} of shape {tuple(parameter.shape)}; make a new "
+                    f"{type(optimizer).__name__}"
+                )
 
 
 def _follow(optimizer: Optimizer | None, old: Tensor, new: Tensor, axes: Mapping[int, Tensor]) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from .. import checks
 from ..allocation.goal import Goal
-from ..criteria import Criterion
+from ..criteria import Criterion, identity
 from ..models.precision import Precision
 from ..observer import Observer
 from ..ranks import Ranks
@@ -61,7 +61,7 @@ class Options:
         """Those that decide what a run comes to, as plain data."""
         functions = {"loss": self.task.loss, "forward": self.task.forward}
         return {
-            **asdict(self.goal), "criterion": repr(self.criterion), "refresh": self.refresh,
+            **self.goal.described(), "criterion": identity(self.criterion), "refresh": self.refresh,
             "compensate": self.compensate, "compensation_images": self.compensation_images,
             "finetune": repr(self.finetune), "images": self.images, "recalibrate_bn": self.recalibrate_bn,
             "seed": self.seed, "precision": self.precision,

@@ -67,6 +67,13 @@ def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
+def check_dtypes(tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError, naming it, for a tensor of a dtype that safetensors does not know."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES:
+            raise ValueError(f"expected tensors of dtypes that safetensors knows, got {tensor.dtype} of {name}")
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Writes a safetensors file, one tensor after another, so that no second copy of all of them is in memory.
 
@@ -74,13 +81,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         ValueError: a dtype that the format does not know.
         OSError: it cannot be written.
     """
+    check_dtypes(tensors)
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # the widest first: all are aligned
     end = 0
     for name in order:
         tensor = tensors[name]
-        if tensor.dtype not in _DTYPES:
-            raise ValueError(f"expected tensors of dtypes that safetensors knows, got {tensor.dtype} of {name}")
         begin, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()

@@ -14,11 +14,13 @@ from ..models.copies import copy_of
 from ..models.wrappers import unwrapped
 from ..removal import masks
 from ..removal.plan import Plan
-from .files import digest, read_text, replace, tensor_file, write_tensors
+from .files import check_dtypes, digest, read_text, replace, tensor_file, write_tensors
 
 PLAN_FILE = "plan.json"
 MASKS_FILE = "masks.safetensors"
 WEIGHTS_FILE = "model.safetensors"
+
+_NO_EXTRA_STATE = nn.Module.get_extra_state
 
 
 def save(model: nn.Module, plan: Plan, directory: str | os.PathLike[str]) -> None:
@@ -122,11 +124,18 @@ def _read_weights(model: nn.Module, path: Path, beside: str, own: str) -> None:
         file.copy(tensors)
 
 
+def check(model: nn.Module) -> None:
+    """Raises ValueError unless a model, pruned or not, can be saved."""
+    own = [name for name, module in model.named_modules() if type(module).get_extra_state is not _NO_EXTRA_STATE]
+    if own:
+        named = ", ".join(f"{name}._extra_state".removeprefix(".") for name in own)
+        raise ValueError(f"expected a model whose state is tensors only, got {named}")
+    check_dtypes(_persistent(model))
+
+
 def _made(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
     """The directory, for a model that can be saved."""
-    extra = [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]
-    if extra:
-        raise ValueError(f"expected a model whose state is tensors only, got {', '.join(extra)}")
+    check(model)
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
     return path
@@ -141,12 +150,19 @@ def _read_plan(path: Path) -> tuple[str, Plan]:
 
 
 def _persistent(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers, tied ones under their first name only."""
-    persistent = model.state_dict(keep_vars=True)
+    """Parameters and persistent buffers, tied ones under their first name only.
+
+    Not what ``state_dict`` says, which hooks may have rewritten.
+    """
+    passing = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        for name in module._non_persistent_buffers_set
+    }
     seen: set[int] = set()
     unique = {}
     for name, tensor in named_tensors(model).items():
-        if name in persistent and id(tensor) not in seen:
+        if name not in passing and id(tensor) not in seen:
             seen.add(id(tensor))
             unique[name] = tensor
     return unique

@@ -35,11 +35,15 @@ class Watch:
             self._constant = self._constant_answer(outputs)
 
     def _constant_answer(self, outputs: object) -> float:
-        """The loss of giving every sample one answer, the mean output or less of it; NaN where outputs have no mean."""
+        """The loss of giving every sample one answer, the mean output or less of it; NaN where there is none."""
         if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
             return math.nan
         mean = outputs.mean(0, keepdim=True).expand_as(outputs)
-        return min(float(self._task.judge(mean * part, self._batch)) for part in (0, 0.25, 0.5, 1))
+        try:
+            return min(float(self._task.judge(mean * part, self._batch)) for part in (0, 0.25, 0.5, 1))
+        except Exception as error:  # the loss may not take what no network would answer, such as a variance of 0
+            log.debug("no loss of a constant answer to compare with: %s", error)
+            return math.nan
 
     def loss_after(self, model: nn.Module, remedies: Sequence[str]) -> float:
         """The loss now; warns where more than half of what was known beyond a constant answer is gone.

@@ -29,7 +29,7 @@ def reading(model: nn.Module) -> Iterator[Reads]:
     seen: dict[str, list[Tensor]] = {}
 
     def note(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if args:
+        if args and isinstance(args[0], Tensor) and args[0].is_floating_point() and not args[0].is_nested:
             seen.setdefault(name, []).append(args[0])
 
     handles = [module.register_forward_pre_hook(partial(note, name)) for name, module in _layers(model)]
@@ -53,6 +53,8 @@ class Hints:
 
     def __init__(self, unpruned: nn.Module, ranks: Ranks = ALONE) -> None:
         self._modules, self._ranks = dict(_layers(unpruned)), ranks
+        first = {id(tensor): name for name, tensor in unpruned.named_parameters()}  # tied ones are cut by that name
+        self._weights = {name: first.get(id(m.weight), f"{name}.weight") for name, m in self._modules.items()}
         self._kept: dict[str, Tensor] = {}
         self._scales: dict[str, float] | None = None
         self._told: set[str] = set()
@@ -62,7 +64,7 @@ class Hints:
         self._kept, self._scales = {}, None  # of every pause, so that a run goes on from any as if nothing had been
         for name, module in self._modules.items():
             axis = 0 if isinstance(module, _ConvNd) and module.transposed else 1
-            gone = removed.get((f"{name}.weight", axis))
+            gone = removed.get((self._weights[name], axis))
             if gone is not None:
                 stays = torch.ones(module.weight.shape[axis], dtype=torch.bool)
                 stays[gone] = False

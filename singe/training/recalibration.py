@@ -51,6 +51,7 @@ def recalibrate(model: nn.Module, stream: Stream, task: Task, images: int, still
         seen = count = lone = 0
         while seen < images:
             batch = stream.next()
+            so_far = [[s.clone() for s in _statistics(n)] for n in norms] if length(batch) == 1 else []
             for norm in norms:
                 norm.momentum = 1 / (count + 1)  # the plain average of all batches
             try:
@@ -60,15 +61,21 @@ def recalibrate(model: nn.Module, stream: Stream, task: Task, images: int, still
                 lone += 1  # the last batch of an epoch may be too small to have a variance
                 if length(batch) > 1 or lone > images:
                     raise ValueError(f"expected batches that batch norms can be recalibrated on: {error}") from error
+                for norm, then in zip(norms, so_far, strict=True):  # those before the one that failed have seen it
+                    _set_statistics(norm, then)
     finally:
         for norm, (momentum, statistics) in before.items():
             norm.momentum = momentum
             norm.eval()
             mean, var, _ = _statistics(norm)
             if not mean.any() and var.eq(1).all():  # the network does not come by in eval mode
-                for now, then in zip(_statistics(norm), statistics, strict=True):
-                    now.copy_(then)
+                _set_statistics(norm, statistics)
 
 
 def _statistics(norm: Any) -> list[Tensor]:
     return [norm.running_mean, norm.running_var, norm.num_batches_tracked]
+
+
+def _set_statistics(norm: _BatchNorm, values: Sequence[Tensor]) -> None:
+    for now, then in zip(_statistics(norm), values, strict=True):
+        now.copy_(then)

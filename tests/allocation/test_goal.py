@@ -1,5 +1,7 @@
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from chains import chain, group_of
@@ -81,3 +83,9 @@ def test_scores_are_asked_for_by_rankings_only_and_not_for_what_is_out_of_reach(
     assert ranked[0] > 10 and ranked[1:] == [0, 0]
     cost = parameter_cost(model, groups)
     assert cost.gone(ranked) / cost.total == pytest.approx(0.4, abs=0.02)
+
+
+def test_goals_that_mean_the_same_are_described_alike_in_plain_data():
+    given = Goal(np.float32(0.5), "params", {"b": np.float32(2), "a": 1}, 1, {"y", "x"}).described()
+    assert given == Goal(0.5, "params", {"b": 2.0, "a": 1}, 1, ["x", "y"]).described()
+    assert json.loads(json.dumps(given)) == given

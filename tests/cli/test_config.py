@@ -1,3 +1,4 @@
+import math
 import re
 from pathlib import Path
 
@@ -101,3 +102,9 @@ def test_settings_are_the_names_of_the_library():
     _, commands = build()
     assert {"round_to", "finetune", "structured", "dry_run"} <= config.settings(commands["prune"]).keys()
     assert not {"help", "config", "directory"} & config.settings(commands["export"]).keys()
+
+
+def test_what_is_infinite_is_read_again(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(config.written({"analysis_seconds": math.inf, "rho": 0.5}))
+    assert config.tomllib.loads(path.read_text()) == {"analysis_seconds": math.inf, "rho": 0.5}

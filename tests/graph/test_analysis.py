@@ -1,7 +1,13 @@
+import pytest
 import torch
 from networks import MLP, DigitNet, FlattenNet, PlainNet, PreActNet, images, randomised
 from torch import nn
+from torch.nn import functional as F
 from wiring import Wired, free, frozen, groups_of, normal, once, owned
+
+import singe
+from singe.graph.analysis import find_groups
+from singe.graph.trace import trace
 
 
 def bn(name):
@@ -150,3 +156,20 @@ def test_a_shared_module_goes_by_the_name_that_named_modules_gives():
     model.again = model.n
     names = {name for name, _ in model.named_modules()}
     assert {m for g in groups_of(model, normal(3, 4)).values() for m in g.members} == names - {""}
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_a_convolution_and_a_transposed_one_with_one_weight_are_left_whole(rank):
+    conv, transposed = (getattr(nn, f"{name}{rank}d") for name in ("Conv", "ConvTranspose"))
+    model = Wired(
+        lambda m, x: m.d(m.n(m.m(m.c(x).relu()).relu()).relu()),
+        c=conv(3, 12, 3, padding=1), m=conv(12, 14, 1), n=conv(14, 12, 1), d=transposed(12, 3, 3, padding=1),
+    )  # fmt: skip
+    model.d.weight = model.c.weight
+    x = normal(4, 3, *[6] * rank)
+    by_name = {g.name: g.frozen for g in find_groups(trace(model, x))}
+    assert by_name["m"] is None and "the weight c.weight" in by_name["c"]
+    result = singe.prune(
+        model, [(x, x)], 0.2, loss=lambda o, b: F.mse_loss(o, b[0]), images=4, finetune=None, progress=False
+    )
+    assert {record.group for record in result.history} == {"m"}

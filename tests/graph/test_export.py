@@ -11,6 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import graph_module
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.nn.attention.flex_attention import flex_attention
 from wiring import normal
 
 import singe
@@ -79,3 +80,39 @@ def test_caches_of_others_stay(monkeypatch):
     monkeypatch.setitem(FakeTensorMode.cache, "theirs", entry)
     trace(randomised(MLP()), normal(4, 10))
     assert FakeTensorMode.cache["theirs"] is entry
+
+
+class OwnGradients(nn.Module):
+    """Switches gradients on for a part of itself, and stops them elsewhere."""
+
+    def __init__(self, switched):
+        super().__init__()
+        self.a, self.b, self.c, self.switched = nn.Linear(5, 6), nn.Linear(6, 6), nn.Linear(12, 4), switched
+
+    def forward(self, x):
+        with torch.enable_grad() if self.switched else contextlib.nullcontext():
+            y = self.b(self.a(x).relu())
+        return self.c(torch.cat([y.relu(), y.detach()], 1))
+
+
+def test_a_part_with_gradients_switched_on_scores_as_without_the_switch():
+    batch = normal(12, 5).double(), torch.arange(12) % 4
+    model = randomised(OwnGradients(True)).double()
+    found = singe.score(model, batch, "a")
+    assert torch.equal(found, singe.score(randomised(OwnGradients(False)).double(), batch, "a"))
+    assert torch.allclose(found, singe.reference.score(model, batch, "a"), rtol=1e-9)
+
+
+class Flexible(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q, self.head = nn.Linear(16, 48), nn.Linear(16, 4)
+
+    def forward(self, x):
+        q, k, v = self.q(x).unsqueeze(1).chunk(3, -1)
+        return self.head(flex_attention(q, k, v).squeeze(1).mean(1))
+
+
+def test_an_operator_that_takes_a_graph_is_named():
+    with pytest.raises(ValueError, match=r"Flexible .* it uses flex_attention, which takes a graph of its own"):
+        trace(Flexible(), normal(2, 6, 16))

@@ -11,7 +11,7 @@ def written_and_read(count):
     """Owners of one weight's rows, all of them read by the columns of another."""
     owners = Owners()
     claims = Claims(owners)
-    rows = claims.rows("a.weight", 0, count)
+    rows = claims.rows(Weight("a.weight", (count,)), 0)
     claims.claim("b.weight", 1, rows, "reads")
     return owners, claims, rows
 
@@ -96,7 +96,7 @@ def test_freezing_a_neuron_freezes_all_that_it_is_united_with():
 
 def test_groups_of_one_writer_get_names_of_their_own():
     claims = Claims(Owners())
-    rows = claims.rows("a.weight", 0, 5)
+    rows = claims.rows(Weight("a.weight", (5,)), 0)
     claims.claim("b.weight", 1, rows[:2], "reads")
     claims.claim("c.weight", 1, rows[2:], "reads")
     assert [(g.name, g.size) for g in claims.groups({})] == [("a", 2), ("a#2", 3)]

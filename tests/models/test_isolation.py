@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, TensorDataset
 
-from singe.models.isolation import counting_epochs, preserved_random_state, seed_everything
+from singe.models.isolation import counting_epochs, plain_torch, preserved_random_state, seed_everything
 
 DATA = TensorDataset(torch.arange(20.0))
 
@@ -88,3 +88,16 @@ def test_the_epoch_that_a_sampler_counts_is_given_back():
         assert counting_epochs(loader) == [loader.sampler]
         loader.sampler.set_epoch(8)
     assert loader.sampler.epoch == 3
+
+
+def test_weights_that_change_are_cast_anew_in_a_models_own_autocast():
+    layer = torch.nn.Linear(3, 3)  # with weights that require a gradient, which autocast keeps casts of
+    x = torch.ones(2, 3)
+    with plain_torch(x.device):
+        found = []
+        for _ in range(2):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                found.append(layer(x).float())
+            with torch.no_grad():
+                layer.weight.mul_(3), layer.bias.mul_(3)
+    assert torch.allclose(found[1], 3 * found[0], rtol=0.02, atol=0.02) and not torch.allclose(found[1], found[0])

@@ -54,3 +54,12 @@ def test_a_group_goes_by_its_own_name_too():
     assert [g.name for g in groups] == ["w", "v"]  # no module holds them but the network
     assert named_parts(model, groups, "w", "ignore") == {"w"}
     assert named_parts(model, groups, "*", "ignore") == {"w", "v"}
+
+
+def test_brackets_in_a_name_and_second_names_are_names():
+    body = nn.Linear(4, 5)
+    model = Wired(lambda m, x: m.heads["[a]"](m.again(x).relu()), body=body, again=body,
+                  heads=nn.ModuleDict({"[a]": nn.Linear(5, 3)}))  # fmt: skip
+    parts = find_groups(trace(model, torch.rand(4, 4)))
+    assert named_parts(model, parts, "heads.[a]", "ignore") == {"heads.[a]"}
+    assert named_parts(model, parts, "again", "ignore") == named_parts(model, parts, "body", "ignore") == {"body"}

@@ -155,3 +155,9 @@ def test_the_compilers_stance_is_given_back_also_after_an_exception():
     assert backend.compilations == 0
     function(X)
     assert backend.compilations == 1
+
+
+def test_torchscript_is_refused_by_its_name():
+    scripted = torch.jit.trace(nn.Linear(3, 2), torch.rand(1, 3))
+    with pytest.raises(TypeError, match=r"expected the torch\.nn\.Module that TorchScript was made from, got TopLevel"):
+        unwrapped(scripted)

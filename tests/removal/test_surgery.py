@@ -515,3 +515,20 @@ def test_neurons_are_released_after_an_exception():
         raise KeyboardInterrupt
     trained(model, optimizer, steps=1)
     assert entries(model, torch.tensor([0])).all()
+
+
+def test_an_optimiser_that_keeps_all_state_with_one_parameter_is_refused_though_that_is_not_cut():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    optimizer = torch.optim.LBFGS(model.parameters())
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(torch.rand(8, 3)).square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    with pytest.raises(ValueError, match=r"one value per element, .* for 0\.weight .* make a new LBFGS"):
+        compact(model, {("2.weight", 0): torch.tensor([1]), ("2.bias", 0): torch.tensor([1]),
+                        ("4.weight", 1): torch.tensor([1])}, optimizer)  # fmt: skip
+    assert model[2].weight.shape == (6, 4)

@@ -359,3 +359,34 @@ def test_weights_that_another_tool_trained_on_get_their_zeros_back(masked):
     loaded, kept = load(PlainNet(), path), load_file(path / "masks.safetensors")
     for name, mask in kept.items():
         assert torch.equal(loaded.get_parameter(f"{name}_orig").detach() != 0, mask)
+
+
+class Renaming(nn.Module):
+    """Has a state_dict without the names of its modules, as of a network inside of another."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+        self.register_buffer("passing", torch.ones(3), persistent=False)
+        self.register_state_dict_post_hook(lambda module, state, *_: state.clear())
+
+    def forward(self, x):
+        return self.net(x) * self.passing
+
+
+def test_what_hooks_make_of_the_state_dict_is_not_what_is_saved(tmp_path):
+    torch.manual_seed(0)
+    model, x = Renaming().eval(), torch.rand(5, 4)
+    assert not model.state_dict()
+    save(model, Plan(), tmp_path)
+    loaded = load(Renaming().eval(), tmp_path)
+    assert torch.equal(loaded(x), model(x))
+    assert "passing" not in load_file(tmp_path / "model.safetensors")
+
+
+def test_a_dtype_that_no_file_holds_is_refused_before_anything_is_written(tmp_path):
+    model = nn.Linear(2, 2)
+    model.register_buffer("phase", torch.zeros(2, dtype=torch.complex128))
+    with pytest.raises(ValueError, match=r"complex128 of phase"):
+        save(model, Plan(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

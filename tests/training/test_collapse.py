@@ -57,3 +57,14 @@ def test_where_outputs_have_no_mean_only_a_loss_that_is_not_finite_is_told(caplo
     with caplog.at_level(logging.WARNING, "singe"):
         assert watch.loss_after(answering(1), []) > 0
     assert not caplog.records
+
+
+def test_a_loss_that_takes_no_constant_answer_is_not_compared_with_one(caplog):
+    def loss(outputs, batch):
+        if not outputs[:, 1:].all():
+            raise ValueError("expected a scale > 0")
+        return outputs.square().mean()
+
+    watch = Watch(Constant(RIGHT + 1), (X, Y), Task(loss=loss))
+    assert math.isfinite(watch.loss)
+    assert watch.loss_after(Constant(10 * RIGHT + 1), []) > watch.loss and not caplog.records

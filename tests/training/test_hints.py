@@ -5,6 +5,7 @@ import torch
 from networks import images, randomised
 from torch import nn
 from torch.nn import functional as F
+from wiring import Wired, normal
 
 import singe
 from singe.task import Task
@@ -187,3 +188,26 @@ def test_masked_networks_and_those_called_in_ones_own_way_learn_likewise():
 def test_weights_out_of_range_are_refused(hints):
     with pytest.raises((ValueError, TypeError), match="hints"):
         singe.FineTune(hints=hints)
+
+
+class Listed(nn.Linear):
+    """Reads a list."""
+
+    def forward(self, xs):
+        return super().forward(torch.cat(xs, 1))
+
+
+def test_layers_that_read_something_else_than_numbers_are_left_out():
+    model = Wired(lambda m, x: m.c(m.b([m.a(x).relu()]).relu()), a=nn.Linear(4, 6), b=Listed(6, 6), c=nn.Linear(6, 3))
+    with reading(model) as reads:
+        model(normal(5, 4))
+    assert set(reads) == {"a", "c"}
+
+
+def test_tied_layers_that_are_cut_are_compared_both():
+    model = Wired(lambda m, x: m.d(m.c(m.e(m.b(m.a(x).relu()).relu()).relu())), a=nn.Linear(4, 6), b=nn.Linear(6, 5),
+                  e=nn.Linear(5, 6), c=nn.Linear(6, 5), d=nn.Linear(5, 3))  # fmt: skip
+    model.c.weight = model.b.weight
+    hints = Hints(model)
+    hints.keep({("b.weight", 1): torch.tensor([1, 2])})
+    assert {name: kept.tolist() for name, kept in hints._kept.items()} == {"b": [0, 3, 4, 5], "c": [0, 3, 4, 5]}

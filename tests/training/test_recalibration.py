@@ -194,3 +194,19 @@ def test_a_norm_that_is_called_as_a_function_is_averaged_and_one_not_come_by_kee
 def test_batches_of_one_sample_alone_are_refused():
     with pytest.raises(ValueError, match="recalibrated on"):
         recalibrate(Net(), stream(3, batch_size=1), Task(), 2)
+
+
+def test_a_lone_sample_that_some_norms_take_and_others_refuse_leaves_no_trace():
+    def recalibrated(sizes):
+        net, x = Net(), images(16, size=8)[0].double()
+        batches = [(part, torch.zeros(len(part)).long()) for part in x.split(sizes)]
+        recalibrate(net.eval(), Stream(batches, torch.device("cpu")), Task(), 15)
+        return {name: (norm.running_mean, norm.running_var) for name, norm in norms(net).items()}
+
+    with_lone, x = recalibrated([8, 1, 7]), images(16, size=8)[0]
+    without = Net()
+    batches = [(part.double(), torch.zeros(len(part)).long()) for part in (x[:8], x[9:])]
+    recalibrate(without.eval(), Stream(batches, torch.device("cpu")), Task(), 15)
+    for name, norm in norms(without).items():
+        for found, expected in zip(with_lone[name], (norm.running_mean, norm.running_var), strict=True):
+            assert torch.allclose(found, expected), name

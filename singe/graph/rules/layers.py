@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from ..claims import Weight
 from ..mirrors import NOBODY, along, varies
 from ..nodes import described, packet_of
-from ..operators import TRANSPOSED
+from ..operators import TRANSPOSED, aten
 from .combinations import Combinations
 
 
@@ -76,6 +76,8 @@ class Layers(Combinations):
         """Reads owners along ``axis`` as the weight's columns and writes its rows there."""
         if not isinstance(weight, Weight) or not isinstance(bias, Weight | None) or not isinstance(x, Tensor):
             reason = f"the weight of {described(node)} is computed"
+            if any(packet_of(source) is aten._to_copy for source in node.all_input_nodes[1:]):
+                reason += ", in another dtype; leave autocast to precision= and FineTune(precision=)"
             for source in node.all_input_nodes[1:]:
                 self._freeze_sources(source, reason)
             unknown: Tensor = self._unknown(node, x, weight, bias, reason=reason)
@@ -93,7 +95,7 @@ class Layers(Combinations):
             return self._claims.rows_of(weight.name, 0, channels.repeat_interleave(weight.shape[0] // groups))
         # a kernel spans as many columns in every group of a convolution: they lose the same ones
         self._claims.claim(weight.name, 1, self._owners.unite_parts(channels, groups), "reads")
-        rows = self._claims.rows(weight.name, 0, weight.shape[0])
+        rows = self._claims.rows(weight, 0)
         self._owners.unite_parts(rows, groups)
         return rows
 
@@ -103,4 +105,4 @@ class Layers(Combinations):
             return channels.repeat_interleave(weight.shape[1])
         self._owners.unite_parts(channels, groups)
         self._claims.claim(weight.name, 0, channels, "reads")
-        return self._claims.rows(weight.name, 1, weight.shape[1]).repeat(groups)
+        return self._claims.rows(weight, 1).repeat(groups)
