@@ -91,7 +91,7 @@ def train(model: nn.Module, loader: DataLoader, epochs: int) -> nn.Module:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, data: TensorDataset) -> float:
-    """Share of images answered right, in eval mode."""
+    """Share of images classified correctly, in eval mode."""
     x, y = data.tensors
     return float((model.eval()(x).argmax(1) == y).float().mean())
 

@@ -1,4 +1,4 @@
-"""Algorithm 1 of the paper: group by group, the least relevant neuron goes, the rest is scored again."""
+"""Algorithm 1 of the paper: group by group, the least relevant neuron is removed, and the rest are scored again."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class NeuronRun:
     Attributes:
         space: what is worked on.
         todo: the groups that lose neurons, in order, and how many of them; decided by :meth:`plan_widths`.
-        frozen: names of what is left whole -> why.
-        resumes: whether it goes on from a checkpoint.
+        frozen: names of groups and modules left whole -> why.
+        resumes: whether it continues from a checkpoint.
     """
 
     def __init__(self, model: nn.Module, stream: Stream, options: Options) -> None:
@@ -64,14 +64,14 @@ class NeuronRun:
         return Checkpoint(space.options.checkpoint, space.options.deciding() | {"model": model})
 
     def _resumed(self) -> Progress | None:
-        """What there is to go on from, which all ranks have to see."""
+        """The progress to continue from, if any, which all ranks have to see."""
         found = self._checkpoint.read() if self._checkpoint is not None else None
         told = "" if found is None else json.dumps(found.to_json())
         self.space.ranks.check_same("checkpoint, in a directory that all see,", told)
         return found
 
     def rehearse(self) -> None:
-        """Refuses a loader that batch norms cannot be recalibrated on before any work."""
+        """Before any work, refuses a loader that batch norms cannot be recalibrated on."""
         self.space.rehearse_recalibration()
 
     def plan_widths(self, seconds: float) -> None:
@@ -99,7 +99,7 @@ class NeuronRun:
         evaluation_before = space.evaluation()
         if self.resumes:
             self.resume(tuner)
-        elif self._checkpoint is not None and space.ranks.first:  # what cannot be written is found out before any work
+        elif self._checkpoint is not None and space.ranks.first:  # a directory that cannot be written to fails before any work
             self._checkpoint.write(progress, space.model, None)
         for record in progress.history:
             space.options.observer.tell(record)
@@ -114,7 +114,7 @@ class NeuronRun:
         return self._result(evaluation_before)
 
     def tuner(self) -> Tuner | None:
-        """What fine-tunes the network, if asked to."""
+        """The tuner of the network, if it is to be fine-tuned."""
         plan = self.space.options.finetune
         if plan is None:
             return None
@@ -122,11 +122,11 @@ class NeuronRun:
         return self.space.tuner(plan, pauses, self.space.original, lambda: self.space.progress.plan.removed())
 
     def resume(self, tuner: Tuner | None) -> None:
-        """Puts everything where the checkpoint says that it was."""
+        """Restores everything from the checkpoint."""
         assert self._checkpoint is not None
         space, progress, optimizer = self.space, self.space.progress, tuner.optimizer if tuner is not None else None
         if fingerprint(space.probe) != progress.samples:
-            log.warning("the loader's first samples are not what they were: the run may come to something else")
+            log.warning("the loader's first samples are not what they were: the result may differ")
         if progress.traced:  # the graph is that of a network of the same widths as then
             then = Plan(progress.plan.removals[: progress.traced]).apply(copy.deepcopy(space.model))
             space.trace = trace(then, space.options.task.inputs(space.probe), space.options.task.call)
@@ -135,10 +135,10 @@ class NeuronRun:
         if tuner is not None:
             pauses = {"layer": len(progress.history), "neuron": progress.neurons, "after": int(progress.tuned)}
             tuner.resume(pauses[tuner.when])
-        log.info("the run goes on behind %d of %d groups", len(progress.history), len(self.todo))
+        log.info("the run continues after %d of %d groups", len(progress.history), len(self.todo))
 
     def _prune_groups(self, tuner: Tuner | None) -> None:
-        """Prunes those that are not done."""
+        """Prunes the groups that are not done yet."""
         space, history = self.space, self.space.progress.history
         done, total, progress = len(history), len(self.todo), space.options.progress
         with bar(desc="pruning", initial=done, total=total, unit="group", shown=progress) as shown:
@@ -152,23 +152,23 @@ class NeuronRun:
                 space.options.observer.tell(record)
 
     def _agree(self, record: GroupRecord) -> None:
-        """Ends the run where ranks have come apart; what they have rounded differently becomes the same again."""
+        """Ends the run if ranks have removed different neurons; values rounded differently become the same again."""
         self.space.ranks.check_decision(record.group, {"removed": torch.tensor(record.removed)})
         self.space.synchronise()
 
     def _save(self, tuner: Tuner | None) -> None:
-        """Leaves a checkpoint, if asked to; a run does not end for want of room on a disk."""
+        """Saves a checkpoint, if asked to; a full disk does not end the run."""
         space = self.space
         if self._checkpoint is None or not space.ranks.first:
             return
         try:
             self._checkpoint.write(space.progress, space.model, tuner.optimizer if tuner is not None else None)
         except OSError as error:
-            log.warning("no checkpoint behind %s, the last one stays: %s", space.progress.history[-1].group, error)
+            log.warning("no checkpoint after %s, the last one stays: %s", space.progress.history[-1].group, error)
 
     @property
     def refits_all(self) -> bool:
-        """Whether all layers are refitted behind the last group: not where training in between has led away."""
+        """Whether all layers are refitted after the last group: not where there was training in between."""
         options = self.space.options
         return options.compensate == "least_squares" and (options.finetune is None or options.finetune.when == "after")
 

@@ -1,6 +1,6 @@
-"""Algorithm 1 of the paper on single weights: layer by layer, the least relevant are masked; fine-tuning between.
+"""Algorithm 1 of the paper on single weights: layer by layer, the least relevant are masked; with fine-tuning.
 
-All weights of a layer that go are chosen in one round: the path fades the whole layer, so that one pass at each node
+All weights to mask in a layer are chosen in one round: the path fades the whole layer, so that one pass at each node
 scores all its weights.
 """
 
@@ -42,7 +42,7 @@ class WeightRun:
 
     Attributes:
         space: what is worked on.
-        weights: all tensors of weights, and what of the network is none.
+        weights: all weight tensors, and the names of those that cannot be pruned.
         todo: the tensors that lose weights, in order, and how many of them; decided by :meth:`plan_shares`.
         frozen: names of weights left whole -> why.
     """
@@ -57,7 +57,7 @@ class WeightRun:
         self._kept: dict[str, Tensor] = {}
 
     def rehearse(self) -> None:
-        """Refuses a loader that batch norms cannot be recalibrated on before any work."""
+        """Before any work, refuses a loader that batch norms cannot be recalibrated on."""
         self.space.rehearse_recalibration()
 
     def plan_shares(self) -> None:
@@ -103,7 +103,7 @@ class WeightRun:
         if plan is None:
             return None
         tuner = self.space.tuner(plan, len(self.todo) if plan.when == "layer" else 1, self.space.given)
-        # no gradient, momentum or decay moves what is masked
+        # no gradient, momentum or decay moves masked weights
         tuner.optimizer.register_step_post_hook(lambda *_: self._hold(tuner))
         return tuner
 
@@ -130,7 +130,7 @@ class WeightRun:
         )  # fmt: skip
 
     def _hold(self, tuner: Tuner | None) -> None:
-        """Zeroes what is masked."""
+        """Zeroes masked weights."""
         for name, kept in self._kept.items():
             masks.zero(self.space.model.get_parameter(name), kept, None if tuner is None else tuner.optimizer)
 
@@ -177,7 +177,7 @@ class WeightRun:
 
 
 def without_least(scores: Tensor, count: int) -> Tensor:
-    """A mask, bool of the shape of ``scores``, without the ``count`` smallest; of equal ones the first go."""
+    """A mask, bool of the shape of ``scores``, without the ``count`` smallest; of equal ones the first are dropped."""
     kept = torch.ones(scores.numel(), dtype=torch.bool, device=scores.device)
     kept[scores.flatten().argsort(stable=True)[:count]] = False
     return kept.view(scores.shape)
