@@ -99,7 +99,7 @@ class NeuronRun:
         evaluation_before = space.evaluation()
         if self.resumes:
             self.resume(tuner)
-        elif self._checkpoint is not None and space.ranks.first:  # a directory that cannot be written to fails before any work
+        elif self._checkpoint is not None and space.ranks.first:  # fails before any work if it cannot be written
             self._checkpoint.write(progress, space.model, None)
         for record in progress.history:
             space.options.observer.tell(record)

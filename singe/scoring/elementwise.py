@@ -1,7 +1,7 @@
 """Criteria on single weights: the norms of one number are its absolute value, so that p does not matter.
 
 The path is that of the layer, t W for all its weights at once, t in (0, 1]; biases and batch norms stay as they are.
-Weights are looked at as they are: folding a batch norm scales a weight by what it divides its gradient by, so that
+Batch norms are not folded in: folding would scale a weight by the factor by which it divides its gradient, so that
 products of the two are the same, and magnitudes or gradients alone are those of the weight in the model.
 """
 
@@ -34,7 +34,7 @@ def resolve_elementwise(criterion: str | Criterion) -> Criterion:
     """The criterion of a name, on the path of the layer where it has a path; or the object itself.
 
     Raises:
-        ValueError: unknown name, a criterion that single weights have no score by, or an object on another path.
+        ValueError: unknown name, a criterion that cannot score single weights, or an object on another path.
         TypeError: neither a name nor a criterion.
     """
     found = resolve(criterion)
@@ -51,17 +51,17 @@ class WeightScorer:
     """Scores every single weight of one parameter on one batch.
 
     Args:
-        model: in eval mode, read as it stands.
+        model: in eval mode, read as it is.
         trace: of that model.
-        parameter: its qualified name, the first that it goes by.
+        parameter: its qualified name, the first of several.
         batch: on the model's device.
         task: how the model is called and judged.
-        memory: bytes that the activations of one pass may take, so far as images can pass in parts.
+        memory: bytes that the activations of one pass may take, as far as images can pass in parts.
         precision: of the passes.
         ranks: that share the nodes of the path.
 
     Attributes:
-        memory: what it has come down to where the device had no room for that.
+        memory: the same, lowered where the device had no room for that.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class WeightScorer:
 
 
 class Gradients:
-    """The loss's gradient at one parameter while it fades; what lies before it runs once where all images fit.
+    """The loss's gradient at one parameter while it fades; the network before it runs once if all images fit.
 
     Args:
         model, trace, parameter, batch, task, memory: as of :class:`WeightScorer`.
@@ -162,7 +162,7 @@ class Gradients:
         with torch.enable_grad():
             leaves = [out.detach().requires_grad_(out.is_floating_point() or out.is_complex()) for out in joined]
             wanted = [leaf for leaf in leaves if leaf.requires_grad]
-            # a loss may write into what it is given, but not into a leaf
+            # a loss may write into its arguments, but not into a leaf
             loss = self._loss([leaf.clone() for leaf in leaves])
             found = iter(torch.autograd.grad(loss, wanted, materialize_grads=True))
         seeds = [next(found) if leaf.requires_grad else leaf for leaf in leaves]
@@ -177,7 +177,7 @@ class Gradients:
         return loss
 
     def _outputs(self, faded: Tensor, part: int) -> list[Tensor]:
-        """The model's outputs for a part of the images, in the dtype and memory format that it would give itself."""
+        """The model's outputs for a part of the images, in the dtype and memory format of the model itself."""
         before = self._before if len(self._sizes) == 1 else self._prefix(sum(self._sizes[:part]), self._sizes[part])
         env = self._live | before | dict.fromkeys(self._places, faded)
         self._trace.run(self._suffix.nodes, env, self._sizes[part], keep=self._trace.outputs)
@@ -189,7 +189,7 @@ class Gradients:
         return self._prefix(0, length(self._batch))
 
     def _prefix(self, start: int, size: int) -> Env:
-        """What the suffix reads of some of the images."""
+        """The values that the suffix reads, for some of the images."""
         fed = self._trace.feed(self._task.inputs(self._batch))
         env = self._live | {node: value[start : start + size] for node, value in fed.items()}
         with torch.no_grad():
@@ -197,10 +197,10 @@ class Gradients:
         return {node: env[node] for node in self._suffix.boundary}
 
     def _divided(self, memory: int) -> list[int]:
-        """Parts of how many images pass one after the other."""
+        """The numbers of images in parts that pass one after the other."""
         images = length(self._batch)
         sizes = [self._trace.nbytes([node], images) for node in self._suffix.nodes]
-        # values stay for the backward pass, gradients come and go
+        # values stay for the backward pass, gradients are short-lived
         needed = sum(sizes) + 3 * max(sizes, default=0) + self._trace.nbytes(self._suffix.boundary, images)
         if needed <= memory:
             return [images]
@@ -213,7 +213,7 @@ class Gradients:
 
 @torch.no_grad()
 def samples_are_independent(trace: Trace, live: Env, inputs: Batch) -> bool:
-    """Whether two samples together give what each gives alone."""
+    """Whether two samples together give the same outputs as each alone."""
     if not trace.dynamic or any(len(trace.batch_axes(node)) > 1 for node in trace.outputs):
         return False
 

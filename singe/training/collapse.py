@@ -1,4 +1,4 @@
-"""Whether a pruned network still knows what it knew: a warning, since accuracy can go without a word."""
+"""Whether a pruned network still knows what it knew: a warning, since accuracy can be lost unnoticed."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class Watch:
             self._constant = self._constant_answer(outputs)
 
     def _constant_answer(self, outputs: object) -> float:
-        """The loss of giving every sample one answer, the mean output or less of it; NaN where outputs have no mean."""
+        """The loss of one answer for all samples, the mean output or a fraction of it; NaN where there is no mean."""
         if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
             return math.nan
         mean = outputs.mean(0, keepdim=True).expand_as(outputs)
         return min(float(self._task.judge(mean * part, self._batch)) for part in (0, 0.25, 0.5, 1))
 
     def loss_after(self, model: nn.Module, remedies: Sequence[str]) -> float:
-        """The loss now; warns where more than half of what was known beyond a constant answer is gone.
+        """The loss now; warns if more than half of what was known beyond a constant answer is lost.
 
         Args:
             model: after pruning, in eval mode.
