@@ -1,4 +1,4 @@
-"""What zoo.py found, as a page of Markdown."""
+"""The findings of zoo.py as a page of Markdown."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _pruned(finding: Finding, share: str) -> list[str]:
 
 
 def _peer(finding: Finding) -> list[str]:
-    """Seconds of the first share that was pruned, and what came of each."""
+    """Seconds of the first share that was pruned, and the outcome of each."""
     times = [
         f"{r['building']:.1f} + {r['pruning']:.1f} s"
         for share in ("0.3", "0.6")

@@ -29,7 +29,7 @@ def check_reach(cost: Cost, choices: Sequence[Sequence[int]], rho: float) -> Non
     if rho > share:
         digits = 4 - math.ceil(math.log10(share)) if share else 0
         limit = math.floor(share * 10**digits) / 10**digits
-        raise ValueError(f"expected rho <= {limit:g}, which takes all that may go, got {rho}")
+        raise ValueError(f"expected rho <= {limit:g}, which removes all that can be removed, got {rho}")
 
 
 def fit(cost: Cost, choices: Sequence[Sequence[int]], schedule: Schedule, rho: float) -> list[int]:

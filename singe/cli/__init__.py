@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except KeyboardInterrupt:
         kept = getattr(options, "checkpoint", None)
-        return _ended("interrupted" + (f"; the same command continues from {kept}" if kept else ""), INTERRUPTED, options)
+        return _ended("interrupted" + (f"; the same command resumes from {kept}" if kept else ""), INTERRUPTED, options)
     except BrokenPipeError:  # the reader has stopped, as with | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:

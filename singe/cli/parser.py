@@ -138,9 +138,7 @@ def _prune(parser: Parser) -> None:
     _whole(group, "seed", "of everything random")
     group = parser.add_argument_group("how accuracy is kept")
     fine_tuning = " ".join(f"{field.name}={field.default}" for field in fields(FineTune))
-    group.add_argument(
-        "--finetune", nargs="+", metavar="NAME=VALUE", help=f"none; or changes to {fine_tuning.lower()}"
-    )
+    group.add_argument("--finetune", nargs="+", metavar="NAME=VALUE", help=f"none; or changes to {fine_tuning.lower()}")
     group.add_argument(
         "--compensate", choices=get_args(Compensate),
         help="how the layers after a group are refitted (default: least_squares, for single weights none)",

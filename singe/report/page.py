@@ -159,7 +159,7 @@ def _course(facts: Facts, plot: str) -> str:
         text = "Before and after each round, on samples drawn afresh for it; training goes on between rounds."
         return section("Along the run", text, plot, folded("All rounds", *_rounds(facts)))
     text = (
-        "Losses are measured in eval mode on the samples that a step was scored on, drawn afresh for each step, so they "
+        "Losses are measured in eval mode on the samples that a step was scored on, drawn afresh each time, so they "
         "scatter."
     )
     if any(value is not None for value in facts.evaluation):

@@ -96,7 +96,7 @@ class Workspace:
         o = self.options
         found = ["prune less", "fine-tune" if o.finetune is None else "fine-tune longer", "ignore= what matters"]
         if running_norms(self.model, self.still) and not o.recalibrate_bn:
-            found.append("measure batch norms anew with recalibrate_bn=")
+            found.append("re-estimate batch norms with recalibrate_bn=")
         return found
 
     def evaluation(self) -> float | None:

@@ -107,7 +107,7 @@ class Reconstructor:
             raise ValueError(f"expected a group that can be reconstructed, but of {group.name} {reason}")
         for weight in readers(group):
             if (reason := _unfit(trace, weight)) is not None:
-                log.info("%s is not looked at for %s: %s", module_of(weight), group.name, reason)
+                log.info("%s is not used to score %s: %s", module_of(weight), group.name, reason)
             else:
                 self._systems += self._solve(model, trace, group, weight, unpruned, removed)
 

@@ -145,7 +145,7 @@ class Checkpoint:
         if other:
             names = "; ".join(f"{key} was {_shown(written.get(key))} and is {_shown(self._call[key])}" for key in other)
             raise ValueError(
-                f"expected {self._path} to be of the same call, but {names}; name another directory to begin anew"
+                f"expected {self._path} to be of the same call, but {names}; name another directory to start over"
             )
 
     def restore(self, model: nn.Module, optimizer: Optimizer | None) -> None:

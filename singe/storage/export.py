@@ -130,7 +130,7 @@ def _program(network: _Flat, inputs: Sequence[Tensor], dynamic: bool) -> Exporte
     batch = {0: Dim("batch")} if dynamic else None
     shapes = (tuple(batch for _ in inputs),)
     failed: Exception | None = None
-    for strict in (False, True):  # strict mode reads the code and so follows some batch sizes that running it does not: len(x)
+    for strict in (False, True):  # strict also follows batch sizes that only the code shows: len(x)
         try:
             with quietly(*_TALKATIVE), callers_device():
                 return torch.export.export(network, tuple(inputs), dynamic_shapes=shapes, strict=strict)
