@@ -127,7 +127,7 @@ def prune(
         finetune: how to train the pruned network, by default after all pruning; None for not at all. For single weights
             ``when="neuron"`` is refused.
         images: number of samples to score on, drawn afresh for every group or layer. Single weights need more of them
-            than neurons, whose scores sum up many gradients: some hundred. ``"sensitivity"`` takes 16 of them to find
+            than neurons, whose scores sum up many gradients: a few hundred. ``"sensitivity"`` takes 16 of them to find
             the order in which a group's neurons would be removed.
         loss: (outputs, batch) -> scalar; mean cross-entropy by default.
         forward: (model, batch) -> outputs, for a model not called as ``model(x)``; batches are then any nested tensors.

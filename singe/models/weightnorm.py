@@ -73,7 +73,7 @@ def without_weight_norms(model: nn.Module) -> nn.Module:
 
 
 def with_weight_norms(model: nn.Module, norms: list[Norm]) -> nn.Module:
-    """Puts weight norms back, in place; the weights stay what they are."""
+    """Puts weight norms back, in place; the weights do not change."""
     for norm in norms:
         module: Any = model.get_submodule(norm.module)
         if norm.hooked:
