@@ -1,4 +1,4 @@
-"""What the machine can do at best: bytes copied and multiply-adds of matrices, to hold other numbers against.
+"""The most the machine can do: bytes copied and multiply-adds of matrices, to compare other numbers with.
 
 python benchmarks/ceilings.py [--device cuda] [--json FILE]
 """
@@ -44,7 +44,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def precisions(device: torch.device) -> list[Precision]:
-    """Those that a device has."""
+    """The precisions that a device supports."""
     return ["float32", "tf32", "bfloat16"] if device.type == "cuda" else ["float32", "bfloat16"]
 
 
@@ -58,13 +58,13 @@ def matmul(precision: Precision, side: int, device: torch.device, rounds: int) -
     """Multiply-adds in a second of a product of two square matrices."""
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     a, b, out = (torch.randn(side, side, device=device).to(dtype) for _ in range(3))
-    # autocast, which the precision bfloat16 stands for, leaves operators with an output given alone
+    # the precision bfloat16 means autocast, which does not affect operators with an output argument
     with arithmetic("float32" if precision == "bfloat16" else precision, device):
         return side**3 / best(partial(torch.mm, a, b, out=out), rounds, device)
 
 
 def best(way: Way, rounds: int, device: torch.device) -> float:
-    """Least seconds of some calls after one to warm up."""
+    """The least seconds of some calls, after a warm-up call."""
     way()
     return min(timed(way, device)[1] for _ in range(rounds))
 

@@ -45,24 +45,24 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--ignore", nargs="*", default=[], help="modules to leave whole")
     parser.add_argument("--criterion", default="integrated_gradient")
     parser.add_argument("--nodes", type=int, default=2, help="of integrated_gradient")
-    parser.add_argument("--steps", type=int, default=1000, help="of fine-tuning in all; 0 for none")
+    parser.add_argument("--steps", type=int, default=1000, help="of fine-tuning in total; 0 for none")
     parser.add_argument("--when", default=singe.FineTune.when, help="to fine-tune: layer, neuron or after")
     parser.add_argument("--lr", type=float, default=singe.FineTune.lr)
     parser.add_argument("--compensate", default="least_squares", help="none, mean or least_squares")
     parser.add_argument("--compensation-images", type=int, default=1024)
-    parser.add_argument("--recalibrate-bn", type=int, default=0, help="images to measure batch norms anew on")
+    parser.add_argument("--recalibrate-bn", type=int, default=0, help="images to re-estimate batch norms on")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     if options.weights is None:
-        parser.error("expected --weights FILE: to prune random weights says nothing; train_cifar10.py trains some")
+        parser.error("expected --weights FILE: pruning random weights says nothing; train_cifar10.py trains some")
     return options
 
 
 def run(model: nn.Module, options: argparse.Namespace) -> tuple[singe.PruneResult, float]:
-    """Prunes as the options say; the result and the seconds it took."""
+    """Prunes as the options say; returns the result and the seconds it took."""
     loader = Loader(*(part.to(options.device) for part in read(options.data, train=True)), options.batch_size)
     finetune = singe.FineTune(steps=options.steps, when=options.when, lr=options.lr) if options.steps else None
     criterion = options.criterion

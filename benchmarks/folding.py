@@ -1,4 +1,4 @@
-"""How many batch norms of well-known networks fold away, why the others stay, and what that does to the outputs.
+"""How many batch norms of well-known networks fold away, why the others stay, and how much the outputs change.
 
 python benchmarks/folding.py resnet50 densenet121 hrnet_w18_small [--dtypes float64] [--json FILE]
 
@@ -26,7 +26,7 @@ import singe
 from singe.report import table
 
 SIDES = {"inception_v3": 299, "mobilevit_s": 256}
-"""The side of the images that a network is made for, where that is not 224."""
+"""The side of the images that a network is made for, if not 224."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Outcome:
         dtype: of its weights.
         norms: how many batch norms it has.
         folded: how many of them are gone.
-        error: the largest difference in an output, as a share of how far outputs of different images lie apart.
-        rounding: the same between the network as it was and in float64.
+        error: the largest difference in an output, relative to the differences between outputs of different images.
+        rounding: the same between the original network and the same in float64.
         seconds: of ``singe.fold_batchnorm``, all its checks included.
         unfolded: why others stay -> their names.
     """

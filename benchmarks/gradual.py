@@ -24,7 +24,7 @@ from singe.report import table
 
 PRESETS = {"resnet56": "resnet56_cifar", "resnet110": "resnet110_cifar", "vgg16_bn": "vgg16_cifar10"}
 CHANNELS = {"resnet20": 34}
-"""In each of seven rounds, where nothing is published: about a third of the layers' channels in all."""
+"""Channels in each of seven rounds, where nothing is published: about a third of the layers' channels in total."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -45,7 +45,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--scores", nargs="+", default=["none", "feature_relevance", "magnitude"])
     parser.add_argument("--preset", help="published settings, rescaled to --epochs; those of the model by default")
-    parser.add_argument("--every", type=int, help="a round every so many epochs, instead of the preset's")
+    parser.add_argument("--every", type=int, help="epochs between rounds, instead of the preset's")
     parser.add_argument("--per-round", type=int, help="channels to mask in each")
     parser.add_argument("--until", type=int, help="the last epoch with a round")
     parser.add_argument("--images", type=int, default=1024, help="that a round scores on")
@@ -76,7 +76,7 @@ def schedule(options: argparse.Namespace) -> dict[str, int]:
 def run(
     score: str, training: tuple[Tensor, ...], test: tuple[Tensor, ...], options: argparse.Namespace
 ) -> dict[str, Any]:
-    """One training run, unpruned where ``score`` is "none"; what came of it, as JSON."""
+    """One training run, unpruned if ``score`` is "none"; returns its results as JSON."""
     torch.manual_seed(options.seed)
     model = load(options.model).to(options.device, memory_format=torch.channels_last).train()
     loader = Loader(*training, options.batch_size)
@@ -94,7 +94,7 @@ def run(
 
 
 def pruned(model: nn.Module, result: singe.PruneResult, seconds: float, epochs: int) -> dict[str, Any]:
-    """What is gone, and what it took."""
+    """What was removed, and how long it took."""
     device = next(model.parameters()).device
     sizes = [f"{name}_{what}" for name in ("params", "macs") for what in ("before", "after")]
     round_seconds = [record.seconds for record in result.history]

@@ -1,4 +1,4 @@
-"""How the engine's time grows with neurons, nodes, images and what lies behind a layer: a straight line through each.
+"""How the engine's time grows with neurons, nodes, images and the layers after a layer: a straight line through each.
 
 python benchmarks/growth.py --model resnet56 [--layer blocks.12.conv1] [--plot growth.svg] [--json FILE]
 
@@ -51,7 +51,7 @@ class Curve:
 
 
 def fitted(quantity: str, seconds: dict[int, float]) -> Curve:
-    """The curve through measured points: value -> seconds, two at least."""
+    """The curve through measured points: value -> seconds, at least two."""
     x, y = (np.array(list(v), dtype=float) for v in (seconds, seconds.values()))
     slope, intercept = np.polyfit(x, y, 1)
     r2 = 1 - np.sum((y - slope * x - intercept) ** 2) / np.sum((y - y.mean()) ** 2)
@@ -75,7 +75,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", choices=MODELS, default="resnet56")
     parser.add_argument("--weights", type=Path, help="a safetensors file; random weights by default")
     parser.add_argument("--data", type=Path, help="the folder of CIFAR-10; noise by default")
-    parser.add_argument("--layer", help="by default the one in the middle")
+    parser.add_argument("--layer", help="default: the one in the middle")
     parser.add_argument("--neurons", type=int, default=8)
     parser.add_argument("--nodes", type=int, default=4)
     parser.add_argument("--batch", type=int, default=64, help="images")

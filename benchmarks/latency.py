@@ -1,11 +1,11 @@
-"""How much faster networks get when parameters (or other costs) go, and whether rounded widths earn their place.
+"""How much faster networks get when parameters (or other costs) are removed, and whether rounded widths pay off.
 
 python benchmarks/latency.py [--models resnet56 mobilenet_v2] [--rho .5 .75] [--round-to 1 8] [--json FILE]
 
-Networks are cut to the widths that ``singe.prune`` fits to rho with a uniform allocation; which neurons go makes no
-difference to time, so none is scored. The unpruned network and all that came of it run in turns in one process, so
-that other work on the machine slows them all down. Beside the seconds of the clock stand those that the process had a
-CPU: of one thread, about what a pass takes where nothing else runs. Weights are random.
+Networks are cut to the widths that ``singe.prune`` fits to rho with a uniform allocation; which neurons are removed
+does not affect time, so none is scored. The unpruned network and those cut from it run in turns in one process, so
+that other work on the machine slows all of them. Besides wall-clock time, CPU time is given: for one thread, about what
+a pass takes if nothing else runs. Weights are random.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Analysed:
     macs: int
 
     def groups(self, goal: Goal) -> list[Group]:
-        """Those that may lose neurons."""
+        """The groups that may lose neurons."""
         groups, _ = analyse(self.graph)
         whole = goal.left_whole(self.model, groups)
         return [group for group in groups if group.name not in whole]
@@ -56,11 +56,11 @@ class Pruned:
     """One network without some of its neurons.
 
     Attributes:
-        target: what went a share of.
+        target: what rho is a share of.
         rho: the share.
-        round_to: layers keep a multiple of so many neurons.
+        round_to: layers keep a multiple of this many neurons.
         params_removed, macs_removed: the shares that are gone.
-        model: what is left.
+        model: the pruned network.
     """
 
     target: str
@@ -141,7 +141,7 @@ def measure(
 
 
 def cpu_seconds(model: nn.Module, x: Tensor) -> float:
-    """For which the process had a CPU during a forward pass."""
+    """CPU time of the process during a forward pass."""
     start = time.process_time()
     model(x)
     return time.process_time() - start

@@ -27,15 +27,15 @@ from singe.scoring.engine import Engine
 
 @dataclass(frozen=True)
 class Use:
-    """One layer scored within so much memory.
+    """One layer scored within a memory limit.
 
     Attributes:
         layer: its name.
         memory: bytes that it was given.
-        peak: bytes that it took at most, from the engine's start; None where nobody can tell.
-        parts: into how many parts the images were divided.
+        peak: bytes that it took at most, from the engine's start; None where this is unknown.
+        parts: the number of parts the images were divided into.
         jobs: how many ran at a time.
-        seconds: of all that.
+        seconds: in total.
     """
 
     layer: str

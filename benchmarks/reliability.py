@@ -1,4 +1,4 @@
-"""Whether runs survive being killed, files harm no one, and memory stays what it is.
+"""Whether runs survive being killed, files do no harm, and memory does not grow.
 
 python benchmarks/reliability.py kills [--count 20] [--json FILE]
 python benchmarks/reliability.py files [--count 7000] [--json FILE]

@@ -1,4 +1,4 @@
-"""Damaged and hostile files: what readers of plans, weights, reports and checkpoints make of mutants of good ones."""
+"""Damaged and hostile files: how readers of plans, weights, reports and checkpoints treat mutants of good ones."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ HOSTILE: list[Any] = [
 
 @dataclass(frozen=True)
 class Target:
-    """A file, and what reads it.
+    """A file and its reader.
 
     Attributes:
         name: of the file.
@@ -73,7 +73,7 @@ def measure(count: int, seed: int) -> dict[str, Any]:
     """Reads ``count`` mutants of each kind of file.
 
     Returns:
-        per file, how many were refused and how many read; what went wrong otherwise, code that ran, memory.
+        per file, how many were refused and how many read; other errors, code that ran, memory.
     """
     dice, began = random.Random(seed), time.perf_counter()
     outcomes: dict[str, Counter[str]] = {}
@@ -126,19 +126,19 @@ def written(path: Path, seed: int) -> list[Target]:
         FILE: resume,
     }
     for read in readers.values():
-        read(path)  # what is loaded and compiled the first time is no matter of the files
+        read(path)  # loading and compiling on first use is not due to the files
     return [Target(name, (path / name).read_bytes(), read) for name, read in readers.items()]
 
 
 def outcome(target: Target, path: Path, data: bytes, executed: Executed) -> str:
-    """What reading a mutant comes to."""
+    """The outcome of reading a mutant."""
     (path / target.name).write_bytes(data)
     try:
         with executed:
             target.read(path)
     except ValueError:
         return "refused"
-    except BaseException as error:  # a panic of native code is no Exception
+    except BaseException as error:  # a panic of native code is not an Exception
         return f"{type(error).__name__}: {error}"[:200]
     return "read"
 
@@ -149,7 +149,7 @@ class Executed:
     def __init__(self) -> None:
         self.events: set[str] = set()
         self._inside = False
-        sys.addaudithook(self._hook)  # for good
+        sys.addaudithook(self._hook)  # cannot be removed
 
     def __enter__(self) -> None:
         self._inside = True
@@ -164,7 +164,7 @@ class Executed:
 
 @contextlib.contextmanager
 def confined() -> Iterator[None]:
-    """Limits the address space to what is in use and ``ROOM`` on top."""
+    """Limits the address space to what is in use plus ``ROOM``."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limits = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, limits[1]))
@@ -204,7 +204,7 @@ def cut(data: bytes, dice: random.Random) -> bytes:
 
 
 def stretched(data: bytes, dice: random.Random) -> bytes:
-    """Something between."""
+    """Something inserted."""
     place = dice.randrange(len(data) + 1)
     return data[:place] + dice.randbytes(dice.choice([1, 8, 4096])) + data[place:]
 
@@ -236,7 +236,7 @@ def header_changed(data: bytes, dice: random.Random) -> bytes:
 
 
 def length_changed(data: bytes, dice: random.Random) -> bytes:
-    """A header of another length than there is."""
+    """A header that states a wrong length."""
     length = dice.choice([0, 1, len(data), 2**31, 2**40, 2**63, 2**64 - 1, dice.randrange(2 * len(data))])
     return struct.pack("<Q", length) + data[8:]
 
@@ -250,7 +250,7 @@ def signed(data: bytes, dice: random.Random) -> bytes:
 
 
 def changed_values(data: Any, dice: random.Random) -> Any:
-    """Plain data in which a few values are others, gone, or there twice."""
+    """Plain data in which a few values are changed, missing or repeated."""
     for _ in range(dice.choice([1, 1, 1, 2, 4])):
         places = list(places_of(data))
         if not places:

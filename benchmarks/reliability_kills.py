@@ -1,4 +1,4 @@
-"""Runs that are killed at random moments and made again, against one that nobody disturbs."""
+"""Runs that are killed at random moments and made again, against an undisturbed one."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Kill:
 
     Attributes:
         moment: seconds from the start of its process, interpreter and imports included.
-        groups: that its checkpoint said were done; None where there was none yet.
-        same_plan, same_weights: whether the same call, made again, came to those of the undisturbed run, bit for bit.
+        groups: number done according to its checkpoint; None where there was none yet.
+        same_plan, same_weights: whether the same call, made again, gave those of the undisturbed run, bit for bit.
     """
 
     moment: float
@@ -59,7 +59,7 @@ def measure(count: int, seed: int) -> dict[str, Any]:
 
 
 def run(weights: Path, directory: Path) -> dict[str, Any]:
-    """What a run that comes to its end says."""
+    """The output of a run that finishes."""
     found = findings([sys.executable, str(SCRIPT), str(weights), str(directory)], LIMIT)
     if "stopped" in found:
         raise RuntimeError(f"expected the run to end, but: {found['stopped']}")
@@ -91,6 +91,6 @@ def text(found: dict[str, Any]) -> str:
     same = sum(k["same_plan"] and k["same_weights"] for k in kills)
     reached = [k["groups"] for k in kills]
     return (
-        f"{same} of {len(kills)} killed runs came to the plan and weights of the undisturbed one "
+        f"{same} of {len(kills)} killed runs ended with the plan and weights of the undisturbed one "
         f"({found['seconds']:.1f} s, {found['groups']} groups); groups done when killed: {reached}"
     )

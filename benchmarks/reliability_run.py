@@ -1,4 +1,4 @@
-"""One prune of the demo's network with a checkpoint, for others to cut off: python reliability_run.py WEIGHTS DIR."""
+"""One pruning run of the demo's network with a checkpoint, to be killed: python reliability_run.py WEIGHTS DIR."""
 
 from __future__ import annotations
 

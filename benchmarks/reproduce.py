@@ -1,4 +1,4 @@
-"""The paper's tables and figures, on real data, beside its peers; what is done already is never run again.
+"""The paper's tables and figures, on real data, beside its peers; finished runs are never repeated.
 
 python benchmarks/reproduce.py peers --weights resnet56.safetensors --data CIFAR10_DIR --rates 0.85 --steps 0 1000
 python benchmarks/reproduce.py all --weights resnet56.safetensors --data CIFAR10_DIR [--full]
@@ -59,7 +59,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--open", choices=["inner", "all"], default="inner", help="prune residual streams, too?")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=LR, help="of fine-tuning")
-    parser.add_argument("--hints", type=float, default=0.0, help="weight of what layers read in it")
+    parser.add_argument("--hints", type=float, default=0.0, help="weight of hints in fine-tuning")
     parser.add_argument("--precision", choices=get_args(Precision), help="of fine-tuning; the network's own by default")
     parser.add_argument("--workers", type=int, default=0, help="processes that read ImageNet")
     parser.add_argument("--device", default="cpu")
@@ -75,7 +75,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _sized(options: argparse.Namespace, script: ModuleType) -> argparse.Namespace:
-    """With the script's own rates, steps and seeds where none are given."""
+    """The options, with the script's own rates, steps and seeds where none are given."""
     size = script.FULL if options.full else script.CPU
     return argparse.Namespace(**vars(options) | {k: getattr(options, k) or v for k, v in vars(size).items()})
 

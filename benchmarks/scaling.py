@@ -1,9 +1,9 @@
-"""How a run divides among processes: the same work by one, two and three, and what they tell each other.
+"""How a run is divided among processes: the same work by one, two and three, and how much they send each other.
 
 python benchmarks/scaling.py --weights FILE --data DIR --processes 1 2 3 [--groups 'blocks.1?.conv1'] [--json FILE]
 
 All processes are on this machine and have one thread each; the backend is gloo. Processor seconds are those of all of
-them together, so that what they do twice shows even where there are more processes than cores.
+them together, so that repeated work shows even where there are more processes than cores.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     if "RANK" in os.environ:
         return work(options)
-    torch.set_num_threads(1)  # as those that are measured
+    torch.set_num_threads(1)  # as in the measured processes
     found = [summed(size, launched(options, size)) for size in options.processes]
     plans = [run.pop("plan") for run in found]
     found = [run | {"same_plan": plan == plans[0]} for run, plan in zip(found, plans, strict=True)]
@@ -64,7 +64,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def launched(options: argparse.Namespace, size: int) -> list[dict[str, Any]]:
-    """What each process of a run found."""
+    """The findings of each process of a run."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable,

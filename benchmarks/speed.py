@@ -6,7 +6,7 @@ python benchmarks/speed.py --model resnet56 [--weights FILE] [--data DIR] [--par
     whole   singe.prune without fine-tuning against the paper's algorithm as written
     ranks   shortcuts of the score and of re-scoring against the exact ones
 
-All numbers of a table come from one run; where ways are compared, in turns. Everything is float32 unless it says so.
+All numbers of a table come from one run; methods that are compared run in turns. Everything is float32 unless stated.
 """
 
 from __future__ import annotations

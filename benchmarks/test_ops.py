@@ -11,7 +11,7 @@ DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 CONVOLUTIONS = [(64, 64, 16, 32, 3), (64, 64, 64, 8, 3), (64, 64, 64, 8, 1)]
 LINEAR = [(64, 64, 512), (64, 64, 4096)]
 
-# On the CPU, outputs of 16 MiB: malloc gives those over 32 MiB back to the kernel, and getting fresh pages for the next
+# On the CPU, outputs of 16 MiB: malloc returns those over 32 MiB to the kernel, and getting fresh pages for the next
 # one takes longer than any operator.
 IMAGES = {"cpu": 16, "cuda": 64}
 LAYOUTS = [torch.contiguous_format, torch.channels_last]

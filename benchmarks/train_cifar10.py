@@ -77,7 +77,7 @@ def train(
         loader: of training images.
         test: images and labels.
         options: epochs, lr and bf16.
-        epoch_end: called behind each epoch, before it is tested.
+        epoch_end: called after each epoch, before it is tested.
     """
     weight_groups = [
         {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 5e-4},

@@ -3,9 +3,9 @@
 python benchmarks/zoo.py [NAMES ...] [--no-peers] [--jobs N] [--json FILE]
 python benchmarks/zoo.py --table
 
-Names are globs such as 'timm/*'; all models by default. Every model and tool has a process of its own with limits of
-time and memory. Findings are added to the file as they come, in place of earlier ones of the same model and tool.
---table measures nothing and turns the file into a page. It needs torchvision and timm, for the peers torch-pruning.
+Names are globs such as 'timm/*'; all models by default. Every model and tool runs in a separate process with limits on
+time and memory. Findings are added to the file as they come, replacing earlier ones of the same model and tool.
+--table measures nothing and turns the file into a page. Needs torchvision, timm and, for peers, torch-pruning.
 """
 
 from __future__ import annotations
@@ -74,13 +74,13 @@ def _packages(options: argparse.Namespace) -> set[str]:
 
 
 def versions() -> dict[str, str]:
-    """Of what is measured, as far as it is installed."""
+    """Versions of the measured packages, as far as they are installed."""
     installed = {d.metadata["Name"]: d.version for d in distributions()}
     return {name: installed[name] for name in ("torchvision", "timm", "torch-pruning") if name in installed}
 
 
 def measured(options: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(model, tool, findings), each as soon as it is there."""
+    """(model, tool, findings), each as soon as it is done."""
     tools = ["singe", "torch_pruning"] if options.peers else ["singe"]
     with ThreadPoolExecutor(options.jobs) as pool:  # threads, each of which waits for a process
         work = {
@@ -93,7 +93,7 @@ def measured(options: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, 
 
 
 def command(name: str, tool: str, options: argparse.Namespace) -> list[str]:
-    """That measures one model with one tool."""
+    """The command that measures one model with one tool."""
     limits = ["--memory", str(options.memory), "--threads", str(options.threads)]
     return [sys.executable, str(HERE / "zoo_one.py"), tool, name, *limits]
 

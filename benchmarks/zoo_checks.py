@@ -1,4 +1,4 @@
-"""What is asked of a pruned model of the zoo, whatever pruned it."""
+"""The checks of a pruned model of the zoo, whatever pruned it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Inputs = Sequence[Tensor]
 
 
 def described(error: BaseException) -> str:
-    """The kind and the first line of an error, without the folders of this machine; memory where that ran out."""
+    """The type and the first line of an error, without this machine's folders; "memory limit" if memory ran out."""
     line = re.sub(r"(?<!\w)/(?:[\w.+-]+/)+", "", first_line(error))
     if isinstance(error, MemoryError) or "can't allocate memory" in line or "bad_alloc" in line:
         return "memory limit"
@@ -30,14 +30,14 @@ def squares(outputs: Any, _: Any = None) -> Tensor:
 
 
 def learning(model: nn.Module, inputs: Inputs) -> set[str]:
-    """Names of the parameters that a forward and a backward pass in train mode give a gradient; on a copy."""
+    """Names of the parameters that get a gradient in a forward and backward pass in train mode; on a copy."""
     model = copy.deepcopy(model).requires_grad_().train()
     squares(model(*inputs)).backward()
     return {name for name, p in model.named_parameters() if p.grad is not None and p.grad.isfinite().all()}
 
 
 def shared(model: nn.Module) -> set[tuple[str, ...]]:
-    """The names of each parameter that has several."""
+    """The names of each parameter with several names."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -64,6 +64,6 @@ def shapes(model: nn.Module, inputs: Inputs) -> list[tuple[int, ...]]:
 
 @torch.no_grad()
 def largest_difference(model: nn.Module, reference: nn.Module, inputs: Inputs) -> float:
-    """Between the outputs of two models, relative to the largest number in each output of the reference."""
+    """The largest difference between outputs of two models, relative to the largest number in each reference output."""
     pairs = zip(*(pytree.tree_leaves(network(*inputs)) for network in (model, reference)), strict=True)
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)

@@ -22,7 +22,7 @@ class Entry:
     Attributes:
         make: builds one.
         shapes: of one sample of each input.
-        classes: how many logits it puts out; None for what is no classifier.
+        classes: its number of logits; None for models that are not classifiers.
     """
 
     make: Callable[[], nn.Module]
@@ -30,7 +30,7 @@ class Entry:
     classes: int | None
 
     def inputs(self) -> tuple[Tensor, ...]:
-        """:data:`SAMPLES` times noise, each around a mean of its own, which pooling does not average away."""
+        """:data:`SAMPLES` samples of noise, each around its own mean, which pooling does not average away."""
         return tuple(
             torch.randn(SAMPLES, *shape) + torch.randn(SAMPLES, shape[0], *[1] * len(shape[1:]))
             for shape in self.shapes
@@ -60,7 +60,7 @@ def _own(name: str) -> Entry:
     return Entry(make, shapes, None if name in ("unet", "pixel_shuffle", "dict_output") else CLASSES)
 
 
-# small images make no difference to what depends on what; windows and embedded positions have sizes of their own
+# small images do not change dependencies; windows and position embeddings need sizes of their own
 _segmentation = partial(_torchvision, side=96, classes=None, weights_backbone=None, aux_loss=True)
 
 _TORCHVISION = {
@@ -108,8 +108,8 @@ def lively(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """A model in which every neuron matters, in eval mode, and inputs for it; the same ones for the same name.
 
     A new network hides mistakes behind branches that are multiplied by zero, layer scales of 1e-6 and batch norms that
-    change nothing. Here every parameter that is constant becomes random, every layer's outputs are scaled to a
-    deviation of one (as in Mishkin and Matas 2016), and batch norms get the statistics of the inputs, off by chance.
+    change nothing. Here every constant parameter becomes random, every layer's outputs are scaled to a deviation of one
+    (as in Mishkin and Matas 2016), and batch norms get the statistics of their inputs, randomly perturbed.
 
     Raises:
         RuntimeError: outputs that are not finite, or the same for all samples.
@@ -132,7 +132,7 @@ def lively(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
 
 
 def _vary(parameter: nn.Parameter) -> None:
-    """Random values for a parameter that is constant: a weight's, a scale's about one, or else a bias's."""
+    """Random values for a constant parameter: like a weight's, a scale's around one, or else a bias's."""
     if parameter.numel() == 1 or parameter.min() != parameter.max():
         return
     fan_in = parameter[0].numel()
@@ -145,7 +145,7 @@ def _vary(parameter: nn.Parameter) -> None:
 
 
 def _fit_scales(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """Scales each layer once to outputs of deviation one; batch norms take the statistics of what they see then."""
+    """Scales each layer once to outputs of deviation one; batch norms take the statistics of their new inputs."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     done = set()
@@ -172,7 +172,7 @@ def _fit_scales(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
 
 
 def _shift_statistics(model: nn.Module) -> None:
-    """Moves every channel's mean and variance by chance; together these leave the size of signals what it is."""
+    """Shifts every channel's mean and variance at random; together these keep the size of signals."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             mean, variance = module.running_mean, module.running_var

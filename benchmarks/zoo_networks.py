@@ -1,4 +1,4 @@
-"""Small networks with what the models of libraries seldom have: :data:`NETWORKS`."""
+"""Small networks with features that library models seldom have: :data:`NETWORKS`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def block(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class UNet(nn.Module):
-    """Down twice, up twice by transposed convolutions, with what was seen on the way down concatenated."""
+    """Down twice, up twice by transposed convolutions, concatenated with the values from the way down."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Conv3dNet(nn.Module):
 
 
 class RecurrentNet(nn.Module):
-    """Convolutions over time, an LSTM on what they see, and a hidden layer on its last output."""
+    """Convolutions over time, an LSTM on their outputs, and a hidden layer on its last output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ class WeightNormNet(nn.Module):
 
 
 class SiameseNet(nn.Module):
-    """One encoder looks at two images; how their features differ is judged."""
+    """One encoder for two images; the head sees how their features differ."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""One model of the zoo with one tool, in a process of its own: what zoo.py starts. Prints a line of JSON per finding.
+"""One model of the zoo with one tool, in the process that zoo.py starts. Prints a line of JSON per finding.
 
 python benchmarks/zoo_one.py singe own/unet
 """
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tool", choices=TOOLS)
     parser.add_argument("model", choices=MODELS)
-    parser.add_argument("--memory", type=int, help="bytes of address space at most")
+    parser.add_argument("--memory", type=int, help="limit of address space in bytes")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args(arguments)
     if options.memory:

@@ -1,4 +1,4 @@
-"""A model of the zoo through Torch-Pruning, as its documents and examples tell its users to."""
+"""A model of the zoo through Torch-Pruning, as its documents and examples say."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ RATIOS = (0.3, 0.6)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of it.
+    """The outcome.
 
     Attributes:
-        building, pruning: seconds that the pruner took, and its one step.
+        building, pruning: seconds to build the pruner, and of its one step.
         params: share that is gone.
-        problem: the first thing that is wrong with the result; None where nothing is.
+        problem: the first thing that is wrong with the result; None if nothing is.
     """
 
     building: float
@@ -37,7 +37,7 @@ class Outcome:
 
 def measure(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """For each of :data:`RATIOS` (it, an :class:`Outcome`), or {"problem": ...} where pruning itself failed."""
-    # its examples for timm do so too: only plain attention can be followed
+    # as in its examples for timm: only plain attention can be followed
     os.environ["TIMM_FUSED_ATTN"] = "0"
     for ratio in RATIOS:
         try:
@@ -47,7 +47,7 @@ def measure(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def pruned(name: str, ratio: float) -> Outcome:
-    """Prunes a share of all channels by magnitude, layer by layer, and looks at the result."""
+    """Prunes a share of all channels by magnitude, layer by layer, and checks the result."""
     import torch_pruning
 
     model, inputs = lively(name)
@@ -70,14 +70,14 @@ def pruned(name: str, ratio: float) -> Outcome:
 
 
 def _classifiers(model: nn.Module, widths: set[int]) -> list[nn.Module]:
-    """The layers that put out the network's outputs: as wide as these are. And attention's own output layers."""
+    """The layers that compute the network's outputs, found by their width, and attention's own output layers."""
     last = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features in widths]
     last += [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.out_channels in widths]
     return last + [m for m in model.modules() if isinstance(m, nn.modules.linear.NonDynamicallyQuantizableLinear)]
 
 
 def _attention_heads(model: nn.Module) -> dict[nn.Module, int]:
-    """Of timm's attention: the layer that computes queries, keys and values -> its heads."""
+    """For timm's attention: the layer that computes queries, keys and values -> its heads."""
     return {m.qkv: m.num_heads for m in model.modules() if hasattr(m, "num_heads") and isinstance(_qkv(m), nn.Linear)}
 
 
@@ -92,7 +92,7 @@ def _tokens_round_to(model: nn.Module) -> int | None:
 
 
 def _follow(model: nn.Module, heads: dict[nn.Module, int]) -> None:
-    """Widths that models keep to themselves, which users are told to bring up to date."""
+    """Updates widths that models store as attributes, as users are told to."""
     for module in model.modules():
         if _qkv(module) in heads:
             module.num_heads = heads[module.qkv]

@@ -1,4 +1,4 @@
-"""A model of the zoo through singe: what there is to prune, and what comes of pruning it."""
+"""A model of the zoo through singe: what can be pruned, and the result of pruning it."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Analysis:
-    """What a model consists of.
+    """The parts of a model.
 
     Attributes:
         params, macs: of the whole model; multiply-adds for one sample.
         groups: of coupled neurons that can lose some.
         units: neurons of all groups, and the rows of layers that belong to none.
         frozen: why some of these stay -> how many.
-        removable: share of the parameters that goes where every group keeps one neuron.
-        seconds: from the model to all that, trial removal included.
+        removable: share of the parameters that is gone when every group keeps one neuron.
+        seconds: of the whole analysis, trial removal included.
     """
 
     params: int
@@ -47,14 +47,14 @@ class Analysis:
 
 @dataclass(frozen=True)
 class Pruned:
-    """What came of :func:`singe.prune`.
+    """The outcome of :func:`singe.prune`.
 
     Attributes:
         rho: of all parameters.
         seconds: of the call.
         params, macs: shares that are gone.
         difference: the largest between the outputs of the result and of the masked model, relative to the largest.
-        problem: the first thing that is wrong with the result; None where nothing is.
+        problem: the first thing that is wrong with the result; None if nothing is.
     """
 
     rho: float
@@ -68,7 +68,7 @@ class Pruned:
 def measure(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """("analysis", an :class:`Analysis`), then for each of :data:`SHARES` (it, a :class:`Pruned`).
 
-    In place of what fails comes {"problem": why}.
+    A step that fails yields {"problem": why} instead.
     """
     model, inputs = lively(name)
     try:
@@ -91,7 +91,7 @@ def spread(model: nn.Module, inputs: Inputs) -> Any:
 
 
 def inspected(model: nn.Module, inputs: Inputs) -> Analysis:
-    """What :func:`singe.inspect` finds out."""
+    """What :func:`singe.inspect` finds."""
     start = time.perf_counter()
     found = singe.inspect(model, tuple(inputs), forward=spread)
     seconds = time.perf_counter() - start
@@ -109,21 +109,21 @@ def inspected(model: nn.Module, inputs: Inputs) -> Analysis:
 
 
 def _kind(reason: str, model: nn.Module) -> str:
-    """A reason without names and numbers that are this model's, so that equal ones add up."""
+    """A reason without this model's names and numbers, so that equal ones are counted together."""
     names = {name for name, _ in (*model.named_modules(), *model.named_parameters(), *model.named_buffers())}
     general = " ".join("…" if word in names else word for word in reason.split()).removesuffix(" in …")
     return re.sub(r"\b\d+\b", "n", general)
 
 
 def _rows(model: nn.Module, name: str) -> int:
-    """Of the largest matrix in a layer that no group holds, or of a bare parameter; a scale has none."""
+    """Rows of the largest matrix in a layer that is in no group, or of a bare parameter; a scale has none."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     own = [p for n, p in parameters.items() if n == name or n.startswith(f"{name}.")]
     return max((len(p) for p in own if p[0].numel() > 1), default=0)
 
 
 def pruned(name: str, model: nn.Module, inputs: Inputs, rho: float) -> Pruned:
-    """Prunes by magnitude, without training, and looks at the result."""
+    """Prunes by magnitude, without training, and checks the result."""
     start = time.perf_counter()
     result = singe.prune(
         model, [batch(name, inputs)], rho, criterion="magnitude", finetune=None, images=len(inputs[0]),
@@ -137,14 +137,14 @@ def pruned(name: str, model: nn.Module, inputs: Inputs, rho: float) -> Pruned:
 
 
 def manner(name: str) -> dict[str, Any]:
-    """How :func:`singe.prune` is told to call and judge a model; nothing for a classifier of one input."""
+    """Arguments that tell :func:`singe.prune` how to call and judge a model; none for a classifier of one input."""
     entry = MODELS[name]
     several: dict[str, Forward] = {"forward": spread} if len(entry.shapes) > 1 else {}
     return several | ({} if entry.classes and not several else {"loss": squares})
 
 
 def batch(name: str, inputs: Inputs) -> tuple[Tensor, ...]:
-    """All inputs where there are several, else the only one and labels for it."""
+    """All inputs if there are several, otherwise the only one with labels for it."""
     if len(inputs) > 1:
         return tuple(inputs)
     return inputs[0], torch.randint(MODELS[name].classes or 1, (len(inputs[0]),))

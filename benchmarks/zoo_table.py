@@ -1,4 +1,4 @@
-"""What zoo.py found, as a page of Markdown."""
+"""The findings of zoo.py as a page of Markdown."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ Finding = dict[str, Any]
 _TEXT = """\
 # The zoo
 
-Does `singe` prune the models that people have? Each of these was analysed, and pruned by 30 % and by 60 % of the
-parameters that can go at all, by magnitude and without training. None is trained: weights, scales and batch norm
-statistics are random, and such that every neuron matters. So the table tells what is removed and whether it is removed
-correctly; it tells nothing about accuracy.
+Does `singe` prune the models that people use? Each of these was analysed, and pruned by 30 % and by 60 % of the
+parameters that can be removed at all, by magnitude and without training. None is trained: weights, scales and batch
+norm statistics are random, chosen so that every neuron matters. So the table shows what is removed and whether it is
+removed correctly; it says nothing about accuracy.
 
 {summary}
 
 ## How to read it
 
-- *groups*: those of coupled neurons that can lose some. *units*: all neurons there are. *whole*: the share of them that
+- *groups*: the groups of coupled neurons that can lose some. *units*: all neurons. *whole*: the share of them that
   is left whole, and the most frequent reasons with their numbers of neurons.
 - *analysis*: seconds for export, groups and trial removal.
-- *gone*: parameters of the whole model that are gone. *difference*: the largest between the outputs of the smaller
-  model and of the masked one, relative to the largest output; up to 1e-4 counts as equal. *trains*: a forward and a
-  backward pass in train mode give a gradient to all parameters that got one before, and shared ones are still shared.
+- *gone*: share of the whole model's parameters that is gone. *difference*: the largest between the outputs of the
+  smaller model and of the masked one, relative to the largest output; up to 1e-4 counts as equal. *trains*: a forward
+  and a backward pass in train mode give a gradient to all parameters that got one before, and shared ones are still
+  shared.
 - *Torch-Pruning*: seconds to build the pruner and to prune with `MagnitudeImportance`, layer by layer, 30 % and 60 % of
   the channels with the classifier ignored. It is called as its documents and examples say: the heads of timm's
-  attention are passed on, and widths that attention keeps to itself are brought up to date afterwards. Its ratio counts
-  channels, not parameters, so what is gone does not compare. Here it is asked whether something was removed, outputs
-  have their shapes and the model trains, not whether what is left computes what masking would. A user who registers
-  pruners of their own for a model can get further.
-- Each model and tool ran in a process of its own, which might take {seconds:g} s and {memory:g} GiB. Failures are
+  attention are passed on, and widths stored in attention modules are updated afterwards. Its ratio counts channels,
+  not parameters, so the shares gone are not comparable. The checks here are whether something was removed, outputs
+  have their shapes and the model trains, not whether the rest computes what masking would. A user who registers
+  custom pruners for a model can get further.
+- Each model and tool ran in a separate process, limited to {seconds:g} s and {memory:g} GiB. Failures are
   quoted by their first line.
 
 ## Results
@@ -105,7 +106,7 @@ def _pruned(finding: Finding, share: str) -> list[str]:
 
 
 def _peer(finding: Finding) -> list[str]:
-    """Seconds of the first share that was pruned, and what came of each."""
+    """Seconds of the first share that was pruned, and the outcome of each."""
     times = [
         f"{r['building']:.1f} + {r['pruning']:.1f} s"
         for share in ("0.3", "0.6")

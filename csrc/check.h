@@ -1,6 +1,6 @@
 // What every operator needs of torch's stable ABI: checks, dtypes, allocation. Users' mistakes are caught in
-// singe/ops.py with better messages; the checks here keep a direct call of torch.ops.singe from reading
-// astray.
+// singe/ops.py with better messages; the checks here keep a direct call of torch.ops.singe from reading out
+// of bounds.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -37,7 +37,7 @@ inline void check_rows(const int64_t* row, int64_t count, int64_t rows, const ch
   }
 }
 
-// What a dtype is computed in.
+// The type that a dtype is computed in.
 template <class T>
 using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
 

@@ -1,5 +1,5 @@
-// Every operator's schema. What they compute is said in singe/ops.py; implementations register themselves at
-// the foot of csrc/cpu/<op>.cpp and csrc/cuda/<op>.cu.
+// Every operator's schema. singe/ops.py describes what they compute; implementations register themselves at
+// the end of csrc/cpu/<op>.cpp and csrc/cuda/<op>.cu.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(singe, m) {

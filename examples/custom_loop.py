@@ -26,7 +26,7 @@ def main(width=16, epochs=6, rho=0.5):
     train(model, loader, optimizer, epochs)
     print(f"trained: {singe.accuracy(model, test):.1%}")
 
-    # finetune=None: neurons go and nothing is trained. What comes back is a module like any other.
+    # finetune=None: neurons are removed and nothing is trained. The result is a module like any other.
     result = singe.prune(model, loader, rho, finetune=None)
     print(f"pruned: {singe.accuracy(result.model, test):.1%}")
     smaller = result.model

@@ -83,7 +83,7 @@ def loss(outputs, batch):
 
 @torch.no_grad()
 def found(model, batch):
-    """The share of images in which the surest position names the square's colour."""
+    """The share of images in which the most confident position names the square's colour."""
     classes = forward(model.eval(), batch)["classes"][:, 1:].softmax(1).amax(2).argmax(1) + 1
     return float((classes == batch["target"]["classes"].amax(1)).float().mean())
 

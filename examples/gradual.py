@@ -22,7 +22,7 @@ def main(width=16, epochs=12, every=2, per_round=24, until=8):
         for x, y in loader:
             optimizer.zero_grad()
             F.cross_entropy(model(x), y).backward()
-            optimizer.step()  # what is masked stays zero
+            optimizer.step()  # masked weights stay zero
         done = pruner.epoch_end(loader)
         masked = f", {done.channels} channels masked" if done else ""
         print(f"epoch {epoch}: {singe.accuracy(model, test):.1%}{masked}")

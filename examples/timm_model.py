@@ -1,7 +1,7 @@
 """A network of timm: python examples/timm_model.py vit_tiny_patch16_224 --data imagenet/train
 
-Of transformers go hidden units of the MLPs and whole attention heads. Without --data it has random weights and sees
-noise, which shows what goes and how long that takes, but no accuracy.
+Transformers lose hidden units of the MLPs and whole attention heads. Without --data the network has random weights and
+sees noise, which shows what is removed and how long that takes, but no accuracy.
 """
 
 import argparse
@@ -22,7 +22,7 @@ def main(name="vit_tiny_patch16_224", data=None, count=256, batch=32, rho=0.3, s
         dataset = timm.data.create_dataset("", data, transform=timm.data.create_transform(**config))
     loader = DataLoader(dataset, batch_size=batch, shuffle=True, num_workers=0 if data is None else 8)
 
-    print(singe.inspect(model, next(iter(loader))[0][:2]))  # which units and heads may go, which not and why
+    print(singe.inspect(model, next(iter(loader))[0][:2]))  # which units and heads can be removed, which cannot and why
     result = singe.prune(model, loader, rho, images=images, finetune=singe.FineTune(steps=steps))
     print(result)
     return result

@@ -1,6 +1,7 @@
 """A network of torchvision: python examples/torchvision_model.py mobilenet_v2 --data imagenet/train
 
-Without --data it has random weights and sees noise, which shows what goes and how long that takes, but no accuracy.
+Without --data it has random weights and sees noise, which shows what is removed and how long that takes, but no
+accuracy.
 """
 
 import argparse
@@ -20,7 +21,7 @@ def main(name="resnet18", data=None, size=224, count=256, batch=32, rho=0.3, ste
         model, dataset = models.get_model(name, weights=weights), datasets.ImageFolder(data, weights.transforms())
     loader = DataLoader(dataset, batch_size=batch, shuffle=True, num_workers=0 if data is None else 8)
 
-    print(singe.inspect(model, next(iter(loader))[0][:2]))  # which channels may go, which not and why
+    print(singe.inspect(model, next(iter(loader))[0][:2]))  # which channels can be removed, which cannot and why
     result = singe.prune(model, loader, rho, target="macs", images=images, finetune=singe.FineTune(steps=steps))
     print(result)
     return result

@@ -1,4 +1,4 @@
-"""Progress bars on stderr, one inside of another; none where stderr is no terminal."""
+"""Nested progress bars on stderr; none where stderr is no terminal."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from tqdm import tqdm
 
 DELAY = 0.5
-"""Seconds after which an inner bar shows up: work that takes less comes and goes without one."""
+"""Seconds after which an inner bar appears: shorter work shows none."""
 
 
 def bar(items: Iterable[Any] | None = None, *, shown: bool, inside: bool = False, **options: Any) -> tqdm:
     """A bar around an iterable, or one to be updated.
 
     Args:
-        items: what is gone through, if anything.
+        items: what to iterate over, if anything.
         shown: whether to show it at all, on a terminal.
         inside: whether it stands below another bar; it vanishes when it is done.
         options: of ``tqdm``.
@@ -27,6 +27,6 @@ def bar(items: Iterable[Any] | None = None, *, shown: bool, inside: bool = False
 
 
 def standing(loss: float, evaluation: float | None) -> dict[str, str]:
-    """How the network is doing, to show behind a bar."""
+    """How the network is doing, to show at the end of a bar."""
     shown = {"loss": f"{loss:.3f}"}
     return shown if evaluation is None else shown | {"evaluation": f"{evaluation:.4g}"}

@@ -1,4 +1,4 @@
-"""Bad input refused before work starts: every check says what was expected and what came."""
+"""Bad input is refused before work starts: every check says what was expected and what was given."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from .task import Task
 
 
 def sound_model(model: nn.Module) -> torch.device:
-    """The device of a model that can be worked on: on one device that computes in its dtypes, with finite weights.
+    """The device of a sound model: all of it on one device that computes in its dtypes, with finite weights.
 
     Raises:
-        ValueError: it cannot; says why.
+        ValueError: the model is not sound; says why.
     """
     device = device_of(model)
     arithmetic(model)
@@ -58,7 +58,7 @@ def finite_weights(model: nn.Module) -> None:
 
 
 def true_attributes(model: nn.Module) -> None:
-    """Raises ValueError, naming them, if a module says it is wider or narrower than its tensors are."""
+    """Raises ValueError if a module's attributes contradict the widths of its tensors; names them."""
     for name, module in model.named_modules():
         for attribute, value in widths_by_tensors(module).items():
             if getattr(module, attribute) != value:
@@ -226,7 +226,7 @@ def answers(model: nn.Module, batch: Batch, task: Task) -> Any:
 
 
 def own_weights(model: nn.Module, graph: Trace) -> None:
-    """Raises ValueError if what was traced, a copy of ``model``, works on the weights of the model itself."""
+    """Raises ValueError if the traced copy of ``model`` works on the weights of the model itself."""
     names = {p.data_ptr(): name for name, p in model.named_parameters() if p.numel()}
     held = [names[t.data_ptr()] for t in graph.constants.values() if t.data_ptr() in names]
     if held:

@@ -43,7 +43,7 @@ def _records(path: Path) -> np.ndarray:
 
 
 def normalised(images: Tensor) -> Tensor:
-    """float32 images with the usual mean and deviation taken out."""
+    """float32 images, standardised with the usual mean and deviation."""
     mean, std = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (MEAN, STD))
     return (images.float() / 255 - mean) / std
 
@@ -52,7 +52,7 @@ class Loader:
     """Shuffled batches with the usual augmentation: crops from four pixels of padding, horizontal flips.
 
     Draws from torch's global generator on the CPU, so that seeding it seeds the loader, on every device alike. Batches
-    are where ``images`` and ``labels`` are; a last one that would not be full is left out.
+    are on the device of ``images`` and ``labels``; an incomplete last batch is left out.
 
     Raises:
         ValueError: there are fewer images than a batch has.
@@ -85,7 +85,7 @@ def _augmented(x: Tensor) -> Tensor:
 
 
 class Ordered:
-    """All images once and in order, as they are but normalised."""
+    """All images once and in order, normalised but not augmented."""
 
     def __init__(self, images: Tensor, labels: Tensor, batch_size: int = 500) -> None:
         self._images, self._labels, self._batch_size = images, labels, batch_size

@@ -1,4 +1,4 @@
-"""What relevance is: the paper's criteria (Yvinec et al. 2022, equations 1 to 5), the greedy oracle and chance.
+"""Measures of relevance: the paper's criteria (Yvinec et al. 2022, equations 1 to 5), the greedy oracle and chance.
 
 Notation: L is the loss on one batch, W the weight row of a neuron with its batch norm folded in, t in (0, 1] its place
 on the path that fades the neuron (1 = as it is). A neuron that owns several rows scores the sum over them.
@@ -36,7 +36,7 @@ class PathRule:
 
 
 class Criterion:
-    """A score per neuron; the least relevant is the smallest."""
+    """A score per neuron; the least relevant neuron has the smallest."""
 
     @property
     def scores_together(self) -> bool:
@@ -70,12 +70,12 @@ class WeightCriterion(Criterion, ABC):
     def of_rows(self, rows: Tensor) -> Tensor:
         """[R], a value for each of the rows that a layer has in a group, float64 [R, F], batch norm folded in.
 
-        Rows of neurons that are removed by now are zero; what comes out for them does not matter.
+        Rows of neurons that have already been removed are zero; their values do not matter.
         """
 
     @property
     def lasting(self) -> bool:
-        """Whether a row's value stays what it is when others are removed."""
+        """Whether a row's value stays the same when others are removed."""
         return False
 
 
@@ -172,9 +172,9 @@ class LossChange(Criterion):
 
 @dataclass(frozen=True)
 class Reconstruction(Criterion):
-    """What no refitting of the readers makes up for once the neuron is gone; needs neither labels nor gradients.
+    """The error that refitting the readers cannot make up for once the neuron is gone; needs no labels or gradients.
 
-    By how much the least of |X W + b - Z|^2 + lambda |W - W_0|^2 over W and b rises without the neuron's columns of X,
+    It is the rise of the least of |X W + b - Z|^2 + lambda |W - W_0|^2 over W and b without the neuron's columns of X,
     as a share of the squares of Z, summed over the readers; see ``singe.refit`` for X and Z. For the columns J
     and P = (X^T X + lambda)^-1 that is tr(W_J^T P_JJ^-1 W_J) (Hassibi & Stork 1993, in blocks).
     """
@@ -182,9 +182,9 @@ class Reconstruction(Criterion):
 
 @dataclass(frozen=True)
 class FeatureRelevance(Criterion):
-    """How much the neuron contributes to the true class, by relevance propagated from there back (Aketi et al. 2020).
+    """How much the neuron contributes to the true class, by relevance propagated back from there (Aketi et al. 2020).
 
-    See ``singe.scoring.relevance``. Batches are (x, y) with class indices y, and the network puts out logits
+    See ``singe.scoring.relevance``. Batches are (x, y) with class indices y, and the network returns logits
     [B, classes].
 
     Args:

@@ -50,20 +50,21 @@ def fold_batchnorm(model: nn.Module, example: Any, *, forward: Forward | None = 
     """Folds every batch norm that can be into the affine layers around it: convolutions, linear layers, batch norms.
 
     A batch norm is y = a x + c per channel, with a = gamma / sqrt(var + eps) and c = beta - a mean. It is folded if the
-    search for its roots and leaves closes: if all that writes the channels in front of it, through operators that move,
-    average or add up, are layers (roots), and so are all other readers of these channels (leaves), and none is both.
-    Roots then write a x + c, W' = a W and b' = a b + c, and leaves undo it, W' = W / a and b' = b - W c / a. Or else if
-    the same holds of the channels behind it: leaves then do it, W' = W a and b' = b + W c, and roots undo it. No shift
-    gets past zero padding. A layer that is used more than once, holds tied or computed weights or has hooks is neither.
+    search for its roots and leaves closes: if everything that writes the channels before it, through operators that
+    move, average or add, is a layer (a root), and so is every other reader of these channels (a leaf), and none is
+    both. Roots then write a x + c, W' = a W and b' = a b + c, and leaves undo it, W' = W / a and b' = b - W c / a. Or
+    else if the same holds for the channels after it: leaves then apply it, W' = W a and b' = b + W c, and roots undo
+    it. No shift gets past zero padding. A layer that is used more than once, holds tied or computed weights or has
+    hooks is neither.
 
     Outputs in eval mode stay the same, which is checked on the example after every fold: to 1e-4 in float32, or to ten
-    times what rounding the weights does to a network that amplifies it. A folded network no longer normalises batches,
-    so train it first.
+    times the effect of rounding the weights in a network that amplifies it. A folded network no longer normalises
+    batches, so train it first.
 
     Args:
-        model: not modified. Wrapped or compiled, the module inside is taken.
+        model: not modified. If it is wrapped or compiled, the module inside is taken.
         example: inputs x [B, ...] of ``model(x)``, or whatever ``forward`` takes; a few samples are enough.
-        forward: (model, example) -> outputs, for a model that is not ``model(x)``.
+        forward: (model, example) -> outputs, for a model not called as ``model(x)``.
 
     Raises:
         TypeError, ValueError: bad input; see the message.
@@ -82,7 +83,7 @@ def fold_batchnorm(model: nn.Module, example: Any, *, forward: Forward | None = 
 
 
 class _Answers:
-    """What a network answers to an example, before it is worked on.
+    """The outputs of a network for an example, before it is modified.
 
     Args:
         model: in eval mode.
@@ -96,7 +97,7 @@ class _Answers:
         self._noise = min(10 * distance(task.outputs(_rounded(model), batch), self._expected), 1e-2)
 
     def are_those_of(self, model: nn.Module) -> bool:
-        """Whether a model answers alike; the user's code may not get along with what it finds."""
+        """Whether a model gives the same outputs; the user's code may fail on the folded model."""
         try:
             actual = self._task.outputs(model, self._batch)
             return alike(actual, self._expected) or distance(actual, self._expected) <= self._noise
@@ -106,7 +107,7 @@ class _Answers:
 
 
 def _rounded(model: nn.Module) -> nn.Module:
-    """A copy with weights that are off by as much as rounding makes them."""
+    """A copy whose weights are off by as much as rounding would change them."""
     copied, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
     for parameter in copied.parameters():
         noise = torch.rand(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.device) - 0.5
@@ -115,7 +116,7 @@ def _rounded(model: nn.Module) -> nn.Module:
 
 
 def _fold_all(model: nn.Module, graph: Trace, answers: _Answers) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Folds in place until nothing folds any more; returns what was folded, and what was not with the reason."""
+    """Folds in place until nothing more can be folded; returns the folded batch norms, and the others -> why."""
     channels = find_channels(graph, unable(model, graph))
     names = waiting = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
     while True:
@@ -131,7 +132,7 @@ def _fold_all(model: nn.Module, graph: Trace, answers: _Answers) -> tuple[tuple[
                 unfolded[name] = str(reason)
         if len(unfolded) == len(waiting):
             return tuple(name for name in names if name not in unfolded), unfolded
-        waiting = list(unfolded)  # what a batch norm that is gone has held up may fold now
+        waiting = list(unfolded)  # those that a batch norm now gone prevented may fold now
 
 
 def _fold(model: nn.Module, graph: Trace, channels: Channels, name: str) -> Callable[[], None]:
@@ -164,13 +165,13 @@ def _fold(model: nn.Module, graph: Trace, channels: Channels, name: str) -> Call
 
 
 def _rest(norm: nn.Module) -> nn.Module:
-    """What stays in the place of a batch norm: its children, such as an activation."""
+    """What replaces a batch norm: its children, such as an activation."""
     children = OrderedDict(norm.named_children())
     return nn.Sequential(children) if children else nn.Identity()
 
 
 def _mishap(model: nn.Module, answers: _Answers, name: str) -> str:
-    """Why the outputs were others without a batch norm: is it enough to hide it inside another module?"""
+    """Why the outputs changed without a batch norm: do they, too, when it is only hidden inside another module?"""
     norm = model.get_submodule(name)
     hidden = nn.Sequential(norm)
     _replace(model, norm, hidden)
@@ -182,6 +183,6 @@ def _mishap(model: nn.Module, answers: _Answers, name: str) -> str:
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     for parent in list(model.modules()):  # the new one may hold the old one
-        for name, child in list(parent._modules.items()):  # every name: named_children tells one only
+        for name, child in list(parent._modules.items()):  # every name: named_children lists only one
             if child is old:
                 setattr(parent, name, new)

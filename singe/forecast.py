@@ -38,10 +38,10 @@ from .training.finetune import Tuner
 from .training.recalibration import recalibrate
 
 SAMPLED = 15.0
-"""Seconds in which parts of the network are sampled: as many as there is time for, two at least."""
+"""Seconds in which parts of the network are sampled: as many as there is time for, at least two."""
 
 TRIED = 15.0
-"""Seconds that groups which are pruned on a copy may take, all together; one is at least."""
+"""Seconds that groups which are pruned on a copy may take, all together; at least one is pruned."""
 
 _CLEAR = 0.2
 """Seconds that a measurement takes at least, if it can."""
@@ -59,12 +59,12 @@ class Forecast:
     """What :func:`singe.prune` would do; ``print`` it for a table.
 
     Attributes:
-        parts: name, units and how many of them go, of each group of neurons (or weight tensor) that loses some and is
-            still to be pruned.
+        parts: name, number of units and how many of them will be removed, for each group of neurons (or weight tensor)
+            that loses some and is still to be pruned.
         frozen: what is left whole -> why.
         sizes: of the network: "parameters" and "multiply-adds", or "weights" -> before and after.
-        seconds: what takes time -> how long, estimated.
-        measured: what that was estimated from.
+        seconds: activity -> how long it takes, estimated.
+        measured: what the estimates are based on.
     """
 
     parts: tuple[tuple[str, int, int], ...]
@@ -99,11 +99,12 @@ class Forecast:
 def forecast(model: nn.Module, loader: Iterable[Any], rho: float, **arguments: Any) -> Forecast:
     """What :func:`singe.prune` would remove with the same arguments, and how long that would take on this machine.
 
-    Which groups lose how many neurons is what the run would decide; which neurons is not asked. Time is estimated:
-    scoring from some neurons of a sample of the groups, with what lies between them interpolated; how often neurons are
-    scored again, and refitting, from some groups that are pruned on a copy; fine-tuning from a few steps of
-    the unpruned network and of one as narrow as the result. Takes as long as the run takes to get ready, and about half
-    a minute more; longer where a single pass takes seconds. No file is written, and a checkpoint is gone on from.
+    The groups and their numbers of neurons are those that the run would decide on; the neurons themselves are not
+    chosen. Time is estimated: scoring from some neurons of a sample of the groups, interpolating between them; how
+    often neurons are scored again, and refitting, from some groups that are pruned on a copy; fine-tuning from a few
+    steps of the unpruned network and of one as narrow as the result. Takes as long as the run's own preparation, and
+    about half a minute more; longer where a single pass takes seconds. No file is written; if there is a checkpoint,
+    the forecast starts from it.
 
     Args:
         model: as for :func:`singe.prune`; not modified.
@@ -128,7 +129,7 @@ class Rehearsal(NeuronRun):
         """What is left to do, and how long that takes.
 
         Args:
-            preparation: seconds that it took to get here, which the run takes, too.
+            preparation: seconds spent up to here, which the run takes, too.
         """
         todo, plan = self.todo[len(self.space.progress.history) :], self._plan()
         narrow = plan.apply(copy_of(self.space.given)).eval()
@@ -148,7 +149,7 @@ class Rehearsal(NeuronRun):
         )  # fmt: skip
 
     def _plan(self) -> Plan:
-        """One that makes a network as narrow as the result will be."""
+        """A plan that makes a network as narrow as the result will be."""
         plan = Plan()
         for group, count in self.todo:
             plan.add(group, list(range(count)))
@@ -161,10 +162,10 @@ class Rehearsal(NeuronRun):
 
         Args:
             narrow: a copy as narrow as the result.
-            plan: what of the network is gone in it.
-            left: share of the groups that are to be pruned yet.
-            seconds: what takes time -> how long; added to.
-            measured: what that comes from; added to.
+            plan: what has been removed from it.
+            left: share of the groups that are still to be pruned.
+            seconds: activity -> how long it takes; added to.
+            measured: what the estimates are based on; added to.
         """
         o = self.space.options
         if o.finetune is not None:
@@ -198,7 +199,7 @@ class Rehearsal(NeuronRun):
         )
         measured.append(
             f"scoring from neurons of {len(sampled)} of {len(todo)} groups, and {len(records)} pruned on a copy, which "
-            f"took {again:.1f} scores a removal beside the first of each neuron"
+            f"took {again:.1f} scores per removal in addition to each neuron's first"
         )
         if o.compensate != "none":
             a_layer = sum(r.seconds_compensating for r in records) / len(records)
@@ -228,7 +229,7 @@ class Rehearsal(NeuronRun):
             neurons = min(2 * neurons, group.size)
 
     def _try(self, todo: list[tuple[Group, int]], seconds: Sequence[float]) -> list[GroupRecord]:
-        """Prunes groups from all over the network that can be expected to fit into the time, and the quickest."""
+        """Prunes groups from all over the network that should fit into the time, and the quickest in any case."""
         records: list[GroupRecord] = []
         watch, quickest = Stopwatch(), min(range(len(todo)), key=seconds.__getitem__)
         for index in _spread(len(todo)):
@@ -239,13 +240,13 @@ class Rehearsal(NeuronRun):
 
 
 class WeightRehearsal(WeightRun):
-    """The same of single weights."""
+    """The same for single weights."""
 
     def forecast(self, preparation: float) -> Forecast:
         """What is to be done, and how long that takes.
 
         Args:
-            preparation: seconds that it took to get here, which the run takes, too.
+            preparation: seconds spent up to here, which the run takes, too.
         """
         o, todo = self.space.options, self.todo
         seconds, measured = {"preparation": preparation}, list[str]()
@@ -282,7 +283,7 @@ def _scores(size: int, count: int, refresh: Refresh, criterion: Criterion, again
         count: how many go.
         refresh: which of the others are scored again.
         criterion: whose scores.
-        again: how often a neuron was scored again for each that went, elsewhere; 0 where scores last.
+        again: how many neurons were scored again per removal in other groups; 0 where scores last.
     """
     if not again:
         return size
@@ -296,7 +297,7 @@ def _scores(size: int, count: int, refresh: Refresh, criterion: Criterion, again
 def _step(
     options: Options, network: nn.Module, unpruned: nn.Module, stream: Stream, still: Sequence[str], removed: Removed
 ) -> float:
-    """Seconds of a step of fine-tuning a network, which stays as it is."""
+    """Seconds of a step of fine-tuning a network, which is left unchanged."""
     assert options.finetune is not None
     work, watch = copy.deepcopy(network), Stopwatch()
     for steps in (1, _STEPS):  # the first is slow
@@ -330,13 +331,13 @@ def _time_evaluations(space: Workspace, narrow: nn.Module | None, records: int, 
 
 
 def _spread(count: int) -> list[int]:
-    """0 to ``count`` - 1, the first of them spread over all."""
+    """0 to ``count`` - 1, in an order whose beginning is spread over all."""
     strides = [1 << power for power in reversed(range(count.bit_length()))]
     return list(dict.fromkeys((count - 1, *(i for stride in strides for i in range(0, count, stride)))))
 
 
 def _sampled(count: int, measure: Callable[[int], T]) -> dict[int, T]:
-    """What was measured of some of ``count`` parts, in as much time as there is."""
+    """Measurements of some of ``count`` parts, as many as time allows."""
     found: dict[int, T] = {}
     start = time.perf_counter()
     for index in _spread(count):
@@ -347,7 +348,7 @@ def _sampled(count: int, measure: Callable[[int], T]) -> dict[int, T]:
 
 
 def _interpolated(known: dict[int, float], count: int) -> list[float]:
-    """A value for each of ``count`` parts, on straight lines between those that are known."""
+    """A value for each of ``count`` parts, interpolated linearly between those that are known."""
     at = sorted(known)
     values: list[float] = np.interp(range(count), at, [known[i] for i in at]).tolist()
     return values

@@ -54,10 +54,10 @@ class GradualPruner:
             pruner.epoch_end(loader)
         result = pruner.finish()
 
-    Masked channels are zero: their weights, biases, batch norm entries and what reads them. They are put back to zero,
-    and what an optimiser remembers of them too, after every step of every ``torch.optim.Optimizer``; what else changes
-    weights, such as averages of earlier ones, must leave zeros alone. The model has no hooks and no other parameters or
-    buffers than before.
+    Masked channels are zero: their weights, biases, batch norm entries and the weights that read them. After every step
+    of every ``torch.optim.Optimizer`` they are set back to zero, as is the optimiser's state for them; anything else
+    that changes weights, such as averages of earlier ones, must leave zeros alone. The model gets no hooks, parameters
+    or buffers.
 
     Scores are made comparable by dividing those of each group of coupled neurons by their L2 norm, and the neurons of
     all groups are ranked together.
@@ -90,30 +90,31 @@ class GradualPruner:
         """Finds out what can be pruned; nothing is masked yet.
 
         Args:
-            model: masked in place from the first round on. Wrapped or compiled, the module inside is taken. On several
-                processes under DistributedDataParallel, each one calls all of this, and the first one's scores count.
+            model: masked in place from the first round on. If it is wrapped or compiled, the module inside is taken. On
+                several processes under DistributedDataParallel, each makes all of these calls, and the first one's
+                scores count.
             example: inputs x [B, ...] of ``model(x)``, or whatever ``forward`` takes; a few samples are enough.
-            every: a round takes place at the end of every so many epochs.
-            per_round: output channels to mask in each, at most. A neuron that several layers write together, as in a
+            every: number of epochs between rounds; a round takes place at the end of an epoch.
+            per_round: the most output channels to mask in a round. A neuron that several layers write together, as in a
                 residual stream, counts once for each of its channels in each of them.
             until: the last epoch that may end with a round, counted from 1.
-            score: what relevance is: a name or an object of ``singe.criteria``.
+            score: the measure of relevance: a name or an object of ``singe.criteria``.
             ignore: module names or glob patterns; a group with a member among them is left alone.
-            images: samples that a round scores on, drawn anew each time.
+            images: number of samples to score on, drawn afresh in each round.
             loss: (outputs, batch) -> scalar; mean cross-entropy by default.
-            forward: (model, batch) -> outputs, for a model that is not ``model(x)``.
+            forward: (model, batch) -> outputs, for a model not called as ``model(x)``.
             seed: of everything random in a round; the same seed gives the same masks, in a resumed run too.
-            memory: bytes that the activations of one scoring pass may take, so far as samples can pass in parts.
-            analysis_seconds: how long it may take to try on copies what can be removed.
+            memory: bytes that the activations of one scoring pass may take, as far as samples can pass in parts.
+            analysis_seconds: how long trial removals on copies may take.
             evaluate: (model) -> a number, the higher the better, such as accuracy on test data. Called on copies in
                 eval mode, without gradients, before and after every round's neurons are masked, and on the result;
                 recorded in ``history`` and in the result. Decides nothing.
-            callbacks: functions of a record, called with each one once its round is over; with those of a state that is
-                loaded first. They decide nothing either, and an exception comes out of ``epoch_end``.
+            callbacks: functions of a record, called with each record once its round is over; first with those of a
+                loaded state. They decide nothing either, and an exception in one is raised by ``epoch_end``.
 
         Raises:
-            TypeError, ValueError: bad input; see the message. Feature relevance needs a rule for every operator behind
-                the first layer that may be pruned, and logits [B, classes]; operators without one are named.
+            TypeError, ValueError: bad input; see the message. Feature relevance needs a rule for every operator after
+                the first layer that may be pruned, and logits [B, classes]; operators without a rule are named.
             TimeoutError: the trials take longer than ``analysis_seconds``.
         """
         for name, value in (("every", every), ("per_round", per_round), ("images", images), ("memory", memory)):
@@ -139,13 +140,13 @@ class GradualPruner:
         self.epoch = 0
         self.history: list[RoundRecord] = []
         self._loader: Iterable[Any] | None = None
-        self._masked: dict[str, list[int]] = {}  # group -> neurons in the order they went
+        self._masked: dict[str, list[int]] = {}  # group -> neurons in the order of masking
         self._zeros: dict[tuple[str, int], Tensor] = {}  # the same, as surgery takes it
         hook = register_optimizer_step_post_hook(partial(_hold, weakref.ref(self)))
         self._release = weakref.finalize(self, hook.remove)
 
     def _look(self, batch: Batch, seconds: float) -> None:
-        """Finds the groups that may lose neurons, and refuses what cannot be scored."""
+        """Finds the groups that may lose neurons, and refuses a network that cannot be scored."""
         work = checks.copied(self._model)
         checks.runs(work, batch, self._task)
         self._trace = trace(work, self._task.inputs(batch), self._task.call)
@@ -167,18 +168,18 @@ class GradualPruner:
     # -- while training --------------------------------------------------------------------------------------
 
     def epoch_end(self, loader: Iterable[Any]) -> RoundRecord | None:
-        """Says that an epoch has ended; scores and masks if a round is due.
+        """Call this when an epoch has ended; it scores and masks if a round is due.
 
         The model's modes, gradients and ``requires_grad`` and all random states, the loader's too, are as before.
 
         Args:
-            loader: yields batches (x, y), for feature relevance with class indices y; those trained on will do.
+            loader: yields batches (x, y), for feature relevance with class indices y; the training loader will do.
 
         Returns:
             what the round did, or None where none was due.
 
         Raises:
-            TypeError, ValueError: what the loader yields cannot be scored, or ``evaluate`` returns no finite number.
+            TypeError, ValueError: the loader's batches cannot be scored, or ``evaluate`` returns no finite number.
                 The epoch then does not count, nor does it if ``evaluate`` itself fails.
         """
         self._check_running()
@@ -207,7 +208,7 @@ class GradualPruner:
         self._mask(masked)
         gone = sum(len(neurons) * channels(self._groups[name]) for name, neurons in removed.items())
         if gone < self._per_round:
-            log.info("epoch %d: %d channels are masked, not %d: no others can go", epoch, gone, self._per_round)
+            log.info("epoch %d: %d channels are masked, not %d: no others can be", epoch, gone, self._per_round)
         return RoundRecord(
             epoch=epoch,
             removed={name: tuple(neurons) for name, neurons in removed.items()},
@@ -245,7 +246,7 @@ class GradualPruner:
         return list(every.cpu().split([len(s) for s in scores]))
 
     def _mask(self, masked: dict[str, list[int]]) -> None:
-        """Masks these neurons of the groups, all of them."""
+        """Masks all of these neurons of the groups."""
         self._masked = masked
         self._zeros = {key: index.to(self._device) for key, index in self._plan(masked).removed().items()}
         zero(self._model, self._zeros)
@@ -260,15 +261,15 @@ class GradualPruner:
     # -- the end ---------------------------------------------------------------------------------------------
 
     def finish(self) -> PruneResult:
-        """Cuts what is masked out of a copy of the model; masks are no longer held.
+        """Cuts the masked channels out of a copy of the model; masks are no longer held.
 
         Returns:
             the smaller copy, checked against the masked model. ``loss_before`` is that before the first round,
-            ``loss_after`` is of the result, both on the samples of the first round, drawn anew from the last loader;
-            NaN where there was none. ``plan.apply(model, optimizer)`` cuts the model itself, to train on.
+            ``loss_after`` that of the result, both on the samples of the first round, drawn again from the last loader;
+            NaN where there was none. ``plan.apply(model, optimizer)`` cuts the model itself, to train it further.
 
         Raises:
-            ValueError: called before.
+            ValueError: it has been called before.
         """
         self._check_running()
         plan, task = self._plan(self._masked), self._task
@@ -313,16 +314,16 @@ class GradualPruner:
     # -- checkpoints -----------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """How far it has come, as tensors, numbers and strings, for the checkpoints of the training loop.
+        """The pruner's progress as tensors, numbers and strings, for the checkpoints of the training loop.
 
-        The model's and the optimiser's state are not in it.
+        It does not include the model's and the optimiser's state.
         """
         return state_of(self._settings(), self._sizes(), self.epoch, self.history)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where another pruner of the same model with the same settings was; masks the model at once.
+        """Continues where another pruner of the same model with the same settings was; masks the model at once.
 
-        Load the weights, too, as they were when the state was taken.
+        Load the weights, too, as they were when the state was saved.
 
         Raises:
             ValueError: not such a state, or one of another model or other settings. Nothing is changed then.
@@ -342,17 +343,18 @@ class GradualPruner:
     def _settings(self) -> dict[str, Any]:
         return {
             "every": self._every, "per_round": self._per_round, "until": self._until,
-            "score": identity(self._criterion), "ignore": sorted(self._ignore), "images": self._images, "seed": self._seed,
+            "score": identity(self._criterion), "ignore": sorted(self._ignore),
+            "images": self._images, "seed": self._seed,
         }  # fmt: skip
 
 
 def _hold(pruner: weakref.ref[GradualPruner], optimizer: Optimizer, args: object, kwargs: object) -> None:
-    """Keeps what is masked at zero, whatever optimiser has made a step."""
+    """Keeps masked weights at zero, whichever optimiser has made a step."""
     held = pruner()
     if held is not None and held._zeros:
         zero(held._model, held._zeros, optimizer)
 
 
 def _with(masked: Mapping[str, list[int]], removed: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
-    """What is masked, group by group in the order it went, once more is."""
+    """What is masked after further removals, group by group in the order of masking."""
     return {name: [*masked.get(name, ()), *removed.get(name, ())] for name in dict.fromkeys([*masked, *removed])}

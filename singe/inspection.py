@@ -1,4 +1,4 @@
-"""What would be pruned, before anything is."""
+"""What would be pruned, without pruning anything."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _REMARK = 40
 
 @dataclass(frozen=True)
 class GroupInfo:
-    """Neurons that are removed alike.
+    """A group of interchangeable neurons.
 
     Attributes:
         name: of the group, that of its first layer.
@@ -39,9 +39,10 @@ class GroupInfo:
         units: how many neurons there are.
         params_per_unit: parameters that go with one of them.
         macs_per_unit: multiply-adds for one sample that go with it.
-        params_share, macs_share: of the whole model's, gone when this group alone keeps one unit; in [0, 1].
+        params_share, macs_share: shares of the whole model that are gone when this group alone is cut to one unit; in
+            [0, 1].
         frozen: why the group is left whole, or None.
-        note: what else is good to know, or None.
+        note: anything else worth knowing, or None.
     """
 
     name: str
@@ -58,7 +59,7 @@ class GroupInfo:
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """What a network is made of, as :func:`singe.prune` sees it; ``print`` it for a table.
+    """The groups of a network, as :func:`singe.prune` sees them; ``print`` it for a table.
 
     Attributes:
         groups: of coupled neurons, in execution order.
@@ -111,11 +112,11 @@ def inspect(
     """Looks at a network as :func:`singe.prune` does before the first removal, trial removals on copies included.
 
     Args:
-        model: not modified. Wrapped or compiled, the module inside is taken.
+        model: not modified. If it is wrapped or compiled, the module inside is taken.
         example: inputs x [B, ...] of ``model(x)``, or whatever ``forward`` takes; a few samples are enough.
-        forward: (model, example) -> outputs, for a model that is not ``model(x)``.
+        forward: (model, example) -> outputs, for a model not called as ``model(x)``.
         ignore: module names or glob patterns; a group with a member among them is left alone.
-        analysis_seconds: how long it may take to try what can be removed.
+        analysis_seconds: how long trial removals may take.
 
     Raises:
         TypeError, ValueError: bad input; see the message.
@@ -155,7 +156,7 @@ def _info(index: int, found: Survey, graph: Trace, costs: Iterable[Cost]) -> Gro
 
 
 def _share(cost: Cost, found: Survey, removed: dict[int, int]) -> float:
-    """What goes with {index of a group: so many neurons}, as a share of the whole."""
+    """The cost removed with {index of a group: number of neurons}, as a share of the whole."""
     return cost.gone([removed.get(i, 0) for i in range(len(found.groups))]) / cost.total if cost.total else 0.0
 
 
@@ -182,7 +183,7 @@ def _row(group: GroupInfo) -> list[str]:
 
 
 def _tail(name: str) -> str:
-    """A name cut in front, where names of a network are most alike."""
+    """A name cut at the start, where names in a network differ least."""
     return name if len(name) <= _NAME else f"...{name[3 - _NAME :]}"
 
 

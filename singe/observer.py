@@ -1,4 +1,4 @@
-"""Who watches a run: the user's own measure of the network, and callbacks; neither moves anything in the run."""
+"""Observers of a run: the user's own measure of the network, and callbacks; neither affects the run."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ class Observer:
                 raise TypeError(f"expected callbacks to be functions of a record, got {type(callback).__name__}")
 
     def evaluation(self, model: nn.Module) -> float | None:
-        """What ``evaluate`` says of a copy of the model in eval mode; None without.
+        """What ``evaluate`` returns for a copy of the model in eval mode; None without it.
 
         Raises:
-            TypeError: something else than a number.
-            ValueError: a number that is not finite.
+            TypeError: it returns something other than a number.
+            ValueError: it returns a number that is not finite.
         """
         if self._evaluate is None:
             return None

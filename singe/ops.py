@@ -69,7 +69,7 @@ def fade_neurons(z: Tensor, neuron: Tensor, t: Tensor, *, axis: int = 1) -> Tens
 
 @torch.no_grad()
 def fade_next(base: Tensor, contribution: Tensor, index: Tensor, t: Tensor, relu: bool = False) -> Tensor:
-    """The output of the layer behind the faded one, for every job, without running that layer.
+    """The output of the layer after the faded one, for every job, without running that layer.
 
     For job k, with activations in between that are positively homogeneous,
 
@@ -250,7 +250,7 @@ def _check_vector(name: str, v: Tensor, dtype: torch.dtype, length: int, device:
 
 
 def _check_rows(name: str, rows: Tensor, count: int, device: torch.device) -> None:
-    """Rows' values are looked at on the CPU only: reading them from a GPU would make it wait."""
+    """Rows' values are checked only on the CPU: reading them from a GPU would make it wait."""
     if rows.dtype != torch.int64 or rows.device != device:
         raise TypeError(f"{name}: expected torch.int64 on {device}, got {rows.dtype} on {rows.device}")
     if rows.device.type == "cpu" and rows.numel() and not isinstance(rows, torch._subclasses.FakeTensor):

@@ -1,4 +1,4 @@
-"""The settings that gradual pruning was published with (Aketi et al. 2020)."""
+"""The published settings of gradual pruning (Aketi et al. 2020)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from . import checks
 
 @dataclass(frozen=True)
 class _Published:
-    """So many channels every so many epochs, until one epoch of so many in all."""
+    """Channels per round, epochs between rounds, the last epoch with a round, and the number of epochs."""
 
     per_round: int
     every: int
@@ -33,8 +33,8 @@ def gradual_preset(name: str, epochs: int | None = None) -> dict[str, int]:
     Args:
         name: "vgg16_cifar10", "vgg16_cifar100", "resnet56_cifar", "resnet110_cifar" (200 epochs) or
             "resnet34_imagenet" (90 epochs).
-        epochs: how long training takes, where not as long as it did there. Rounds then come at about the same shares of
-            it, as many of them as fit, and mask as many channels in all.
+        epochs: how long training takes, if not as long as published. Rounds then come at about the same fractions of
+            it, as many of them as fit, and mask as many channels in total.
 
     Returns:
         ``every``, ``per_round`` and ``until``.
@@ -49,6 +49,6 @@ def gradual_preset(name: str, epochs: int | None = None) -> dict[str, int]:
     every = max(1, round(published.every * total / published.epochs))
     until = max(every, published.until * total // published.epochs)
     rounds = published.until // published.every
-    if until // every > rounds:  # every so many epochs was rounded down
+    if until // every > rounds:  # the epochs between rounds were rounded down
         every = math.ceil(until / rounds)
     return {"every": every, "per_round": round(published.per_round * rounds / (until // every)), "until": until}

@@ -127,93 +127,94 @@ def prune(
     evaluate: Evaluate | None = None,
     callbacks: Iterable[Callback] = (),
 ) -> PruneResult | SparseResult:
-    """Removes whole neurons until a share ``rho`` of the parameters (or other costs) is gone; fine-tunes in between.
+    """Removes whole neurons until a share ``rho`` of the parameters (or other costs) is gone; fine-tunes afterwards.
 
-    With ``structured=False`` it masks single weights instead, layer by layer in execution order: one round in each, in
-    which the least relevant of its weights go, then fine-tuning with all masks held, then the next layer. Weights are
-    the parameters that convolutions and linear layers take as they are; ``rho`` is then the share of all weights of
-    convolutions and linear layers, tied ones once and those that are left whole included, and is met to within one
-    weight; biases, norms and embeddings stay and do not count. At least one weight of a tensor stays. Left whole are
-    weights that are computed (a weight norm's), that eval mode does not use, or that code reads without calling the
-    module that holds them, where no mask of ``torch.nn.utils.prune`` would be applied.
+    With ``structured=False`` it masks single weights instead, layer by layer in execution order, the least relevant
+    weights of a layer in one round; masks hold through fine-tuning. Weights are the parameters that convolutions and
+    linear layers use as they are; ``rho`` is then the share of all weights of convolutions and linear layers, including
+    those that are left whole and counting tied ones once, and is met to within one weight; biases, norms and embeddings
+    stay and do not count. At least one weight of a tensor stays. Weights are left whole if they are computed (a weight
+    norm's), if eval mode does not use them, or if code reads them without calling the module that holds them, where no
+    mask of ``torch.nn.utils.prune`` would be applied.
 
     Where ``torch.distributed`` is initialised, all ranks make this call together and share the work (docs/scaling.md):
     with the same arguments, and loaders that yield the same on all of them, or each a share of the data. All get
     the same result; the first one's ``evaluate`` counts, and it alone calls callbacks, writes and shows progress.
 
     Args:
-        model: any module ``model(x)`` that ``torch.export`` can trace; not modified. Its hooks go with the copies that
-            are worked on and are called there. Modules in eval mode inside a model in train mode stay so. Of
-            DistributedDataParallel, DataParallel and what torch.compile returns, the module inside is pruned, and all
-            names are of that module. Weight norms are taken off for the run and put back around what is left.
-        loader: yields batches (x, y), again and again; shuffle it, every group of neurons or layer begins a new epoch.
-        rho: share of what ``target`` names to remove, in (0, 1), met to within one neuron; of the latency, as it was
-            measured, to within two percent of the whole, or else a warning says what came closest.
-        structured: whether whole neurons go, or single weights. With False, ``target``, ``round_to``, ``refresh``,
-            ``compensate``, ``compensation_images``, ``analysis_seconds``, ``latency_batch`` and ``checkpoint`` have to
-            be as they are.
+        model: any module ``model(x)`` that ``torch.export`` can trace; not modified. The run works on copies, which
+            keep and call its hooks. Modules in eval mode inside a model in train mode stay so. Of a model wrapped in
+            DistributedDataParallel or DataParallel, or compiled by torch.compile, the module inside is pruned, and all
+            names are of that module. Weight norms are taken off for the run and put back afterwards.
+        loader: yields batches (x, y), and can be iterated repeatedly; it should shuffle, since every group of neurons
+            or layer begins a new epoch.
+        rho: share of what ``target`` names to remove, in (0, 1), met to within one neuron; of the measured latency, to
+            within two percent of the whole, or else a warning says what came closest.
+        structured: whether to remove whole neurons or mask single weights. With False, ``target``, ``round_to``,
+            ``refresh``, ``compensate``, ``compensation_images``, ``analysis_seconds``, ``latency_batch`` and
+            ``checkpoint`` have to keep their defaults.
         target: "params", the model's parameters, tied ones once; "macs", all multiply-adds of a forward pass, as torch
-            counts them; or "latency", the seconds that a forward pass takes here, in eval mode, with the threads that
-            torch has. Networks of several widths are then measured before anything goes, and the result holds what
-            the unpruned and the pruned one took. As no two measurements are the same, nor need the widths be: the
-            same seed then does not promise the same plan, but a checkpoint keeps the widths once they are chosen.
-        criterion: what relevance is: a name or an object of ``singe.criteria``. Of single weights it is made of the
-            absolute values of the weight and of the gradient at it, on the path that fades the whole layer: that is
-            what a name means then, and an object has to say ``path="layer"``; "loss_change" and "reconstruction" are
-            refused.
-        allocation: how rho is shared among groups. "sensitivity", the default, ranks the neurons of all groups by what
-            the loss rises by per parameter (or other cost) that is saved when their group alone loses more and more,
-            in the order of first scores and compensated as ``compensate`` says, measured on 256 samples at eight
-            widths; "global" ranks them by their first scores. "uniform" removes the same share of neurons everywhere,
-            "linear" a share that rises from the first group to the last, "block" one that rises from block to block; a
-            mapping {module name or glob: relative rate} says it for some groups (1 for the others, 0 leaves whole).
-            With ``structured=False`` likewise, of weights instead of neurons and tensors instead of groups, "uniform"
-            by default and without "sensitivity".
+            counts them; or "latency", the seconds that a forward pass takes on this machine, in eval mode, with torch's
+            number of threads. Networks of several widths are then measured before anything is removed, and the result
+            has the times before and after. As measurements vary, so may the widths: the same seed then does not promise
+            the same plan, but a checkpoint keeps the widths once they are chosen.
+        criterion: the measure of relevance: a name or an object of ``singe.criteria``. For single weights it uses the
+            absolute values of the weight and of its gradient, on the path that fades the whole layer: names then mean
+            that, and an object needs ``path="layer"``; "loss_change" and "reconstruction" are refused.
+        allocation: how rho is shared among groups. "sensitivity", the default, ranks the neurons of all groups by the
+            rise of the loss per parameter (or other cost) saved when their group alone loses more and more neurons, in
+            the order of first scores and compensated as ``compensate`` says, measured on 256 samples at eight widths;
+            "global" ranks them by their first scores. "uniform" removes the same share of neurons everywhere, "linear"
+            a share that rises from the first group to the last, "block" one that rises from block to block; a mapping
+            {module name or glob: relative rate} sets it for some groups (1 for the others, 0 leaves whole). With
+            ``structured=False`` the same holds for weights instead of neurons and tensors instead of groups, with
+            "uniform" as the default and without "sensitivity".
         round_to: a layer that loses rows keeps a multiple of this many; one that has no more is left whole.
         refresh: after a removal, re-score all of the group ("full", the paper's) or only the least relevant
             candidates until the least is up to date ("lazy").
-        compensate: how the layers that read a group are changed once it is pruned, before any fine-tuning: "mean" moves
-            biases (or the means of the batch norms behind), "least_squares", the default, refits weights too, so that
-            on some samples the network holds behind them what the unpruned one holds; or, where it is trained in
-            between, what it held itself before it lost the group's neurons. By least squares all layers that a removal
-            reaches are then refitted once more behind the last group, unless training in between has led away. Batch
-            norms behind what is refitted so get the statistics of what they see, with scales and shifts that make up
-            for it. Takes seconds a group, no labels, no gradients. "none" leaves them, and is all there is for single
-            weights.
-        compensation_images: samples for that.
-        finetune: how to train between removals; None for not at all. For single weights ``when="neuron"`` is refused.
-        images: samples that scores are computed on, drawn anew for every group or layer. Single weights need more of
-            them than neurons, whose scores sum up many gradients: some hundred. ``"sensitivity"`` takes 16 of them to
-            find out in which order a group's neurons would go.
+        compensate: how the layers that read a group are changed once it is pruned, before any later fine-tuning:
+            "mean" moves biases (or the means of the batch norms that follow); "least_squares", the default, refits
+            weights too, so that on some samples the values after these layers match those of the unpruned network, or,
+            with fine-tuning in between, those of the network just before the group was pruned. By least squares all
+            layers that a removal reaches are refitted once more after the last group, unless there was fine-tuning in
+            between. Batch norms after layers refitted in this way get the statistics of their new inputs, with scales
+            and shifts that make up for it. Takes seconds a group, no labels, no gradients. "none" leaves the layers
+            unchanged, and is the only choice for single weights.
+        compensation_images: number of samples for that.
+        finetune: how to train the pruned network, by default after all pruning; None for not at all. For single weights
+            ``when="neuron"`` is refused.
+        images: number of samples to score on, drawn afresh for every group or layer. Single weights need more of them
+            than neurons, whose scores sum up many gradients: a few hundred. ``"sensitivity"`` takes 16 of them to find
+            the order in which a group's neurons would be removed.
         loss: (outputs, batch) -> scalar; mean cross-entropy by default.
-        forward: (model, batch) -> outputs, for a model that is not ``model(x)``; batches are then any nested tensors.
+        forward: (model, batch) -> outputs, for a model not called as ``model(x)``; batches are then any nested tensors.
         ignore: module names or glob patterns; a group with a member among them, or a weight in them, loses no neurons.
             Its layers may still be refitted (see ``compensate``) and trained.
-        recalibrate_bn: images on which batch norms estimate their statistics anew at the end; 0 for not at all.
-        analysis_seconds: how long it may take to try on copies what can be removed.
+        recalibrate_bn: number of images on which batch norms re-estimate their statistics at the end; 0 for not at all.
+        analysis_seconds: how long trial removals on copies may take.
         seed: of everything random in the run; the same seed gives the same plan on the same machine.
-        memory: bytes that the activations of one scoring pass may take, so far as images can pass in parts.
+        memory: bytes that the activations of one scoring pass may take, as far as images can pass in parts.
         precision: of the passes that compute scores, training has its own: "float32", the model's own dtype without
             TF32; "tf32" on CUDA; or "bfloat16", autocast.
-        latency_batch: how many samples the forward pass that ``target="latency"`` is about takes at a time.
+        latency_batch: number of samples in the forward pass that ``target="latency"`` measures.
         progress: whether to show progress bars on stderr, where that is a terminal.
-        checkpoint: a directory in which the run leaves, after every group, all that it needs to go on from there when
+        checkpoint: a directory in which the run saves, after every group, all that it needs to continue from there when
             the same call is made again, in another process too. Model, loader and loss have to be the same as well.
         evaluate: (model) -> a number, the higher the better, such as accuracy on test data. Called on copies in eval
-            mode, without gradients: of the unpruned network, of the network behind every group (or layer), and of the
-            result; recorded in ``history`` and in the result. Decides nothing, nor does what it draws at random.
-        callbacks: functions of a record, called with each one (``GroupRecord``, or ``WeightRecord``) as soon as it is
-            there; with those of a checkpoint first. They decide nothing either, but an exception ends the run.
+            mode, without gradients: of the unpruned network, of the network after every group (or layer), and of the
+            result; recorded in ``history`` and in the result. Neither it nor its random draws affect the run.
+        callbacks: functions of a record, called with each one (``GroupRecord``, or ``WeightRecord``) as soon as it
+            exists; first with those of a checkpoint. They do not affect the run either, but an exception ends it.
 
     Returns:
-        the pruned model with its plan and history; or, of single weights, with its masks and history.
+        the pruned model with its plan and history; for single weights, with its masks and history.
 
     Raises:
-        TypeError, ValueError: bad input, refused before any work, among it a checkpoint that is damaged or of another
-            call; or a loss that is not finite during the run.
+        TypeError, ValueError: bad input, including a checkpoint that is damaged or of another call, refused before any
+            work; or a loss that is not finite during the run.
         OSError: the checkpoint's directory cannot be written to.
         TimeoutError: the trials take longer than ``analysis_seconds``.
-        RuntimeError: a rank of ``torch.distributed`` was lost, did not come, or decided otherwise.
+        RuntimeError: a rank of ``torch.distributed`` was lost, did not make the call, or decided differently.
     """
     arguments = locals()
     with meeting() as ranks, prepared(NeuronRun, WeightRun, arguments, ranks) as run:
@@ -279,9 +280,9 @@ def _options(arguments: Mapping[str, Any], ranks: Ranks) -> Options:
 
 
 def _first_ranks(model: nn.Module, ranks: Ranks) -> nn.Module:
-    """The model that all ranks prune: a copy with the first one's values where others have other ones.
+    """The model that all ranks prune: a copy with the first one's values where the ranks differ.
 
-    Batch norms do: DistributedDataParallel leaves each rank with the statistics of its own last batch.
+    Batch norms differ: DistributedDataParallel leaves each rank with the statistics of its own last batch.
     """
     tensors = named_tensors(model)
     ranks.check_same("model", str([(name, tuple(t.shape), t.dtype) for name, t in tensors.items()]))
@@ -294,7 +295,7 @@ def _first_ranks(model: nn.Module, ranks: Ranks) -> nn.Module:
 
 
 def _refuse_of_neurons(options: Options, analysis_seconds: float) -> None:
-    """Raises ValueError for what says something about neurons, or means them, where single weights are to go."""
+    """Raises ValueError for arguments that apply only to neurons, where single weights are to be masked."""
     goal, finetune = options.goal, options.finetune
     if options.compensate != "none":
         raise ValueError(f"expected compensate='none' with structured=False, got {options.compensate!r}")

@@ -1,4 +1,4 @@
-"""Where on the fading path the gradient is looked at, and with which weight."""
+"""Where on the fading path the gradient is taken, and with which weight."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Geometric:
 
 @dataclass(frozen=True)
 class GaussLegendre:
-    """Gauss-Legendre quadrature: exact for polynomials of degree 2 nodes - 1; never looks at t = 0.
+    """Gauss-Legendre quadrature: exact for polynomials of degree 2 nodes - 1; never uses t = 0.
 
     ``dt`` integrates over t in [0, 1]; ``log_dt`` integrates over ln t in [ln tol, 0].
 

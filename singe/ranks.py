@@ -1,4 +1,4 @@
-"""The processes of a run under torch.distributed: what they sum up, what one tells the others, that they agree."""
+"""The processes of a run under torch.distributed: what they sum, what one sends the others, and that they agree."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Ranks:
     Attributes:
         rank: of this process, from 0.
         size: how many there are.
-        sent: bytes of the values that this process has handed over so far; over the wire go up to twice as many.
+        sent: bytes of the values that this process has sent so far; up to twice as many go over the wire.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
@@ -49,7 +49,7 @@ class Ranks:
         return self.rank == 0
 
     def share(self, count: int) -> slice:
-        """Which of ``count`` things in a row are this rank's."""
+        """Which of ``count`` items in a row are this rank's."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def sum(self, values: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Tells what it means where something fails that all ranks take part in, such as averaging gradients."""
+        """Explains failures of operations that all ranks take part in, such as averaging gradients."""
         try:
             yield
         except RuntimeError as error:
@@ -127,7 +127,7 @@ class Ranks:
                 raise
             raise RuntimeError(
                 f"rank {self.rank} of {self.size} has lost another rank: it died, raised an error of its own, which "
-                "its output tells, or was not heard of for too long"
+                "is in its output, or was not heard from for too long"
             ) from error
 
 
@@ -136,9 +136,9 @@ ALONE = Ranks()
 
 @contextmanager
 def meeting() -> Iterator[Ranks]:
-    """All processes of ``torch.distributed``'s default group, if it is there; else this one alone.
+    """All processes of ``torch.distributed``'s default group, if there is one; otherwise this one alone.
 
-    Who leaves, with an error too, ends what the others are waiting for.
+    A process that leaves, with or without an error, ends the operation that the others are waiting for.
 
     Raises:
         RuntimeError: not all of them come within five minutes.
@@ -156,16 +156,16 @@ def meeting() -> Iterator[Ranks]:
         met.append(dist.new_group(backend="gloo"))
         ranks = Ranks(met[-1])
         yield ranks
-        ranks.wait()  # nobody closes what others still listen to
+        ranks.wait()  # nobody closes a connection that others still use
     finally:
         while met:
             dist.destroy_process_group(met.pop())
         ranks.group = None
-        gc.collect()  # sockets close with the last reference, and so the others hear of it
+        gc.collect()  # sockets close with the last reference, which notifies the others
 
 
 def _met() -> dist.ProcessGroup:
-    """A group that is there only if everybody comes soon; what follows may take its time."""
+    """A group that forms only if every process joins soon; later operations may take longer."""
     try:
         return dist.new_group(backend="gloo", timeout=MEETING)
     except RuntimeError as error:

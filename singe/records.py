@@ -1,4 +1,4 @@
-"""What a run leaves behind of every group, weight tensor or round."""
+"""What a run records about every group, weight tensor or round."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .timing.latency import Latency
 
 @dataclass(frozen=True)
 class Curve:
-    """What fading one neuron does to its gradient (figure 2 of the paper), looked at just before the neuron went.
+    """What fading one neuron does to its gradient (figure 2 of the paper), measured just before its removal.
 
     Attributes:
         neuron: counted in the unpruned model.
@@ -33,15 +33,15 @@ class GroupRecord:
         scores: the score of each when it was removed.
         neurons_scored: scores computed, repetitions included.
         loss_start: loss on the group's own batch before the first removal.
-        loss_removed: after the last, before fine-tuning.
-        loss_end: after compensation and fine-tuning.
+        loss_removed: after the last, before compensation; with ``when="neuron"``, after fine-tuning between neurons.
+        loss_end: after compensation and, unless ``when="after"``, fine-tuning.
         seconds_scoring: time spent choosing neurons.
-        seconds_compensating: time spent refitting what reads them.
+        seconds_compensating: time spent refitting the layers that read them.
         seconds_tuning: time spent fine-tuning.
         uncompensated: the readers that could not be refitted -> why; empty where none was to be.
-        first_scores: of all its neurons, before the first of them went.
-        curves: of the neurons that went last, in a few groups and where the criterion fades neurons.
-        evaluation: what ``evaluate`` said behind the group; None without.
+        first_scores: of all its neurons, before the first removal.
+        curves: of the neurons removed last, in a few groups and where the criterion fades neurons.
+        evaluation: what ``evaluate`` returned after the group; None without it.
     """
 
     group: str
@@ -71,10 +71,10 @@ class WeightRecord:
         removed: how many of them were masked.
         loss_start: loss on the layer's own batch before.
         loss_removed: after masking, before fine-tuning.
-        loss_end: after fine-tuning.
+        loss_end: after fine-tuning, unless that is ``when="after"``.
         seconds_scoring: time spent choosing weights.
         seconds_tuning: time spent fine-tuning.
-        evaluation: what ``evaluate`` said behind the tensor; None without.
+        evaluation: what ``evaluate`` returned after the tensor; None without it.
     """
 
     weight: str
@@ -93,14 +93,14 @@ class RoundRecord:
     """What happened in one round of gradual pruning.
 
     Attributes:
-        epoch: behind which it took place, counted from 1.
+        epoch: after which it took place, counted from 1.
         removed: group -> neurons masked in this round, least relevant first, counted in the unpruned model.
         scores: group -> the score of each, as ranked: divided by the L2 norm of its group's scores.
         channels: how many output channels of layers these neurons own together.
         loss_start: loss on the round's samples in eval mode before these neurons were masked.
         loss_removed: after.
-        seconds: that the round took.
-        evaluation_start: what ``evaluate`` said before these neurons were masked; None without.
+        seconds: how long the round took.
+        evaluation_start: what ``evaluate`` returned before these neurons were masked; None without it.
         evaluation_removed: after.
     """
 
@@ -117,7 +117,7 @@ class RoundRecord:
 
 @dataclass(frozen=True)
 class LatencyChange:
-    """What a forward pass took before and after, measured in turns at the end of the run.
+    """How long a forward pass takes before and after, measured in turns at the end of the run.
 
     Attributes:
         before: of the unpruned network.

@@ -1,6 +1,6 @@
-"""The same mathematics in plain torch: slow, short, and the measure of everything fast in this package.
+"""The same mathematics in plain torch: slow, short, and the reference for everything fast in this package.
 
-First the twins of the native operators, with `singe.ops`'s signatures.
+First come the twins of the native operators, with `singe.ops`'s signatures.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from .task import Loss, Task, cross_entropy
 
 
 def fade_neurons(z: Tensor, neuron: Tensor, t: Tensor, *, axis: int = 1) -> Tensor:
-    """Twin of `singe.ops.fade_neurons`, with the neurons at axis 1 in the shapes behind its lines."""
+    """Twin of `singe.ops.fade_neurons`, with the neurons at axis 1 in the shapes at the ends of its lines."""
     z = z.movedim(axis, 1)  # [B, N, *S]
     jobs, neurons = neuron.size(0), z.size(1)
     rows = neuron[:, None, None] if neuron.dim() == 1 else neuron[:, :, None]  # [K, R, 1]
@@ -202,7 +202,7 @@ def fold(model: nn.Module, graph: Trace) -> bool:
 
 
 def _scale_rows(model: nn.Module, tensor: str, scale: Tensor) -> None:
-    """Multiplies what writes channel n by scale[n]."""
+    """Multiplies the weights that write channel n by scale[n]."""
     module = model.get_submodule(module_of(tensor))
     rows = getattr(module, tensor.rpartition(".")[2]).data
     shape = [1] * rows.dim()
@@ -225,7 +225,7 @@ class _Judged(nn.Module):
 
 
 class _Literal:
-    """The criteria on one group of a folded network."""
+    """The criteria for one group of a folded network."""
 
     def __init__(self, model: nn.Module, graph: Trace, group: Group, batch: Batch, task: Task) -> None:
         self._model, self._group, self._batch = model, group, batch
@@ -237,7 +237,7 @@ class _Literal:
         self._theta = [s for s in group.slices if s.role == "writes" and self._fades(s.tensor, added)]
 
     def _fades(self, tensor: str, added: set[str | None]) -> bool:
-        """Whether a tensor is of those that fade: weights and biases and what else is added, not scales."""
+        """Whether a tensor fades: weights, biases and anything else that is added do, scales do not."""
         if isinstance(self._model.get_submodule(module_of(tensor)), _NormBase):
             return tensor.endswith(".bias")
         return tensor in added or tensor in self._group.writers
@@ -263,13 +263,13 @@ class _Literal:
         return total
 
     def _of_weight(self, weight: str, criterion: WeightCriterion) -> Tensor:
-        """float64 [n]: what a criterion makes of all rows of a weight at once, summed over those of each neuron."""
+        """float64 [n]: a criterion's values for all rows of a weight at once, summed over those of each neuron."""
         rows = [self._rows(weight, self._tensors[weight], n) for n in range(self._group.size)]  # each [R, F]
         values = criterion.of_rows(torch.cat(rows).double())  # [n * R]
         return values.view(len(rows), -1).sum(1).cpu()
 
     def _faded(self, neurons: Iterable[int], t: float) -> dict[str, Tensor]:
-        """All tensors, with what ``neurons`` own scaled by t."""
+        """All tensors, with the parts that ``neurons`` own scaled by t."""
         faded = dict(self._tensors)
         for s in self._theta:
             own = s.indices(torch.tensor(list(neurons))).to(faded[s.tensor].device)

@@ -1,4 +1,4 @@
-"""What a run hands back."""
+"""The result of a run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from .task import Task
 from .timing.latency import latencies
 
 ROUNDS, TIMED = 20, 8
-"""In which latencies are measured at the end of a run, and of how many samples, where the model takes any number."""
+"""Rounds in which latencies are measured at the end of a run, and samples in a batch, where the model takes any
+number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,14 +41,14 @@ class PruneResult:
         loss_before, loss_after: on one batch of calibration samples, in eval mode.
         history: one record per pruned group, in order; of gradual pruning, one per round.
         frozen: the groups that were left whole, and the modules whose weights could not be followed -> why.
-        uncompensated: the layers that the refitting of all, behind the last group, left as they were -> why.
-        evaluation_before, evaluation_after: what ``evaluate`` said of the unpruned and of the pruned network; None
-            without.
-        latency: what a forward pass takes; None where it was not measured, as on all ranks of ``torch.distributed`` but
-            the first.
+        uncompensated: the layers that could not be refitted when all were, after the last group -> why.
+        evaluation_before, evaluation_after: what ``evaluate`` returned for the unpruned and the pruned network; None
+            without it.
+        latency: how long a forward pass takes; None where it was not measured, as on all ranks of ``torch.distributed``
+            but the first.
         widths: name of every convolution and linear layer -> output channels before and after.
         settings: what decided the run and where it ran, as text.
-        seconds: what the time went into.
+        seconds: activity -> the time it took.
     """
 
     model: nn.Module
@@ -125,7 +126,7 @@ class PruneResult:
 
 
 def compared(before: nn.Module, after: nn.Module, inputs: Any, task: Task) -> LatencyChange:
-    """What a forward pass of two networks takes; in eval mode, on copies of the first."""
+    """How long a forward pass of two networks takes; in eval mode, on copies of the first."""
     first, second = latencies([checks.copied(before), after], inputs, forward=task.forward, rounds=ROUNDS)
     return LatencyChange(first, second, length(inputs))
 
@@ -143,7 +144,7 @@ def _width(layer: nn.Module) -> int:
 
 
 def spent(seconds: Mapping[str, float], history: Sequence[Record]) -> dict[str, float]:
-    """What the time went into: that of a run, and that of its records."""
+    """Activity -> the time it took, in a run and in its records together."""
     total = dict(seconds)
     names = {"scoring": "scoring", "compensating": "compensating", "tuning": "fine-tuning"}
     for attribute, name in names.items():
@@ -160,7 +161,7 @@ def count_macs(model: nn.Module, inputs: Any, forward: Forward = plain) -> int:
     """Multiply-adds of ``forward(model, inputs)`` for one sample: torch's flop count over two, in the model's mode."""
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), warnings.catch_warnings(), counter:
-        # the counter hooks all modules, which torch.compile's tell about
+        # the counter hooks all modules, which compiled ones warn about
         warnings.filterwarnings("ignore", r"Using `torch\.compile\(module\)`", UserWarning)
         answer(model, inputs, forward)
     return counter.get_total_flops() // 2 // length(inputs)

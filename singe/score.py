@@ -35,19 +35,19 @@ def score(
 ) -> Tensor:
     """Relevance of every neuron of a layer; the smallest is the first to prune.
 
-    Where the layer is coupled to others (a residual stream), a score is that of the whole coupled neuron: what all its
-    rows in all those layers add up to. The batch norm behind a layer counts as folded into it. The path fades what the
-    layer puts out to zero; behind an activation with f(0) != 0 (sigmoid) it therefore ends at f(0), whereas removal,
-    once done, leaves nothing for the next layers to read.
+    Where the layer is coupled to others (a residual stream), a score is that of the whole coupled neuron: the sum over
+    all its rows in all those layers. The batch norm after a layer counts as folded into it. The path fades the layer's
+    output to zero; after an activation with f(0) != 0 (sigmoid) it therefore ends at f(0), whereas actual removal
+    leaves nothing for the next layers to read.
 
     Args:
-        model: not modified; scored in eval mode. Wrapped or compiled, the module inside is taken.
+        model: not modified; scored in eval mode. If it is wrapped or compiled, the module inside is taken.
         batch: (x, y) with x [B, ...] and y [B, ...]; see ``forward``.
         layer: module name of a convolution, linear layer or batch norm, as in ``model.named_modules()``.
         criterion: a name or an object of ``singe.criteria``.
         loss: (outputs, batch) -> scalar; mean cross-entropy by default.
-        forward: (model, batch) -> outputs, for a model that is not ``model(x)``; a batch is then any nested tensors.
-        memory: bytes that one pass's activations may take, so far as images can pass in parts.
+        forward: (model, batch) -> outputs, for a model not called as ``model(x)``; a batch is then any nested tensors.
+        memory: bytes that one pass's activations may take, as far as images can pass in parts.
         precision: of the passes that compute scores: "float32", the model's own dtype without TF32; "tf32" on CUDA; or
             "bfloat16", autocast.
 

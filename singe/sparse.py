@@ -1,4 +1,4 @@
-"""What a run on single weights hands back."""
+"""The result of a run on single weights."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .storage import saved
 
 @dataclass(frozen=True, eq=False)
 class SparseResult:
-    """A network without some of its weights, and how it came about; ``print`` it for a summary.
+    """A network with single weights masked, and how it came about; ``print`` it for a summary.
 
     Attributes:
-        model: of the same class and shapes; the pruned weights carry masks of ``torch.nn.utils.prune``: NAME is the
+        model: of the same class and shapes; the pruned weights have masks of ``torch.nn.utils.prune``: NAME is the
             product of the parameter NAME_orig, which holds zeros where the mask does, and the buffer NAME_mask, and so
             stays sparse in any further training. Train mode and requires_grad are as in the model given.
         masks: parameter name -> bool tensor of its shape, True for weights that stay; tied ones under the first name.
@@ -30,10 +30,10 @@ class SparseResult:
         loss_before, loss_after: on one batch of calibration samples, in eval mode.
         history: one record per pruned weight tensor, in order.
         frozen: the weight tensors that were left whole -> why.
-        evaluation_before, evaluation_after: what ``evaluate`` said of the unpruned and of the pruned network; None
-            without.
+        evaluation_before, evaluation_after: what ``evaluate`` returned for the unpruned and the pruned network; None
+            without it.
         settings: what decided the run and where it ran, as text.
-        seconds: what the time went into.
+        seconds: activity -> the time it took.
     """
 
     model: nn.Module
@@ -62,9 +62,9 @@ class SparseResult:
         return 1 - self.params_after / self.params_before
 
     def make_permanent(self) -> None:
-        """Takes the masks off the model, in place: plain parameters that hold the zeros, with nothing to keep them so.
+        """Takes the masks off the model, in place: parameters are plain again and zeros are no longer held.
 
-        Names and classes are then those of the model given. Does nothing a second time.
+        Names and classes are then those of the model given. A second call does nothing.
         """
         if masks.are_on(self.model, self.masks):
             masks.take_off(self.model, self.masks)

@@ -1,4 +1,4 @@
-"""What of a network may lose neurons, and why the rest may not: looked at before anything is removed."""
+"""Which parts of a network may lose neurons, and why the rest may not, found before anything is removed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Survey:
 
     @property
     def frozen(self) -> dict[str, str]:
-        """All that stays as it is, groups and modules -> why."""
+        """All groups and modules that are left unchanged -> why."""
         return self.unfollowed | self.whole
 
 
@@ -64,7 +64,7 @@ def survey(
     Args:
         work: the model in eval mode; not modified.
         graph: its trace.
-        sample: what the model is called with, of a few samples; see :func:`few`.
+        sample: what the model is called with, for a few samples; see :func:`few`.
         task: how the model is called.
         left_whole: says which groups are not even tried.
         seconds: how long this may take.
@@ -86,7 +86,7 @@ def survey(
 
 
 def _tried(trials: Trials, groups: list[Group]) -> tuple[list[Group], dict[str, str]]:
-    """The groups with those integer attributes that do count their neurons, and those that are unsafe -> why."""
+    """The groups with the integer attributes that do count their neurons, and the unsafe groups -> why."""
     others = {g.name: iter(_readings(g)) for g in groups}
     current = {name: next(readings) for name, readings in others.items()}
     unsafe: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""What the network is for: how a batch goes in, and the scalar that its outputs are judged by."""
+"""The network's task: how a batch is fed to it, and the scalar that its outputs are judged by."""
 
 from __future__ import annotations
 

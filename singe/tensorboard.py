@@ -19,8 +19,8 @@ class TensorBoard:
         with singe.TensorBoard("runs/pruned") as board:
             result = singe.prune(model, loader, rho=0.5, evaluate=accuracy, callbacks=[board])
 
-    Losses, evaluation, what is gone and seconds are scalars, and a group's first scores a histogram, over the number of
-    groups (or layers) that are done, or over the epoch of the round. Everything is on the disk behind each record.
+    Losses, evaluation, units removed and seconds are scalars, and a group's first scores a histogram, over the number
+    of groups (or layers) done, or over the epoch of the round. Everything is written to disk after each record.
 
     Args:
         logdir: a directory, created if it does not exist.
@@ -64,7 +64,7 @@ class TensorBoard:
 
 
 def _gone(record: Record) -> int:
-    """How many units went."""
+    """How many units were removed."""
     if isinstance(record, RoundRecord):
         return record.channels
     return len(record.removed) if isinstance(record, GroupRecord) else record.removed

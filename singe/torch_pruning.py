@@ -1,4 +1,4 @@
-"""Scores for Torch-Pruning: its pruners say how much goes from where, ours which channels are least relevant."""
+"""Scores for Torch-Pruning: its pruners decide how much each layer loses, ours which channels are least relevant."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ class SingeImportance:
         )
         pruner.step()
 
-    A channel's score is that of the whole neuron it belongs to in the network as it is, the other layers' rows that it
-    is coupled to included: what :func:`singe.score` returns, as it is, so that channels of different layers can be
-    ranked together. It is computed anew whenever a pruner asks, after every step on the smaller network.
+    A channel's score is that of the whole neuron it belongs to in the current network, including the rows of other
+    layers that it is coupled to: what :func:`singe.score` returns, not normalised, so that channels of different layers
+    can be ranked together. It is computed again whenever a pruner asks, after every step on the smaller network.
 
-    Torch-Pruning knows it for one of its own: ``isinstance(importance, tp.importance.Importance)``.
+    Torch-Pruning accepts it as one of its own: ``isinstance(importance, tp.importance.Importance)``.
 
     Attributes:
-        batch: what scores are computed on; another one may be put in its place between steps.
+        batch: what scores are computed on; it may be replaced between steps.
     """
 
     batch: Any
@@ -63,13 +63,13 @@ class SingeImportance:
         """Computes nothing yet.
 
         Args:
-            model: the one that the pruner gets, which it makes smaller in place; only read here. In eval mode inside.
+            model: the one that the pruner gets, which it makes smaller in place; only read here. Scored in eval mode.
             batch: (x, y) with x [B, ...] and y [B, ...]; see ``forward``.
             criterion: a name or an object of ``singe.criteria``.
             loss: (outputs, batch) -> scalar; mean cross-entropy by default.
-            forward: (model, batch) -> outputs, for a model that is not ``model(x)``; a batch is then any nested
+            forward: (model, batch) -> outputs, for a model not called as ``model(x)``; a batch is then any nested
                 tensors.
-            memory: bytes that one pass's activations may take, so far as images can pass in parts.
+            memory: bytes that one pass's activations may take, as far as images can pass in parts.
             precision: of the passes that compute scores; see :func:`singe.score`.
 
         Raises:
@@ -97,8 +97,8 @@ class SingeImportance:
             group: as a pruner makes it of the model's layers.
 
         Returns:
-            float64 [number of channels of the group's root] on the CPU; or None, which the pruner leaves whole, where
-            the weights of some of them cannot be followed or scored, as a warning then says.
+            float64 [number of channels of the group's root] on the CPU; or None, so that the pruner leaves the group
+            whole, if the weights of some channels cannot be followed or scored, as a warning then says.
 
         Raises:
             TypeError, ValueError: the group is of another model, or the batch cannot be scored.
@@ -129,7 +129,7 @@ class SingeImportance:
         return torch.tensor([*of_root.values()], dtype=torch.float64)
 
     def _look(self, work: nn.Module, batch: Batch) -> tuple[Trace, list[Group]]:
-        """The graph and the groups of the network, which is exported anew where shapes are not what they were."""
+        """The graph and the groups of the network, which is exported again if shapes have changed."""
         shapes = [tensor.shape for tensor in (*named_tensors(work).values(), *tensors(batch))]
         if self._traced is None or self._traced[0] != shapes:
             checks.runs(work, batch, self._task)
@@ -138,7 +138,7 @@ class SingeImportance:
         return self._traced[1:]
 
     def _writers(self, group: Any) -> list[tuple[str, Sequence[int], Sequence[int | None]]]:
-        """The modules that write a group: their names, which of their channels, and which of the root's these are."""
+        """The modules that write a group: their names, which of their channels, and the root's channels they match."""
         names = {module: name for name, module in self._model.named_modules()}
         found = []
         for item in group:

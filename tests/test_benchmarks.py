@@ -233,9 +233,9 @@ def test_folding_reports_what_stays_and_why(tmp_path, monkeypatch, capsys):
     assert (outcome["model"], outcome["norms"], outcome["folded"]) == ("resnet20", 21, 20)
     assert outcome["dtype"] == "float32" and 0 < outcome["error"] < 1e-4 and 0 < outcome["rounding"] < 1e-4
     ((reason, names),) = outcome["unfolded"].items()
-    assert names == ["blocks.0.bn1.1"] and reason.startswith("in front of it lies aten.relu.default in blocks.0.bn1.0;")
+    assert names == ["blocks.0.bn1.1"] and reason.startswith("before it comes aten.relu.default in blocks.0.bn1.0;")
     printed = capsys.readouterr().out
-    assert "resnet20: 1 stays: in front of it lies aten.relu.default; behind it lies aten.relu.default" in printed
+    assert "resnet20: 1 stays: before it comes aten.relu.default; after it comes aten.relu.default" in printed
 
 
 def test_folding_starts_with_batch_norms_far_from_their_defaults_through_which_signals_get():

@@ -385,21 +385,21 @@ class Obstacles(nn.Module):
 
 
 REASONS = {
-    "at_the_input": "in front of it lies the network's input; behind it lies the zero padding of good",
-    "behind_relu": "in front of it lies aten.relu.default; behind it lies the zero padding of after",
-    "before_padding": "in front of it lies aten.relu.default; behind it lies the zero padding of padded",
-    "beside_a_reader": "in front of it lies aten.tanh.default; behind it lies aten.tanh.default",
-    "called_twice": "in front of it lies aten.relu.default; behind it lies aten.relu.default",
-    "first_of_shared": "in front of it lies shared, which is used 2 times; behind it lies aten.relu.default",
-    "second_of_shared": "in front of it lies shared, which is used 2 times",
-    "first_of_tied": "in front of it lies tied, whose weight or bias is tied to another's",
-    "second_of_tied": "in front of it lies tied, whose weight or bias is tied to another's",
+    "at_the_input": "before it comes the network's input; after it comes the zero padding of good",
+    "behind_relu": "before it comes aten.relu.default; after it comes the zero padding of after",
+    "before_padding": "before it comes aten.relu.default; after it comes the zero padding of padded",
+    "beside_a_reader": "before it comes aten.tanh.default; after it comes aten.tanh.default",
+    "called_twice": "before it comes aten.relu.default; after it comes aten.relu.default",
+    "first_of_shared": "before it comes shared, which is used 2 times; after it comes aten.relu.default",
+    "second_of_shared": "before it comes shared, which is used 2 times",
+    "first_of_tied": "before it comes tied, whose weight or bias is tied to another's",
+    "second_of_tied": "before it comes tied, whose weight or bias is tied to another's",
     "without_statistics": "has no statistics of its own",
     "only_in_training": "is not called in eval mode",
     "never_called": "is not called in eval mode",
-    "behind_a_computed_weight": "in front of it lies aten.conv2d.default in computed, whose weight is computed",
-    "behind_a_parameter": "in front of it lies weight, which belongs to no convolution, linear layer or batch norm",
-    "over_time": "in front of it lies steps, for which its channels",
+    "behind_a_computed_weight": "before it comes aten.conv2d.default in computed, whose weight is computed",
+    "behind_a_parameter": "before it comes weight, which belongs to no convolution, linear layer or batch norm",
+    "over_time": "before it comes steps, for which its channels",
 }
 
 
@@ -436,83 +436,83 @@ def parametrized(layer, name):
 OPEN = {
     "the network's output": (
         lambda self, x: (u := self.a(x), self.n(u)), {"a": conv(3, 4), "n": norm()},
-        "in front of it lies the network's output; behind it lies the network's output",
+        "before it comes the network's output; after it comes the network's output",
     ),
     "a constant factor": (
         lambda self, x: self.n(self.a(x) * torch.arange(8.0, dtype=x.dtype)).relu(), {"a": conv(3, 4), "n": norm()},
-        "in front of it lies aten.mul.Tensor;",
+        "before it comes aten.mul.Tensor;",
     ),
     "a constant summand": (
         lambda self, x: self.n(self.a(x) + 1).relu(), {"a": conv(3, 4), "n": norm()},
-        "in front of it lies aten.add.Tensor;",
+        "before it comes aten.add.Tensor;",
     ),
     "a size": (
         lambda self, x: self.n(self.a(x) / x.shape[0]).relu(), {"a": conv(3, 4), "n": norm()},
-        "in front of it lies aten.div.Tensor;",
+        "before it comes aten.div.Tensor;",
     ),
     "another padding": (
         lambda self, x: self.n(F.pad(self.a(x), (1, 1), value=2)).relu(), {"a": conv(3, 4), "n": norm()},
-        "in front of it lies aten.pad.default;",
+        "before it comes aten.pad.default;",
     ),
     "maxima": (
         lambda self, x: self.n(F.max_pool2d(self.a(x), 2)).relu(), {"a": conv(3, 4), "n": norm()},
-        "in front of it lies aten.max_pool2d.default;",
+        "before it comes aten.max_pool2d.default;",
     ),
     "another dtype": (
         lambda self, x: self.n(self.a(x).float().double()).relu(), {"a": conv(3, 4), "n": norm()},
-        "in front of it lies aten._to_copy.default;",
+        "before it comes aten._to_copy.default;",
     ),
     "zeros around": (
         lambda self, x: self.n(F.pad(self.a(x), (1, 1))).relu(), {"a": conv(3, 4), "n": norm()},
-        "in front of it lies zeros among its positions; behind it lies aten.relu.default",
+        "before it comes zeros among its positions; after it comes aten.relu.default",
     ),
     "zeros beside": (
         lambda self, x: self.n(torch.cat([self.a(x), x.new_zeros(len(x), 1, 8, 8)], 1)).relu(),
         {"a": conv(3, 3), "n": norm()},
-        "in front of it lies zeros;",
+        "before it comes zeros;",
     ),
     "an average that counts padding": (
         lambda self, x: self.n(F.avg_pool2d(self.a(x), 3, 1, 1)).relu(), {"a": conv(3, 4), "n": norm()},
-        "in front of it lies the divisor of aten.avg_pool2d.default;",
+        "before it comes the divisor of aten.avg_pool2d.default;",
     ),
     "an average over another number": (
         lambda self, x: self.n(F.avg_pool2d(self.a(x), 2, divisor_override=3)).relu(), {"a": conv(3, 4), "n": norm()},
-        "in front of it lies the divisor of aten.avg_pool2d.default;",
+        "before it comes the divisor of aten.avg_pool2d.default;",
     ),
     "totals": (
         lambda self, x: self.n(self.a(x).sum(2, keepdim=True)).relu(), {"a": conv(3, 4), "n": norm()},
-        "in front of it lies aten.sum.dim_IntList;",
+        "before it comes aten.sum.dim_IntList;",
     ),
     "a transposed convolution": (
         lambda self, x: self.a(self.n(x.relu())).relu(), {"n": norm(3), "a": nn.ConvTranspose2d(3, 4, 3)},
-        "behind it lies the border of a",
+        "after it comes the border of a",
     ),
     "itself": (
         lambda self, x: self.b((u := self.a(x)) + self.n(u)), {"a": conv(3, 4), "n": norm(), "b": conv(4, 2)},
-        "in front of it lies the batch norm itself; behind it lies the batch norm itself",
+        "before it comes the batch norm itself; after it comes the batch norm itself",
     ),
     "root and leaf": (
         lambda self, x: self.n((u := self.a(x)) + self.b(u)).relu(), {"a": conv(3, 4), "b": conv(4, 4), "n": norm()},
-        "in front of it lies b, which both reads and writes what would be scaled;",
+        "before it comes b, which both reads and writes what would be scaled;",
     ),
     "repeated channels": (
         lambda self, x: self.n(self.a(x).repeat(1, 2, 1, 1)).relu(), {"a": conv(3, 2), "n": norm()},
-        "in front of it lies a, for which its channels 0 and 2 are one;",
+        "before it comes a, for which its channels 0 and 2 are one;",
     ),
     "averaged channels": (
         lambda self, x: self.b(self.n(x.relu()).mean(1, keepdim=True)), {"n": norm(3), "b": conv(1, 2)},
-        "behind it lies b, for which its channels 0 and 1 are one",
+        "after it comes b, for which its channels 0 and 1 are one",
     ),
     "a hook": (
         lambda self, x: self.n(self.a(x)).relu(), {"a": hooked(conv(3, 4)), "n": norm()},
-        "in front of it lies a, which has forward hooks;",
+        "before it comes a, which has forward hooks;",
     ),
     "a hook of its own": (
         lambda self, x: self.n(self.a(x)).relu(), {"a": conv(3, 4), "n": hooked(norm())}, "has forward hooks",
     ),
     "a computed bias": (
         lambda self, x: self.n(self.a(x)).relu(), {"a": parametrized(conv(3, 4), "bias"), "n": norm()},
-        "in front of it lies a, whose bias is computed;",
+        "before it comes a, whose bias is computed;",
     ),
     "a computed weight of its own": (
         lambda self, x: self.n(self.a(x)).relu(), {"a": conv(3, 4), "n": parametrized(norm(), "weight")},
@@ -520,7 +520,7 @@ OPEN = {
     ),
     "a batch norm that cannot change": (
         lambda self, x: self.n(self.m(x)).relu(), {"m": hooked(norm(3, affine=False)), "n": norm(3)},
-        "in front of it lies aten.batch_norm.default in m, which has no weight and bias of its own;",
+        "before it comes aten.batch_norm.default in m, which has no weight and bias of its own;",
     ),
 }  # fmt: skip
 
@@ -553,7 +553,7 @@ def test_a_scale_that_leaves_cannot_undo_stays(scale):
     if scale:
         assert reason == "the outputs change when it is folded: rounding is too coarse"
     else:
-        assert reason.startswith("in front of it lies b, which would have to undo a scale of zero;")
+        assert reason.startswith("before it comes b, which would have to undo a scale of zero;")
     assert same(folded(model, images()[0]).model.state_dict(), model.state_dict())
 
 
@@ -583,8 +583,8 @@ def test_a_batch_norm_takes_in_others_from_either_side():
     folding = folded(model, images()[0].double())
     assert folding.folded == ("first", "third")
     assert folding.unfolded == {
-        "second": "in front of it lies the network's input; behind it lies aten.relu.default",
-        "fourth": "in front of it lies aten.relu.default; behind it lies aten.tanh.default",
+        "second": "before it comes the network's input; after it comes aten.relu.default",
+        "fourth": "before it comes aten.relu.default; after it comes aten.tanh.default",
     }
 
 

@@ -71,7 +71,7 @@ def test_a_share_of_the_latency_goes_as_measured_before_and_behind(allocation, m
 
 
 def test_a_share_of_the_latency_out_of_reach_says_how_far_it_goes(measured):
-    with pytest.raises(ValueError, match=r"expected rho <= 0\.\d+, which takes all that may go, got 0\.99"):
+    with pytest.raises(ValueError, match=r"expected rho <= 0\.\d+, which removes all that can be removed, got 0\.99"):
         prune(mlp(), rho=0.99, target="latency", criterion="magnitude")
 
 

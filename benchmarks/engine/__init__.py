@@ -1,1 +1,1 @@
-"""How fast the engine is: its ways, what it is compared with, and what is looked at; speed.py runs it."""
+"""How fast the engine is: its methods, its baselines and its subjects; speed.py runs it."""

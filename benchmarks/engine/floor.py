@@ -1,4 +1,4 @@
-"""What scoring cannot do without: the convolutions and linear layers behind a layer, alone, and their multiply-adds."""
+"""The minimum that scoring needs: the convolutions and linear layers after a layer, alone, and their multiply-adds."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from singe.graph.trace import Env, evaluate
 
 
 def suffix_layers(subject: Subject, group: Group, samples: int) -> list[Callable[[], None]]:
-    """Each convolution and linear layer behind a group, forward and input gradient, on random values of its shapes."""
+    """Each convolution and linear layer after a group, forward and input gradient, on random values of its shapes."""
     live = subject.graph.live(subject.folded)
     return [_both_ways(subject, live, call, samples) for call in _affine_behind(subject, group)]
 
 
 def suffix_macs(subject: Subject, group: Group) -> int:
-    """Multiply-adds behind a group for one sample, forward only."""
+    """Multiply-adds after a group for one sample, forward only."""
     return sum(_positions(subject, call) * _weight(subject, call).numel() for call in _affine_behind(subject, group))
 
 
@@ -42,7 +42,7 @@ def multiply_adds(way: Callable[[], object]) -> int:
 
 
 def suffix_bytes(subject: Subject, group: Group) -> int:
-    """Bytes of all values behind a group for one batch."""
+    """Bytes of all values after a group for one batch."""
     return subject.graph.nbytes(cut(subject.graph, subject.graph.calls(group.writers[0])).nodes, subject.size)
 
 

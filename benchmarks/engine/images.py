@@ -1,4 +1,4 @@
-"""Batches to measure on: CIFAR-10 where its folder is given, noise otherwise."""
+"""Batches to measure on: CIFAR-10 if its folder is given, noise otherwise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 def batches(name: str, data: Path | None, size: int, count: int, device: torch.device) -> list[Batch]:
-    """``count`` batches of ``size`` images that a network takes, no image twice; from torch's generator on the CPU."""
+    """``count`` batches of ``size`` images for a network, no image twice; from torch's generator on the CPU."""
     if data is None:
         found = [random_images(size, name) for _ in range(count)]
     else:
@@ -26,7 +26,7 @@ def batches(name: str, data: Path | None, size: int, count: int, device: torch.d
 
 
 def loader(name: str, data: Path | None, size: int, device: torch.device) -> Iterable[Batch]:
-    """What ``singe.prune`` draws its batches from."""
+    """The loader that ``singe.prune`` draws its batches from."""
     if data is None:
         return batches(name, None, size, 4, device)
     return Loader(*(part.to(device) for part in read(data, train=True)), size, augment=False)

@@ -36,11 +36,11 @@ class Row:
         layer: its name.
         neurons: how many it has.
         jobs: how many the engine runs at a time.
-        parts: into how many parts it divides the images.
+        parts: the number of parts it divides the images into.
         seconds: way -> seconds for one neuron at all nodes.
         macs: way -> multiply-adds for the same.
-        floor: seconds of the convolutions and linear layers behind it alone, forward and input gradient.
-        peak: bytes that an engine takes from its start through its fullest pass; None where nobody can tell.
+        floor: seconds of the convolutions and linear layers after it alone, forward and input gradient.
+        peak: bytes that an engine takes from its start through its largest pass; None where this is unknown.
     """
 
     layer: str
@@ -128,7 +128,7 @@ def _measure(subject: Subject, group: Group, batch: Batch, options: Namespace) -
 
     macs = {name: multiply_adds(way) / count for name, (way, count) in ways.items()}  # warms up, too
     images = len(nodes[0]) * subject.size
-    # not all is counted under vmap: the layer and its gradient for every job, and both ways through what is behind
+    # vmap's count is incomplete: the layer and its gradient for every job, and both ways through the layers after it
     macs["vmap"] = 2 * images * (group.size * row_macs(subject, group) + suffix_macs(subject, group))
     macs["engine"] += images * row_macs(subject, group)
 
@@ -145,7 +145,7 @@ def _measure(subject: Subject, group: Group, batch: Batch, options: Namespace) -
 def _baselines(
     subject: Subject, group: Group, batch: Batch, neurons: Tensor, nodes: Nodes, memory: int
 ) -> dict[str, tuple[Way, float]]:
-    """The baselines, and how many neurons each scores: one, or under vmap several, stacked as far as memory goes."""
+    """The baselines, and how many neurons each scores: one, or under vmap as many as memory allows."""
     ways: dict[str, tuple[Way, float]] = {}
     for name, way in BASELINES.items():
         own = neurons if name == "vmap" else neurons[:1]
@@ -159,7 +159,7 @@ def _baselines(
 def _start(
     subject: Subject, group: Group, batch: Batch, criterion: singe.IntegratedGradient, least: int, memory: int
 ) -> Engine:
-    """An engine with its caches filled: it has scored ``least`` neurons, or more where only these fill a pass."""
+    """An engine with its caches filled: it has scored ``least`` neurons, or more if a pass takes more."""
     engine = Engine(subject.folded, subject.graph, group, batch, memory=memory)
     filling = math.ceil(engine.chunk / len(criterion.rule().nodes[0]))
     engine.scores(criterion, torch.arange(min(group.size, max(least, filling))))

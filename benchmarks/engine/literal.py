@@ -1,4 +1,4 @@
-"""What the paper's algorithm would cost if it were run as written, from some of its passes."""
+"""What the paper's algorithm would cost if run as written, extrapolated from some of its passes."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class GroupCost:
     Attributes:
         group: its name.
         passes: how often a neuron fades and the network runs forward and backward.
-        whole: median seconds of a pass of the network with nothing cut out, as where removal is a mask.
-        smaller: the same with the groups before already cut.
+        whole: median seconds of a pass of the network with nothing cut out, as if removal were a mask.
+        smaller: the same with the earlier groups already cut.
     """
 
     group: str
@@ -74,7 +74,7 @@ def extrapolate(subject: Subject, batch: Batch, history: Sequence[GroupRecord]) 
     Args:
         subject: its folded network is timed.
         batch: that every pass sees.
-        history: which neurons of which groups went, in order.
+        history: which neurons of which groups were removed, in order.
     """
     rounds = math.ceil(LEAST_TIMED / len(history))
     groups = {g.name: g for g in subject.groups}
@@ -90,7 +90,7 @@ def extrapolate(subject: Subject, batch: Batch, history: Sequence[GroupRecord]) 
 
 
 def _pass_seconds(networks: dict[str, torch.nn.Module], batch: Batch, layer: str, rounds: int) -> dict[str, float]:
-    """Median seconds of fading a neuron of ``layer``, a forward pass and ``loss.backward()``, after one to warm up."""
+    """Median seconds of fading a neuron of ``layer``, a forward pass and ``loss.backward()``, after a warm-up."""
     neuron = torch.tensor([0])
     ways = {name: partial(backward, net, batch, layer, neuron, _ONE_NODE) for name, net in networks.items()}
     call_all(ways.values())

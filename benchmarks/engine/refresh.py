@@ -24,12 +24,12 @@ CRITERION = singe.IntegratedGradient(quadrature=singe.GaussLegendre(4))
 
 @dataclass(frozen=True)
 class Outcome:
-    """Half of a layer removed in one of the two ways.
+    """The outcome of removing half of a layer in one of the two ways.
 
     Attributes:
         kept: the neurons that are left.
         scored: how many were scored, repetitions included.
-        seconds: for all of it.
+        seconds: in total.
         loss: on the batch that neurons were scored on.
         loss_elsewhere: on other images.
     """
@@ -43,7 +43,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Refresh:
-    """Both ways on one layer and one batch; losses before are those of the whole network."""
+    """Both ways on one layer and one batch; the losses before are those of the unpruned network."""
 
     layer: str
     batch: int
@@ -69,7 +69,7 @@ def compare(subject: Subject, group: Group, number: int, batch: Batch, elsewhere
 def _remove_half(
     subject: Subject, group: Group, batch: Batch, elsewhere: Batch, memory: int, refresh: selection.Refresh
 ) -> Outcome:
-    """As ``singe.prune`` does: the least relevant neuron is masked, the engine is told."""
+    """As ``singe.prune`` does: the least relevant neuron is masked, and the engine updated."""
     work = copy.deepcopy(subject.folded)
 
     def run() -> Selection:

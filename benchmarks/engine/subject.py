@@ -21,11 +21,11 @@ from singe.models.precision import prefers_channels_last
 
 @dataclass(frozen=True)
 class Subject:
-    """A network and what it looks at.
+    """A network and its images.
 
     Attributes:
         name: which of ``models.MODELS``.
-        model: as it is, in eval mode.
+        model: unchanged, in eval mode.
         folded: a copy with its batch norms folded, so that all ways to score a layer see the same network.
         graph: of the folded network.
         groups: of the folded network, those that one layer writes and that may be pruned, in execution order.
@@ -46,7 +46,7 @@ class Subject:
     device: torch.device
 
     def batches(self, count: int) -> list[Batch]:
-        """Some that share no image, in the memory format that the device likes best."""
+        """Some batches that share no image, in the memory format that is fastest on the device."""
         found = batches(self.name, self.data, self.size, count, self.device)
         return [(x.contiguous(memory_format=memory_format(self.device)), y) for x, y in found]
 
@@ -76,5 +76,5 @@ def prepare(options: Namespace) -> Subject:
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
-    """In which convolutions in float32 are fastest."""
+    """The memory format in which convolutions in float32 are fastest."""
     return torch.channels_last if prefers_channels_last("float32", device) else torch.contiguous_format

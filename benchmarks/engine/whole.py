@@ -1,4 +1,4 @@
-"""The whole algorithm without fine-tuning: what ``singe.prune`` takes, against the paper's algorithm as written."""
+"""The whole algorithm without fine-tuning: the cost of ``singe.prune``, against the paper's algorithm as written."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Run:
     Attributes:
         nodes: of the Gauss-Legendre quadrature.
         seconds: from the call to the result.
-        peak: bytes it took at most; None where nobody can tell.
+        peak: bytes it took at most; None where this is unknown.
         params_removed, macs_removed: shares of the network.
         loss_before, loss_after: on one batch.
         history: one record a group.
@@ -50,7 +50,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Whole:
-    """The report: runs of ``singe.prune``, and what the literal algorithm would take for the same widths."""
+    """The report: runs of ``singe.prune``, and how long the literal algorithm would take for the same widths."""
 
     literal: Literal
     runs: list[Run]

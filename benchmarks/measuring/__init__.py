@@ -1,1 +1,1 @@
-"""What all benchmarks measure with: clocks, peaks of memory, processes of their own, JSON."""
+"""Tools of all benchmarks: clocks, peak memory, separate processes, JSON."""

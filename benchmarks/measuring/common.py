@@ -30,7 +30,7 @@ def machine() -> dict[str, Any]:
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
-    """The options of a script as JSON; of paths the last part, the others are the machine's own business."""
+    """The options of a script as JSON; only the last part of paths, since the rest depends on the machine."""
     return {name: value.name if isinstance(value, Path) else value for name, value in vars(options).items()}
 
 

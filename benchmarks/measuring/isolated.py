@@ -1,4 +1,4 @@
-"""A script in a process of its own, which may crash or hang and still leaves what it said before."""
+"""A script in a separate process, which may crash or hang without losing what it printed before."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def findings(command: Sequence[str], seconds: float) -> dict[str, Any]:
-    """What a script printed, a JSON object a line, as one object; and "stopped", why it did not come to its end.
+    """What a script printed, a JSON object a line, as one object; and "stopped", why it did not finish.
 
     Args:
         command: of the script.

@@ -1,4 +1,4 @@
-"""How much memory a call needs at most."""
+"""The peak memory of a call."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def with_peak(way: Callable[[], Result], device: torch.device) -> tuple[Result, int | None]:
-    """What a call returns, and the bytes it needed at most above what was in use before; None where nobody can tell.
+    """What a call returns, and its peak bytes above what was in use before; None where this is unknown.
 
-    On a CPU these are resident bytes of the whole process, which Linux alone tells; on a GPU those of tensors.
+    On a CPU these are resident bytes of the whole process, which only Linux reports; on a GPU those of tensors.
     """
     gc.collect()
     if device.type == "cuda":
@@ -32,14 +32,14 @@ def with_peak(way: Callable[[], Result], device: torch.device) -> tuple[Result, 
 
 
 def _give_back() -> None:
-    """Gives memory that is free back to the system, or the next call would fill it unnoticed; glibc alone can."""
+    """Returns free memory to the system, or the next call would fill it unnoticed; only glibc can."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
 def _reset_peak() -> int | None:
-    """The resident bytes, from which on the peak counts; None where it cannot be reset."""
+    """The resident bytes when the peak is reset; None where it cannot be reset."""
     try:
         _RESET.write_text("5")
         return _resident("VmRSS")

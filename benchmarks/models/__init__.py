@@ -43,7 +43,7 @@ def load(name: str, weights: str | Path | None = None) -> nn.Module:
     """A network of :data:`MODELS` in eval mode.
 
     Args:
-        name: which.
+        name: of the network.
         weights: a safetensors file with all of its parameters and buffers; None for random ones.
 
     Raises:

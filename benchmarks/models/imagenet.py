@@ -27,7 +27,7 @@ class VGG16(nn.Module):
             nn.Linear(4096, 4096), nn.ReLU(), nn.Dropout(),
             nn.Linear(4096, 1000),
         )  # fmt: skip
-        # with torch's own start and no batch norm, little of the signal would be left behind sixteen layers
+        # with torch's own initialisation and no batch norm, little signal would be left after sixteen layers
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

@@ -8,7 +8,7 @@ from typing import Any
 import singe
 
 NODES = singe.GaussLegendre(4)
-"""Of the paper's criteria: more than the default, which rank no better, so that no doubt is left."""
+"""Nodes of the paper's criteria: more than the default, to be safe, though they rank no better."""
 
 METHODS: dict[str, Mapping[str, Any]] = {
     "magnitude": {"criterion": "magnitude"},
@@ -44,10 +44,10 @@ METHODS: dict[str, Mapping[str, Any]] = {
         "allocation": "sensitivity",
     },
 }
-"""What peers.py compares with others. A new method is a line here."""
+"""The methods that peers.py compares with others. A new method is a line here."""
 
 PAPER, BEST = "integrated gradient", "reconstruction + least squares, sensitivity"
-"""The paper's method, and what does best of all above."""
+"""The paper's method, and the best of all above."""
 
 CRITERIA: dict[str, singe.criteria.Criterion] = {
     "random": singe.criteria.Random(),
@@ -61,4 +61,4 @@ CRITERIA: dict[str, singe.criteria.Criterion] = {
     "loss change": singe.criteria.LossChange(),
     "reconstruction": singe.criteria.Reconstruction(),
 }
-"""The criteria of the paper's table 1, and what singe has beside them."""
+"""The criteria of the paper's table 1, and singe's other ones."""

@@ -27,9 +27,9 @@ from singe.training.recalibration import recalibrate, running_norms
 
 RECALIBRATION_IMAGES = 2048
 LR = singe.FineTune().lr
-"""The learning rate of fine-tuning where the options do not say."""
+"""The default learning rate of fine-tuning."""
 _TUNING, _RECALIBRATION, SCORING = range(1 << 19, (1 << 19) + 3)
-"""Phases of a seed that batches are drawn in; a run of singe.prune has those below."""
+"""Phases of a seed that batches are drawn in; a run of singe.prune uses lower ones."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Baseline:
         name: of the network.
         model: in eval mode, in channels_last; never modified.
         loader: of training batches, augmented.
-        accuracy: the share of all test images that a network answers right.
-        held_out: gives some of the test images, in batches (x, y).
+        accuracy: the share of all test images that a network classifies correctly.
+        held_out: yields some of the test images, in batches (x, y).
         checksums: SHA-256 of weights and data.
         device: of all of it.
         ignore: the modules whose groups are left whole.
@@ -58,7 +58,7 @@ class Baseline:
     task: Task = field(default_factory=Task)
 
     def batches(self, seed: int, phase: int) -> Stream:
-        """The loader's batches as a seed orders them: for every method the same."""
+        """The loader's batches in the order of a seed, the same for every method."""
         stream = Stream(self.loader, self.device, self.task)
         stream.restart((seed << 20) + phase)
         return stream
@@ -72,7 +72,7 @@ class Baseline:
         return singe.fold_batchnorm(self.model, self.batches(0, SCORING).take(4)[0]).model
 
     def recalibrated_top1(self, model: nn.Module, seed: int) -> float | None:
-        """The same with the batch norms' statistics measured anew; None where there are none."""
+        """The same with the batch norms' statistics re-estimated; None without batch norms."""
         if not running_norms(model):
             return None
         model = copy.deepcopy(model)
@@ -121,14 +121,14 @@ def _nonzeros(model: nn.Module) -> int:
 
 
 def streams(model: nn.Module) -> tuple[str, ...]:
-    """A glob for what writes the residual streams of a network, ours or torchvision's; none where there are none."""
+    """A glob for the layers that write a network's residual streams, ours or torchvision's; empty without streams."""
     names = [name for name, _ in model.named_modules()]
     known = ("*.conv3", "*.conv2", "features.*.conv.2", "blocks.*.layers.2")
     return next(((glob,) for glob in known if any(fnmatchcase(name, glob) for name in names)), ())
 
 
 def checksum(*paths: Path) -> str:
-    """SHA-256 of some files, one behind the other."""
+    """SHA-256 of some files, one after the other."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(Path(path).read_bytes())

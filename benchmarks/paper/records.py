@@ -1,4 +1,4 @@
-"""Runs that are done, so that none is ever repeated: a line of JSON each, found again by its settings."""
+"""Finished runs, so that none is ever repeated: a line of JSON each, found again by its settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Record = dict[str, Any]
 class Records:
     """A file of JSON lines, one a run, each with the "settings" it was made with.
 
-    Runs may be added by several processes at a time. What a kill cut off in the middle of a line is no run.
+    Several processes may add runs at a time. A line that a kill cut off is not a run.
 
     Args:
         path: of the file; it need not exist.
@@ -38,7 +38,7 @@ class Records:
         record = {"settings": settings, **found}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps(record) + "\n"
-        with self._path.open("a+b") as file:  # what a kill left behind stays a line of its own
+        with self._path.open("a+b") as file:  # a line that a kill cut off stays a line of its own
             end = file.seek(0, 2)
             file.seek(max(0, end - 1))
             torn = file.read(1) not in (b"\n", b"")

@@ -18,7 +18,7 @@ from paper.recipe import LR, Baseline, Stopwatch, training
 from paper.records import Records, Settings
 
 PLAIN = {"allocation": "uniform", "compensate": "none"}
-"""What a method is where it does not say otherwise: the paper's."""
+"""The default arguments of a method: the paper's."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Row:
 
     Attributes:
         name: of the method, for people.
-        settings: all that decides what comes out, as JSON, but for the baseline and fine-tuning after pruning.
-        prune: makes the smaller network of the baseline.
-        tuned: the training inside of ``prune``, if there is some; then there is none after it.
+        settings: all that decides the result, as JSON, except the baseline and fine-tuning after pruning.
+        prune: makes the smaller network from the baseline.
+        tuned: the training inside ``prune``, if any; then there is none after it.
     """
 
     name: str
@@ -60,7 +60,7 @@ def singe_row(name: str, arguments: Mapping[str, Any], settings: Settings, tuned
 
 
 def measure(rows: Sequence[Row], baseline: Baseline, records: Records, options: argparse.Namespace) -> None:
-    """Runs what is missing of the rows that ``--only`` names, with each number of ``--steps``.
+    """Runs the missing runs of the rows that ``--only`` names, with each number of ``--steps``.
 
     A loss that is not finite is a finding, kept as "problem".
     """
@@ -88,14 +88,14 @@ def _named(plan: singe.FineTune) -> str:
 
 
 def _unusual(plan: singe.FineTune) -> Settings:
-    """What of fine-tuning is not as in most tables."""
+    """The settings of fine-tuning that differ from most tables."""
     return ({"lr": plan.lr} if plan.lr != LR else {}) | ({"hints": plan.hints} if plan.hints else {})
 
 
 def _measured(
     row: Row, baseline: Baseline, records: Records, options: argparse.Namespace
 ) -> Iterator[tuple[singe.FineTune | None, dict[str, Any]]]:
-    """(fine-tuning, findings) of what is missing, each as soon as it is there."""
+    """(fine-tuning, findings) of missing runs, each as soon as it is done."""
 
     def missing(plan: singe.FineTune | None) -> bool:
         return records.find(key(row, baseline, options, plan)) is None
@@ -119,7 +119,7 @@ def _measured(
     if missing(None):  # costs nothing more
         yield None, found
     for plan in wanted:
-        if plan and missing(plan):  # another process may have been faster
+        if plan and missing(plan):  # another process may have done it
             yield plan, found | _tuned(pruned, row, baseline, plan)
 
 

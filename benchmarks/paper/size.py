@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Size:
-    """What a script runs where the options do not say.
+    """The defaults of a script's options.
 
     Attributes:
         rates: shares of the parameters to remove.

@@ -32,7 +32,7 @@ RUN = ("seed", *Training._fields)
 
 
 def latest(records: Iterable[Record], rows: Sequence[str]) -> list[Record]:
-    """One record for each run of the rows that these settings name, the last that was made; as first they came."""
+    """The last record of each run of the rows that these settings name, in order of first appearance."""
     found: dict[tuple[Any, ...], Record] = {}
     for record in records:
         found[tuple(str(record["settings"].get(name)) for name in (*rows, *RUN))] = record
@@ -40,7 +40,7 @@ def latest(records: Iterable[Record], rows: Sequence[str]) -> list[Record]:
 
 
 def table(records: Sequence[Record], rows: Sequence[str], columns: dict[str, Cell]) -> str:
-    """A table with a row for each value of the settings named by ``rows``, in the order they first come in."""
+    """A table with a row for each value of the settings named by ``rows``, in order of first appearance."""
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         groups.setdefault(tuple(_told(record["settings"].get(name)) for name in rows), []).append(record)
@@ -49,7 +49,7 @@ def table(records: Sequence[Record], rows: Sequence[str], columns: dict[str, Cel
 
 
 def share(key: str, training: Training | None = None) -> Cell:
-    """The mean over seeds of a share, in percent, with the deviation where there are more; of runs trained so."""
+    """The mean over seeds of a share, in percent, with the deviation if there are several; of runs trained so."""
 
     def cell(records: Sequence[Record]) -> str:
         of_seed = {
@@ -76,7 +76,7 @@ def seconds(key: str) -> Cell:
 
 
 def tuned(records: Iterable[Record]) -> dict[str, Cell]:
-    """A column for every number of fine-tuning steps that there is, and every other way to make them."""
+    """A column for every number of fine-tuning steps, and for every other way of fine-tuning."""
     trainings = sorted({_training(r) for r in records if r["settings"]["steps"]})
     return {str(training): share("top1_tuned", training) for training in trainings}
 

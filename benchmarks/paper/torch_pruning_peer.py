@@ -20,7 +20,7 @@ from paper.recipe import SCORING, Baseline
 from singe.result import count_parameters
 
 IMAGES = 1024
-"""That gradients are taken on; a run of ``singe.prune`` on a ResNet-56 draws 64 for each of 27 groups."""
+"""Images that gradients are taken on; a run of ``singe.prune`` on a ResNet-56 draws 64 for each of 27 groups."""
 RANKINGS = ("uniform", "global")
 IMPORTANCES = {
     "L2": "GroupMagnitudeImportance",
@@ -30,14 +30,14 @@ IMPORTANCES = {
     "FPGM": "FPGMImportance",
     "random": "RandomImportance",
 }
-"""Names of criteria -> their classes in Torch-Pruning, which have their defaults here."""
+"""Names of criteria -> their classes in Torch-Pruning, used with their defaults."""
 
 Scores = dict[str, Tensor]
 """Name of a group's first layer -> a score for each of its channels."""
 
 
 def prune(baseline: Baseline, importance: str, ranking: str, rate: float, seed: int) -> nn.Module:
-    """A copy of the baseline without the lowest channels, as many as come closest to a share of the parameters.
+    """A copy of the baseline without the lowest channels, with the number that comes closest to the share.
 
     Args:
         baseline: whose ``ignore`` and whose output layer are left whole.
@@ -61,7 +61,7 @@ def prune(baseline: Baseline, importance: str, ranking: str, rate: float, seed: 
 
 
 def with_gradients(model: nn.Module, importance: str, x: Tensor, y: Tensor) -> None:
-    """Leaves what a criterion reads in ``.grad``: of the mean loss, or the mean square of each sample's.
+    """Leaves in ``.grad`` what a criterion reads: the gradient of the mean loss, or the mean square of each sample's.
 
     The second is what ``GroupHessianImportance.accumulate_grad`` is for, which keeps the last sample's only.
     """
@@ -83,7 +83,7 @@ def with_gradients(model: nn.Module, importance: str, x: Tensor, y: Tensor) -> N
 
 
 def scores(model: nn.Module, importance: str, x: Tensor, ignore: tuple[str, ...]) -> Scores:
-    """What a criterion gives every channel that may go."""
+    """A criterion's scores of every channel that may be removed."""
     import torch_pruning
 
     graph, criterion = _graph(model, x), getattr(torch_pruning.importance, IMPORTANCES[importance])()
@@ -94,7 +94,7 @@ def scores(model: nn.Module, importance: str, x: Tensor, ignore: tuple[str, ...]
 
 
 def ranked(scores: Scores, ranking: str) -> list[tuple[str, int]]:
-    """(layer, channel) of all channels but the best of each layer, in the order in which they go."""
+    """(layer, channel) of all channels but the best of each layer, in order of removal."""
     keys = []
     for number, (name, values) in enumerate(scores.items()):
         for place, channel in enumerate(values.argsort(stable=True).tolist()[:-1]):

@@ -1,6 +1,6 @@
-// K copies of z in one pass over the output. z is slabs of [neurons, size]: in a long one, what lies between
-// the scaled neurons is copied; short ones (channels last) are copied by the block and scaled while in the
-// cache.
+// K copies of z in one pass over the output. z is slabs of [neurons, size]: in a long one, the elements
+// between the scaled neurons are copied; short ones (channels last) are copied by the block and scaled while
+// in the cache.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -48,7 +48,7 @@ void fade_slab(const T* from, const Stretches& scaled, Compute<T> factor, int64_
   copy(from + done, slab - done, to + done);
 }
 
-// So many elements of slabs.
+// Some elements of slabs.
 template <class T>
 void fade_block(const T* from, const Stretches& scaled, Compute<T> factor, int64_t slab, int64_t elements,
                 T* to) {

@@ -23,7 +23,7 @@ class Gradient {
         block_(linear_ ? 256 : 2048),
         tiles_(simd::tiles<T>()) {}
 
-  // How many units so many channels make, the elements of one when packed, and its columns.
+  // The number of units for a number of channels, the elements of one when packed, and its columns.
   int64_t units(int64_t channels) const {
     return linear_ ? (channels + tiles_.outer_columns - 1) / tiles_.outer_columns : channels;
   }

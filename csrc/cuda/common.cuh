@@ -37,7 +37,7 @@ class Device {
   cudaStream_t stream_;
 };
 
-// Starts a kernel in blocks of kThreads. As a call, since <<<>>> is a syntax that only nvcc knows.
+// Starts a kernel in blocks of kThreads. A function call, since only nvcc knows the syntax <<<>>>.
 template <class... Parameters, class... Arguments>
 void launch_kernel(const char* name, void (*kernel)(Parameters...), dim3 grid, cudaStream_t stream,
                    Arguments&&... arguments) {
@@ -47,7 +47,7 @@ void launch_kernel(const char* name, void (*kernel)(Parameters...), dim3 grid, c
   STD_TORCH_CHECK(error == cudaSuccess, name, ": ", cudaGetErrorString(error));
 }
 
-// Blocks for `items` threads, in grids whose threads walk on by the grid's size.
+// Blocks for `items` threads, in grids whose threads advance by the grid's size.
 inline unsigned blocks_for(int64_t items, int threads) {
   return static_cast<unsigned>(std::clamp<int64_t>((items + threads - 1) / threads, 1, 1 << 20));
 }

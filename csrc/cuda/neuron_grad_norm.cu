@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kThreads)
     if (!job.shared) first_channel += first_job * job.channels;
   }
 
-  // What lies outside, in jobs or columns, computes something that exists and drops it below.
+  // Entries beyond the last job or column compute something that exists and are dropped below.
   const In* row[J];
   const In* column[C];
 #pragma unroll

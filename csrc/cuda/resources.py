@@ -41,7 +41,7 @@ class Usage:
     spills: int = 0
 
     def faults(self, threads: int) -> list[str]:
-        """What is wrong with it in blocks of so many threads."""
+        """What is wrong with it in blocks of ``threads`` threads."""
         found = {
             f"spills {self.spills} bytes": self.spills,
             f"has {self.stack} bytes of stack": self.stack,

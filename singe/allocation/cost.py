@@ -15,11 +15,11 @@ from ..graph.trace import Trace
 
 
 class Cost(Protocol):
-    """What parts of a network cost that lose units, groups neurons or weights single ones.
+    """The cost of a network whose parts lose units: groups lose neurons, or weight tensors single weights.
 
     Attributes:
         total: what the unpruned model costs.
-        grain: costs that differ by less are not told apart.
+        grain: costs that differ by less count as equal.
     """
 
     total: int
@@ -36,7 +36,7 @@ class WeightCost:
     """The number of single weights: each costs one.
 
     Args:
-        total: of all weights, those that cannot go included.
+        total: of all weights, including those that cannot be removed.
     """
 
     grain = 1
@@ -54,13 +54,13 @@ class WeightCost:
 
 
 class ElementCost:
-    """A price for every element of every parameter; what has a neuron's index along some axis goes with the neuron.
+    """A price for every element of every parameter; elements at a neuron's index along some axis go with the neuron.
 
     Args:
         model: the unpruned model.
         groups: the groups that may lose neurons.
         prices: of one element of each parameter, by the name under which the model lists it first.
-        fixed: what the model costs beside its parameters' elements.
+        fixed: what the model costs in addition to its parameters' elements.
 
     Attributes:
         total: what the unpruned model costs.
@@ -86,7 +86,7 @@ class ElementCost:
         return sum(self.saved(removed).values())
 
     def saved(self, removed: Sequence[int]) -> dict[str, int]:
-        """The same for every parameter that has a price and that some group owns something of."""
+        """The same for every parameter that has a price and of which some group owns a part."""
         return {name: self._saved(name, removed) for name in self._owned}
 
     def unit(self, removed: Sequence[int], part: int) -> int:
@@ -115,14 +115,14 @@ def mac_cost(model: nn.Module, groups: Sequence[Group], trace: Trace, total: int
         model: the unpruned model.
         groups: the groups that may lose neurons.
         trace: of that model.
-        total: its multiply-adds as torch counts them; those beside convolutions and linear layers stay.
+        total: its multiply-adds as torch counts them; those outside convolutions and linear layers stay.
     """
     parameters, batch = dict(model.named_parameters()), trace.example_batch
     prices: dict[str, int] = defaultdict(int)
     for node in trace.nodes:
         weight = trace.parameter(node, 1, "weight") if is_affine(node) or is_transposed(node) else None
         if weight in parameters:
-            # of a transposed convolution, at every position of what it takes
+            # for a transposed convolution, at every position of its input
             slid: Any = node.args[0] if is_transposed(node) else node
             prices[weight] += math.prod(trace.shape(slid, batch)) // (batch * len(parameters[weight]))
     spent = sum(price * parameters[name].numel() for name, price in prices.items())

@@ -1,4 +1,4 @@
-"""From rho, the share of the cost that must go, to a number of units for each part."""
+"""From rho, the share of the cost to remove, to a number of units for each part."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def removable(group: Group, round_to: int) -> list[int]:
 
 
 def reach(cost: Cost, choices: Sequence[Sequence[int]]) -> float:
-    """The share of the cost that is gone when all goes that may."""
+    """The share of the cost that is gone when everything removable is removed."""
     return cost.gone([c[-1] for c in choices]) / cost.total
 
 
 def check_reach(cost: Cost, choices: Sequence[Sequence[int]], rho: float) -> None:
-    """Raises ValueError if the parts cannot lose a share ``rho`` of the cost; says how far it goes."""
+    """Raises ValueError if the parts cannot lose a share ``rho`` of the cost; says how much they can."""
     share = reach(cost, choices)
     if rho > share:
         digits = 4 - math.ceil(math.log10(share)) if share else 0
         limit = math.floor(share * 10**digits) / 10**digits
-        raise ValueError(f"expected rho <= {limit:g}, which takes all that may go, got {rho}")
+        raise ValueError(f"expected rho <= {limit:g}, which removes all that can be removed, got {rho}")
 
 
 def fit(cost: Cost, choices: Sequence[Sequence[int]], schedule: Schedule, rho: float) -> list[int]:
@@ -39,14 +39,14 @@ def fit(cost: Cost, choices: Sequence[Sequence[int]], schedule: Schedule, rho: f
         cost: of the parts.
         choices: for each part, how many units it may lose, ascending from 0.
         schedule: which parts lose more than others.
-        rho: share of the whole cost that must go, in (0, 1).
+        rho: share of the whole cost to remove, in (0, 1).
 
     Returns:
-        one of its choices for each part, within one smallest move of rho where single moves lead there; else no move
-        of a single part comes closer.
+        for each part, one of its choices: within one smallest move of rho where single moves lead there; otherwise such
+        that no move of a single part comes closer.
 
     Raises:
-        ValueError: rho is out of reach; says how far it goes.
+        ValueError: rho is out of reach; says how large it can be.
     """
     check_reach(cost, choices, rho)
     target = rho * cost.total
@@ -71,7 +71,7 @@ def _nearest(choices: Sequence[int], value: float) -> int:
 
 
 def _adjusted(cost: Cost, choices: Sequence[Sequence[int]], base: list[int], target: float) -> list[int]:
-    """Moves parts on or back by single choices, none further than it takes to come within the smallest move."""
+    """Moves parts forward or back by single choices, none further than needed to come within the smallest move."""
     chosen = base
     for far in range(1, max(map(len, choices))):
         chosen = _moved(cost, choices, chosen, target, [range(b - far, b + far + 1) for b in base])
@@ -85,7 +85,7 @@ def _adjusted(cost: Cost, choices: Sequence[Sequence[int]], base: list[int], tar
 def _moved(
     cost: Cost, choices: Sequence[Sequence[int]], chosen: list[int], target: float, allowed: Sequence[range]
 ) -> list[int]:
-    """Moves parts from the dearest to the cheapest while it comes closer: first what fits, then beyond the target."""
+    """Moves parts, the most expensive first, while that comes closer: first moves that fit, then beyond the target."""
     missing = target - _gone(cost, choices, chosen)
     for beyond in (False, True):
         changed = True
@@ -104,7 +104,7 @@ def _moved(
 
 
 def _neighbours(choices: Sequence[Sequence[int]], chosen: Sequence[int]) -> Iterator[list[int]]:
-    """All that differ in one part by one choice."""
+    """All choices that differ in one part by one step."""
     for i, own in enumerate(choices):
         for other in (chosen[i] - 1, chosen[i] + 1):
             if 0 <= other < len(own):

@@ -1,4 +1,4 @@
-"""How much is to go and from where: the parts of a network that may lose units, and how many each will."""
+"""How much to remove and from where: the parts of a network that may lose units, and how many each will lose."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Goal:
             groups: those that may lose neurons, in execution order.
             trace: of the model.
             macs: its multiply-adds for one sample.
-            scores: gives what ranks the neurons of all groups; called where the allocation is a ranking.
+            scores: returns scores to rank the neurons of all groups by; called where the allocation is a ranking.
 
         Raises:
             ValueError: rho is out of reach.
@@ -111,7 +111,7 @@ class Goal:
             parts: those that may lose units, in execution order.
             cost: of these parts.
             choices: for each part, how many units it may lose, ascending from 0.
-            scores: gives what ranks the units of all parts; called where the allocation is a ranking.
+            scores: returns scores to rank the units of all parts by; called where the allocation is a ranking.
 
         Raises:
             ValueError: rho is out of reach.

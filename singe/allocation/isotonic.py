@@ -9,9 +9,9 @@ import numpy as np
 
 
 class Rising:
-    """What rises with x and was measured with noise: of all rising curves the nearest, straight between points.
+    """The rising curve nearest to values measured with noise, linear between points.
 
-    Beyond the outermost points it goes on level.
+    Beyond the outermost points it is constant.
 
     Args:
         points: (x, y), at least one; where several have the same x, their mean counts.

@@ -27,32 +27,32 @@ LEVELS = (0.0, 0.25, 0.5, 0.75, 0.875, 1.0)
 """Which share of all its neurons every group loses in the networks that the table is made of."""
 
 TOLERANCE = 0.02
-"""How much more of the latency than asked for may go."""
+"""How much more of the latency may be removed than asked for."""
 
 TRIES = 8
-"""How many widths are measured as a whole at most."""
+"""The most widths that are measured as a whole."""
 
 _ROUNDS_MODULES = 15
 _ROUNDS_WHOLE = 30
 
 
 class Meter(Protocol):
-    """What tells how long networks take that have lost neurons; the networks of one call are measured in turns."""
+    """Measures how long networks take that have lost neurons; the networks of one call are measured in turns."""
 
     def modules(self, networks: Sequence[Removed]) -> list[dict[str, float]]:
-        """Of each network, module name -> seconds that it takes without the modules that it calls."""
+        """For each network, module name -> seconds that it takes without the modules that it calls."""
 
     def whole(self, networks: Sequence[Removed]) -> list[float]:
         """Seconds of a forward pass of each network."""
 
 
 class Machine:
-    """Measures on this machine, with as many threads as torch has; which neurons are gone makes no difference to time.
+    """Measures on this machine, with torch's number of threads; which neurons are gone does not affect the time.
 
     Args:
         model: unpruned; not modified.
         groups: those that lose neurons.
-        batch: what a network is called with, of as many samples as the latency is asked for.
+        batch: what a network is called with, with as many samples as the latency is for.
         task: how it is called.
     """
 
@@ -84,15 +84,15 @@ def counts_within(
 ) -> list[int]:
     """How many neurons each group will lose so that a share ``goal.rho`` of the latency goes.
 
-    Widths are fitted to the table and measured as a whole; what that says corrects the next fit, until it meets the
-    budget, or no better widths are found.
+    Widths are fitted to the table and measured as a whole; the result corrects the next fit, until the budget is met
+    or no better widths are found.
 
     Args:
         goal: what is asked for.
         model: unpruned, without weight norms.
         groups: those that may lose neurons, in execution order.
         meter: measures networks.
-        scores: gives what ranks the neurons of all groups; called where the allocation is a ranking.
+        scores: returns scores to rank the neurons of all groups by; called where the allocation is a ranking.
 
     Raises:
         ValueError: rho is out of reach.
@@ -108,7 +108,7 @@ def counts_within(
         before, after = meter.whole([whole, counts])
         cost.learn(counts, 1 - after / before)
         tried[counts].append(1 - after / before)
-        log.info("latency: %.3g ms of %.3g ms, of which %.1f%% were to go", 1e3 * after, 1e3 * before, 100 * goal.rho)
+        log.info("latency: %.3g ms of %.3g ms; %.1f%% are to be removed", 1e3 * after, 1e3 * before, 100 * goal.rho)
         if goal.rho <= fmean(tried[counts]) <= goal.rho + TOLERANCE:
             return list(counts)
     return _nearest(tried, goal.rho)
@@ -137,7 +137,7 @@ def _halfway(shares: Sequence[float], rho: float) -> float:
 
 
 def _nearest(tried: dict[tuple[int, ...], list[float]], rho: float) -> list[int]:
-    """Of the widths that were measured those that miss the budget by least, rather too fast than too slow."""
+    """The measured widths that miss the budget by least, rather too fast than too slow."""
     shares = {counts: fmean(measured) for counts, measured in tried.items()}
     best = min(shares, key=lambda counts: (shares[counts] < rho, abs(shares[counts] - rho)))
     log.warning(

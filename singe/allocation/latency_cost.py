@@ -16,16 +16,16 @@ Removed = Sequence[int]
 
 
 class LatencyTable:
-    """How long each module takes as a function of the share of its parameters that is left, groups aside.
+    """How long each module takes as a function of the share of its parameters that is left, whichever group lost them.
 
-    What a layer takes depends on the group that it reads and on the one that it writes, and so does the number of its
+    A layer's time depends on the group that it reads and on the one that it writes, and so does the number of its
     parameters. Modules without parameters count with the one around them.
 
     Args:
         model: unpruned.
         groups: those that may lose neurons.
         measured: the networks that were measured, the unpruned one among them.
-        seconds: of each, module name -> seconds that it takes without the modules that it calls.
+        seconds: for each, module name -> seconds that it takes without the modules that it calls.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class LatencyTable:
     ) -> None:
         self._elements = parameter_cost(model, groups)
         self._sizes: dict[str, int] = defaultdict(int)
-        self._held: dict[str, list[str]] = defaultdict(list)  # module -> parameters in it that groups own some of
+        self._held: dict[str, list[str]] = defaultdict(list)  # module -> parameters in it of which groups own a part
         owned = self._elements.saved([0] * len(groups))
         for name, parameter in model.named_parameters():
             for module in _around(name):
@@ -72,8 +72,8 @@ class LatencyTable:
 class LatencyCost:
     """Nanoseconds of a forward pass; see :class:`singe.allocation.cost.Cost`.
 
-    What the table says of modules one by one is not what the whole network gains. :meth:`learn` says that of some
-    networks, and a curve through them makes the one into the other.
+    The table's savings, module by module, are not what the whole network gains. :meth:`learn` is given that for some
+    networks, and a curve through these points translates one into the other.
 
     Args:
         table: of the network.
@@ -91,7 +91,7 @@ class LatencyCost:
         self._units = [round(1e9 * s / max(1, n)) for s, n in zip(alone, most, strict=True)]
 
     def learn(self, removed: Removed, share: float) -> None:
-        """Takes in which share of the latency was gone when a network was measured as a whole."""
+        """Learns which share of the latency was gone when a network was measured as a whole."""
         self._learned.append((self._table.saved(removed), max(0.0, share)))
         self._share = Rising(self._learned)
 
@@ -105,7 +105,7 @@ class LatencyCost:
         return round(self.total * self._share(self._table.saved(removed)))
 
     def unit(self, removed: Removed, part: int) -> int:
-        """What a neuron of a group saves on average: time falls in steps, of which a single one sees none or all."""
+        """What a neuron of a group saves on average: time falls in steps, which one neuron triggers or does not."""
         return self._units[part]
 
 

@@ -1,7 +1,7 @@
-"""Allocations: which parts lose more than others, groups neurons or weight tensors single ones.
+"""Allocations: which parts lose more than others. Parts are groups, which lose neurons, or weight tensors.
 
-An allocation orders what goes: its schedule says how many units every part has lost at a level in [0, 1], none at 0,
-all that it ever takes at 1, and never fewer at a higher level. ``fit`` finds the level that meets rho.
+An allocation orders removals: its schedule says how many units every part has lost at a level in [0, 1]: none at 0,
+all that the allocation ever takes at 1, and never fewer at a higher level. ``fit`` finds the level that meets rho.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RANKINGS = ("global", "sensitivity")
 
 
 def check(allocation: Any) -> None:
-    """Raises TypeError or ValueError unless ``allocation`` is one that there is."""
+    """Raises TypeError or ValueError unless ``allocation`` is a valid one."""
     if isinstance(allocation, str):
         names = (*RATES, *RANKINGS)
         if allocation not in names:
@@ -78,7 +78,7 @@ def ranked(scores: Sequence[Tensor], cost: Cost) -> Schedule:
     """All units in one ranking by score per parameter (or multiply-add) that they save, the least first.
 
     Args:
-        scores: [n] for every part: what the loss of each unit does, whatever it is measured in.
+        scores: [n] for every part: the effect of losing each unit, in any measure.
         cost: of the same parts.
     """
     none = [0] * len(scores)

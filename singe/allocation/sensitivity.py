@@ -1,4 +1,4 @@
-"""How much of each group a network can do without: what the loss makes of one group alone losing more and more."""
+"""How much of each group a network can do without: how the loss rises as one group alone loses more and more."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ LEFT = (0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.0625, 0.0)
 
 
 class Sensitivity:
-    """Measures what the loss makes of removals from one group at a time (Li et al. 2017, section 3.2).
+    """Measures how the loss changes with removals from one group at a time (Li et al. 2017, section 3.2).
 
     Args:
         model: unpruned, in eval mode.
         trace: of it.
         batches: to measure the loss on.
         task: how the model is called and judged.
-        compensator: refits readers before the loss is measured; None where they are to stay.
+        compensator: refits readers before the loss is measured; None to leave them unchanged.
     """
 
     def __init__(
@@ -43,11 +43,11 @@ class Sensitivity:
 
     @torch.no_grad()
     def prices(self, group: Group, order: Tensor) -> Tensor:
-        """What the loss rises by with each neuron that goes, on the lower convex hull of what was measured.
+        """The rise of the loss with each neuron removed, on the lower convex hull of the measurements.
 
         Args:
             group: the one that loses neurons.
-            order: int64 [n], all its neurons, the first to go first.
+            order: int64 [n], all its neurons, the first to be removed first.
 
         Returns:
             float64 [n], ascending, in the order of removal.
@@ -101,11 +101,11 @@ def marginal(rises: Mapping[int, float], size: int) -> Tensor:
     """Slopes of the lower convex hull of a rising curve.
 
     Args:
-        rises: number of neurons gone -> what the loss has risen by; 0 -> 0. What has fallen counts as 0.
+        rises: number of neurons gone -> rise of the loss; 0 -> 0. A fall counts as 0.
         size: of the group.
 
     Returns:
-        float64 [size], ascending: of each neuron that goes; the slope at the end holds for those beyond.
+        float64 [size], ascending, for each neuron removed; the slope at the end holds for those beyond.
     """
     hull: list[tuple[int, float]] = []
     for point in sorted((count, max(0.0, rise)) for count, rise in rises.items()):

@@ -28,13 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; see ``singe --help``.
 
     Args:
-        arguments: the command line behind the program's name; that of this process by default.
+        arguments: the command line after the program's name; that of this process by default.
 
     Returns:
         the exit code: 0 done, 1 the run failed, 2 bad input, 130 interrupted.
 
     Raises:
-        SystemExit: with 0 where help was asked for, with 2 where the words make no command line.
+        SystemExit: with 0 where help was asked for, with 2 where the arguments cannot be parsed.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = argparse.Namespace(traceback="--traceback" in words)
@@ -45,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except KeyboardInterrupt:
         kept = getattr(options, "checkpoint", None)
-        return _ended("interrupted" + (f"; the same command goes on from {kept}" if kept else ""), INTERRUPTED, options)
-    except BrokenPipeError:  # nobody reads on, as with | head
+        return _ended("interrupted" + (f"; the same command resumes from {kept}" if kept else ""), INTERRUPTED, options)
+    except BrokenPipeError:  # the reader has stopped, as with | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         refused = isinstance(error, _OF_INPUT) and not _within_a_run(error)
@@ -55,10 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    """What a command line says, with what a file says that it names.
+    """The options of a command line, with those of the configuration file that it names.
 
     Raises:
-        FileNotFoundError, ValueError: that file cannot be read, or says something that cannot be.
+        FileNotFoundError, ValueError: that file cannot be read, or holds something invalid.
         SystemExit: see :func:`main`.
     """
     parser, by_command = build()
@@ -79,7 +79,7 @@ def _ended(message: str, code: int, options: argparse.Namespace) -> int:
 
 
 def _in_a_line(error: Exception) -> str:
-    """What an error says, and of which kind it is where it may not explain itself."""
+    """An error's message, and its type where the message may not explain itself."""
     said = " ".join(str(error).split())
     if said and isinstance(error, (TypeError, ValueError, OSError, ImportError)):
         return said
@@ -94,7 +94,7 @@ def _within_a_run(error: BaseException) -> bool:
 
 @contextmanager
 def _warnings_on_stderr() -> Iterator[None]:
-    """What the library logs appears on stderr, above a bar if there is one."""
+    """The library's log appears on stderr, above a bar if there is one."""
     handler, log = _Above(logging.WARNING), logging.getLogger("singe")
     log.addHandler(handler)
     try:

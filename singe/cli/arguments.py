@@ -1,4 +1,4 @@
-"""From what the command line says to the arguments of ``singe.prune``."""
+"""From the options of the command line to the arguments of ``singe.prune``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def prune_arguments(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments that were given, all but the model, the loader and rho.
 
     Raises:
-        ValueError: one of them cannot be.
+        ValueError: one of them is invalid.
     """
     given = {name: value for name, value in vars(options).items() if value is not None}
     arguments = {name: given[name] for name in _PASSED if name in given}
@@ -45,7 +45,7 @@ def allocation(words: Sequence[str]) -> str | dict[str, Any]:
 
 
 def finetune(words: Sequence[str]) -> FineTune | None:
-    """What ``none`` or some of its fields say."""
+    """Fine-tuning from ``none`` or from some of its fields."""
     if list(words) == ["none"]:
         return None
     given, known = pairs("finetune", words), [field.name for field in fields(FineTune)]

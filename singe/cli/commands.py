@@ -35,18 +35,18 @@ from .references import find
 RUN_FILE = "run.toml"
 
 _NOT_KEPT = ("command", "config", "out", "checkpoint", "tensorboard", "dry_run", "progress", "traceback")
-"""What run.toml does not say: where a run leaves things, and how it is shown."""
+"""What run.toml leaves out: where a run writes its files, and how it is shown."""
 
 SAMPLES = 4
-"""Of the first batch, to look at a network with."""
+"""Samples of the first batch to analyse a network with."""
 
 
 def prune(options: argparse.Namespace) -> None:
-    """Prunes, saves, and says what has become of the network."""
+    """Prunes, saves, and prints a summary."""
     arguments = prune_arguments(options)
     if options.out is None and not options.dry_run:
         raise ValueError("expected --out DIR for the result, or --dry-run, got neither")
-    torch.manual_seed(options.seed or 0)  # what a factory draws: a checkpoint is gone on from with the same weights
+    torch.manual_seed(options.seed or 0)  # for factories: resuming from a checkpoint needs the same weights
     model, data = _model(options), _data(options)
     check_savable(model)
     if data.test is not None and "evaluate" not in arguments:
@@ -131,14 +131,14 @@ def _data(options: argparse.Namespace) -> datasets.Data:
 
 
 def _accuracy(model: nn.Module, test: Iterable[Any], images: int | None) -> Callable[[nn.Module], float]:
-    """What measures accuracy on test data, or on the first of it; refused before work where there is none."""
+    """A function that measures accuracy on all or the first test data; refused before work if there is none."""
     data = test if images is None else datasets.First(test, images)
     accuracy(model, datasets.First(data, 1))
     return lambda network: accuracy(network, data)
 
 
 def _first() -> bool:
-    """Whether this process is the one that speaks, of those that torchrun may have launched."""
+    """Whether this process, among those that torchrun may have launched, is the one that prints."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
@@ -173,12 +173,12 @@ def _board(options: argparse.Namespace) -> Iterator[list[Any]]:
 
 
 def _example(options: argparse.Namespace) -> Batch:
-    """Inputs to look at a network with: random ones of a shape, or the first batch of the data."""
+    """Inputs to analyse a network with: random ones of a shape, or the first batch of the data."""
     if options.example is not None:
         torch.manual_seed(0)
         return torch.randn(options.example)
     if options.data is None:
-        raise ValueError("expected --example SHAPE or --data REF to see what the network makes of inputs, got neither")
+        raise ValueError("expected --example SHAPE or --data REF to run the network on, got neither")
     batch = next(iter(_data(options).train), None)
     if batch is None:
         raise ValueError(f"expected at least one batch from {options.data}, got none")
@@ -192,7 +192,7 @@ def _forward(options: argparse.Namespace) -> Any:
 
 
 def _leave_settings(options: argparse.Namespace) -> None:
-    """Writes beside the result what was said, so that ``--config`` can say it again."""
+    """Writes the options beside the result, so that ``--config`` can read them again."""
     values = {name: value for name, value in vars(options).items() if value is not None and name not in _NOT_KEPT}
     said = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
     replace(options.out / RUN_FILE, lambda part: part.write_text(config.written(said), encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Settings as TOML: read as if they stood in front of the command line, and written beside a result."""
+"""Settings as TOML: read as if they came first on the command line, and written beside a result."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ else:
     import tomli as tomllib
 
 _NEVER = ("help", "config", "directory")
-"""What is for the command line alone."""
+"""Options for the command line only."""
 
 
 def settings(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
-    """What can be said in a file, by name."""
+    """The options that a file may set, by name."""
     return {action.dest: action for action in parser._actions if action.dest not in _NEVER}
 
 
 def arguments(path: Path, parser: argparse.ArgumentParser, known: set[str]) -> list[str]:
-    """A file's settings as arguments of a command; those that only other commands have are passed over.
+    """A file's settings as arguments of a command; those that only other commands have are ignored.
 
     Args:
         path: of the file.
@@ -35,7 +35,7 @@ def arguments(path: Path, parser: argparse.ArgumentParser, known: set[str]) -> l
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no TOML, or a name or value in it cannot be.
+        ValueError: it is not TOML, or a name or value in it is invalid.
     """
     if not path.is_file():
         raise FileNotFoundError(f"expected a configuration, found none at {path}")

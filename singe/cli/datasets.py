@@ -18,16 +18,16 @@ from .references import called, find
 KINDS = "cifar10:DIR, imagefolder:DIR or package.module:loader"
 
 BATCH_SIZE, WORKERS, IMAGE_SIZE = 128, 0, 224
-"""Of cifar10: and imagefolder: where nothing else is said."""
+"""The default for cifar10: and imagefolder:."""
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _MARGIN = 256 / 224
-"""How much larger than the crop in their middle test images are."""
+"""How much larger test images are than the crop taken from their middle."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """What is pruned on and what accuracy is measured on.
+    """The data to prune on and to measure accuracy on.
 
     Attributes:
         train: yields batches, again and again.
@@ -55,7 +55,7 @@ class First:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line says about batches; None where it says nothing."""
+    """The command line's settings for batches; None where one is not given."""
 
     batch_size: int | None = None
     workers: int | None = None
@@ -67,13 +67,13 @@ def load(reference: str, settings: Settings, device: torch.device) -> Data:
 
     Args:
         reference: ``cifar10:DIR``, ``imagefolder:DIR`` or ``package.module:loader``.
-        settings: how it comes in batches.
+        settings: of its batches.
         device: that CIFAR-10 is kept on.
 
     Raises:
         FileNotFoundError: a file or folder is missing.
         ImportError: torchvision is missing.
-        ValueError: no such data, or a setting that it does not have.
+        ValueError: no such data, or a setting that does not apply to it.
     """
     kind, _, rest = reference.partition(":")
     if not rest:
@@ -88,7 +88,7 @@ def load(reference: str, settings: Settings, device: torch.device) -> Data:
 def _cifar10(directory: Path, settings: Settings, device: torch.device) -> Data:
     for name in ("workers", "image_size"):
         if getattr(settings, name):
-            raise ValueError(f"{name} means nothing to cifar10:DIR, whose 32x32 images are kept in memory")
+            raise ValueError(f"{name} does not apply to cifar10:DIR, whose 32x32 images are kept in memory")
     (x, y), (x_test, y_test) = (cifar10.read(directory, train=train) for train in (True, False))
     loader = cifar10.Loader(x.to(device), y.to(device), settings.batch_size or BATCH_SIZE)
     return Data(loader, cifar10.Ordered(x_test.to(device), y_test.to(device)))
@@ -99,7 +99,7 @@ def _imagefolder(directory: Path, settings: Settings) -> Data:
     try:
         from torchvision import transforms
         from torchvision.datasets import ImageFolder
-    except (ImportError, RuntimeError) as error:  # one that was built for another torch has operators missing
+    except (ImportError, RuntimeError) as error:  # one built for another torch lacks operators
         raise ImportError(
             f"imagefolder:DIR needs the torchvision of torch {torch.__version__}: pip install 'singe[vision]' ({error})"
         ) from error
@@ -138,7 +138,7 @@ def _own(reference: str, settings: Settings) -> Data:
             raise ValueError(f"{reference} takes no {' and no '.join(unknown)}")
         found = called(found, reference, **given)
     elif given:
-        raise ValueError(f"{', '.join(given)} cannot be said of {reference}, which is no function")
+        raise ValueError(f"{', '.join(given)} cannot be passed to {reference}, which is not a function")
     train, test = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
     for loader in (train, test):
         if loader is not None and not hasattr(loader, "__iter__"):

@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from .references import called, find
 
 SHOWN = 3
-"""Names of tensors that a message lists at most."""
+"""The most names of tensors that a message lists."""
 
 _NESTED = ("state_dict", "model_state_dict", "model")
 _WRAPPERS = ("module.", "_orig_mod.")
 
 
 def make(reference: str) -> nn.Module:
-    """The model of a factory, ``package.module:factory``, or one that is there already.
+    """The model of a factory, ``package.module:factory``, or a module of that name.
 
     Raises:
-        ValueError: there is no such factory, or it fails, or makes something else.
+        ValueError: there is no such factory, or it fails, or returns something else.
     """
     found = find(reference)
     model = found if isinstance(found, nn.Module) else called(found, reference)
@@ -40,9 +40,9 @@ def fill(model: nn.Module, weights: Path) -> None:
 
     Args:
         model: changed in place.
-        weights: a safetensors file; or one of ``torch.save`` with tensors only, such as a state dict by itself or
-            beside other things as "state_dict", "model_state_dict" or "model". What DataParallel and torch.compile put
-            in front of all names is taken off.
+        weights: a safetensors file; or one of ``torch.save`` with tensors only, such as a state dict alone or one
+            stored with other things under "state_dict", "model_state_dict" or "model". Prefixes that DataParallel and
+            torch.compile add to all names are stripped.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -79,7 +79,7 @@ def _read(path: Path) -> Any:
 
 
 def _unwrapped(state: Any) -> dict[str, Tensor]:
-    """The state dict in what a file holds, with the names of the model itself."""
+    """The state dict in the contents of a file, with the names of the model itself."""
     if isinstance(state, Mapping):
         state = next((state[key] for key in _NESTED if isinstance(state.get(key), Mapping)), state)
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):

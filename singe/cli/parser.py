@@ -1,4 +1,4 @@
-"""What can be said on the command line; defaults and choices are those of ``singe.prune``."""
+"""The options of the command line; defaults and choices are those of ``singe.prune``."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _EXAMPLES = {
       --data imagefolder:images/ --rho 0.6 --finetune steps=5000 lr=0.01 --out pruned/ --checkpoint run/
   singe prune --config prune.toml --rho 0.7 --dry-run
 
-  The file holds what could stand on the command line, under the same names with underscores, and the command line
-  wins:
+  The file holds options of the command line, under the same names with underscores; the command line overrides
+  it:
       model = "models:resnet56"
       weights = "resnet56.safetensors"
       data = "cifar10:cifar-10-batches-bin"
@@ -107,19 +107,19 @@ def build() -> tuple[Parser, dict[str, Parser]]:
 def _prune(parser: Parser) -> None:
     _network(parser)
     _data(parser, required=True)
-    group = parser.add_argument_group("what goes")
+    group = parser.add_argument_group("what to remove")
     group.add_argument("--rho", type=float, required=True, metavar="SHARE", help="share to remove, in (0, 1)")
     _literal(group, "target", Target, "what rho is a share of")
     group.add_argument(
         "--allocation", nargs="+", metavar="HOW",
         help="sensitivity, global, uniform, linear or block; or relative rates as PATTERN=RATE ..., 1 for all others "
-        "(default: sensitivity, of single weights uniform)",
+        "(default: sensitivity, for single weights uniform)",
     )  # fmt: skip
-    _whole(group, "latency_batch", "samples at a time in the forward pass that --target latency is about")
-    _whole(group, "round_to", "layers keep a multiple of so many channels")
+    _whole(group, "latency_batch", "samples in the forward pass that --target latency measures")
+    _whole(group, "round_to", "layers keep a multiple of this many channels")
     _ignore(group)
     group.add_argument(
-        "--structured", action=argparse.BooleanOptionalAction, help="whole neurons go, or single weights are masked"
+        "--structured", action=argparse.BooleanOptionalAction, help="remove whole neurons, or mask single weights"
     )
     group = parser.add_argument_group("how it is chosen")
     group.add_argument(
@@ -127,7 +127,7 @@ def _prune(parser: Parser) -> None:
         help="a name such as magnitude, or package.module:criterion for an object" + _default("criterion"),
     )  # fmt: skip
     _whole(group, "images", "samples that scores are computed on")
-    _literal(group, "refresh", Refresh, "what is scored again after a removal")
+    _literal(group, "refresh", Refresh, "which neurons are scored again after a removal")
     _literal(group, "precision", Precision, "arithmetic of the passes that compute scores")
     group.add_argument(
         "--memory", type=_bytes, metavar="BYTES", help="of a scoring pass, such as 512MiB (default: 1GiB)"
@@ -138,30 +138,30 @@ def _prune(parser: Parser) -> None:
     _whole(group, "seed", "of everything random")
     group = parser.add_argument_group("how accuracy is kept")
     fine_tuning = " ".join(f"{field.name}={field.default}" for field in fields(FineTune))
-    group.add_argument(
-        "--finetune", nargs="+", metavar="NAME=VALUE", help=f"none; or what differs from {fine_tuning.lower()}"
-    )
+    group.add_argument("--finetune", nargs="+", metavar="NAME=VALUE", help=f"none; or changes to {fine_tuning.lower()}")
     group.add_argument(
         "--compensate", choices=get_args(Compensate),
-        help="how the layers behind a group are refitted (default: least_squares, of single weights none)",
+        help="how the layers after a group are refitted (default: least_squares, for single weights none)",
     )  # fmt: skip
     _whole(group, "compensation_images", "samples for that")
     _whole(group, "recalibrate_bn", "images to estimate batch norm statistics on at the end")
     group.add_argument("--loss", metavar="REF", help="package.module:function (outputs, batch) -> scalar")
     _forward(group)
     group = parser.add_argument_group("the run")
-    group.add_argument("--out", type=Path, metavar="DIR", help="where the result goes; needed but for a dry run")
+    group.add_argument("--out", type=Path, metavar="DIR", help="where the result goes; needed except for a dry run")
     group.add_argument(
         "--evaluate", metavar="REF",
         help="package.module:function (model) -> number, the higher the better (default: accuracy on test data)",
     )  # fmt: skip
     group.add_argument(
         "--test-images", type=_positive, metavar="N",
-        help="for accuracy before, behind every group, and after (default: all)",
+        help="for accuracy before, after every group, and at the end (default: all)",
     )  # fmt: skip
     group.add_argument("--tensorboard", type=Path, metavar="DIR", help="every step, for TensorBoard")
-    group.add_argument("--checkpoint", type=Path, metavar="DIR", help="keeps what the same command needs to go on")
-    group.add_argument("--dry-run", action="store_true", help="only say what would go, and how long it would take")
+    group.add_argument("--checkpoint", type=Path, metavar="DIR", help="keeps what the same command needs to continue")
+    group.add_argument(
+        "--dry-run", action="store_true", help="only say what would be removed, and how long it would take"
+    )
     group.add_argument(
         "--progress", action=argparse.BooleanOptionalAction, help="bars on stderr, if that is a terminal"
     )
@@ -211,7 +211,7 @@ def _nothing(parser: Parser) -> None:
 
 _COMMANDS = {
     "prune": ("prune a trained network", _prune),
-    "inspect": ("say what of a network can be pruned, and what not and why", _inspect),
+    "inspect": ("say what of a network can be pruned, and what cannot and why", _inspect),
     "report": ("write a page about a run, with plots", _report),
     "export": ("write a pruned network as ONNX", _export),
     "demo": ("train a small ResNet on handwritten digits, prune it, show what is left", _nothing),
@@ -226,7 +226,7 @@ def _network(parser: Parser, weights: bool = True) -> None:
     group = parser.add_argument_group("the network")
     group.add_argument(
         "--model", required=True, metavar="REF",
-        help="package.module:factory, which makes the unpruned model; in brackets what it is called with, such as "
+        help="package.module:factory, which makes the unpruned model; with arguments in brackets, such as "
         "models:resnet(depth=56)",
     )  # fmt: skip
     if weights:
@@ -244,7 +244,7 @@ def _data(parser: Parser, required: bool) -> None:
     group.add_argument(
         "--data", required=required, metavar="REF",
         help="cifar10:DIR, the canonical binary files; imagefolder:DIR with folders train/ and maybe val/; or "
-        "package.module:loader, which yields batches or is a function that returns those or (train, test)",
+        "package.module:loader, which yields batches or is a function that returns a loader or (train, test)",
     )  # fmt: skip
     group.add_argument("--batch-size", type=_positive, metavar="N", help="(default: 128)")
     group.add_argument("--workers", type=int, metavar="N", help="processes that load images (default: none)")

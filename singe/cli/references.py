@@ -1,4 +1,4 @@
-"""What the user's code holds, by name: ``package.module:name``, or called, ``package.module:name(10, depth=3)``."""
+"""Objects in the user's code, by name: ``package.module:name``, or called, ``package.module:name(10, depth=3)``."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 
 def find(reference: str) -> Any:
-    """What a reference names; modules in the current directory are found first, as with ``python -m``.
+    """The object that a reference names; modules in the current directory are found first, as with ``python -m``.
 
     Args:
         reference: a module and a name in it (dots lead on to attributes), maybe called with literals.
 
     Raises:
-        ValueError: it does not say that, there is no such thing, or its module cannot be imported or the call fails.
+        ValueError: it is malformed, there is no such object, its module cannot be imported, or the call fails.
     """
     name, arguments, keywords = _parsed(reference)
     module, _, path = name.partition(":")
@@ -37,7 +37,7 @@ def called(function: Any, reference: str, *arguments: Any, **keywords: Any) -> A
     """What the user's function returns.
 
     Raises:
-        ValueError: it raises anything, or is no function.
+        ValueError: it raises anything, or is not a function.
     """
     try:
         return function(*arguments, **keywords)
@@ -46,7 +46,7 @@ def called(function: Any, reference: str, *arguments: Any, **keywords: Any) -> A
 
 
 def _parsed(reference: str) -> tuple[str, list[Any] | None, dict[str, Any]]:
-    """The name, and what it is called with: no arguments where it is not called."""
+    """The name, and the arguments of the call; None if it is not called."""
     name, bracket, rest = reference.partition("(")
     parts = name.split(":")
     if len(parts) != 2 or not all(part.isidentifier() for side in parts for part in side.split(".")):

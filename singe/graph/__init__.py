@@ -1,1 +1,1 @@
-"""The network as data: a short list of ATen operators, who owns each channel, and where to cut."""
+"""The network as data: a short list of ATen operators, the owner of each channel, and where to cut."""

@@ -1,4 +1,4 @@
-"""Which layers can take in a scale and a shift, and which batch norms can be taken out, judged by themselves."""
+"""Which layers can absorb a scale and a shift, and which batch norms can be removed, each judged by itself."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _inability(model: nn.Module, graph: Trace, node: fx.Node, holders: Counter[i
 
 
 def why_it_stays(model: nn.Module, graph: Trace, calls: Sequence[fx.Node], norm: Any) -> str | None:
-    """Why a batch norm cannot be taken out, whatever lies around its calls; None where it can."""
+    """Why a batch norm cannot be removed, whatever surrounds its calls; None where it can."""
     if _hooked(norm):
         return "has forward hooks"
     if norm.running_mean is None:
@@ -60,7 +60,7 @@ def why_it_stays(model: nn.Module, graph: Trace, calls: Sequence[fx.Node], norm:
 
 
 def _only_wraps(model: nn.Module, graph: Trace, call: fx.Node, norm: nn.Module) -> bool:
-    """Whether a batch norm's own forward does no more than to normalise and to call its children in their order."""
+    """Whether a batch norm's own forward only normalises and calls its children in their order."""
     place, children = place_of(call), [name for name, _ in norm.named_children()]
     if model.get_submodule(place) is not norm:
         return False

@@ -1,4 +1,4 @@
-"""The weights of a layer that takes in a change of the channels around it."""
+"""The weights of a layer that absorbs a change of the channels around it."""
 
 from __future__ import annotations
 

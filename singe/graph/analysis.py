@@ -31,10 +31,10 @@ def analyse(trace: Trace, training: Trace | None = None) -> tuple[list[Group], d
 
     Args:
         trace: of the network in eval mode.
-        training: in train mode, where parts of it live that the other does not hold, such as auxiliary heads.
+        training: in train mode, if that has parts which eval mode lacks, such as auxiliary heads.
 
     Raises:
-        ValueError: values too large to tell their owners.
+        ValueError: values are too large to record their owners.
     """
     owners = Owners()
     claims = Claims(owners)

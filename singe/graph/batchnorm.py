@@ -70,7 +70,7 @@ def affine(node: fx.Node, live: Env) -> Affine:
 
 
 def norm_at(trace: Trace, node: fx.Node) -> Norm | None:
-    """What a batch norm is made of; None where it is none, is used at several places, or lacks any of it."""
+    """The tensors of a batch norm; None if the node is no batch norm, is used at several places, or lacks any."""
     if not is_plain(node):
         return None
     scale, shift, mean, var = (trace.parameter(node, i, "") for i in range(1, 5))
@@ -82,15 +82,15 @@ def norm_at(trace: Trace, node: fx.Node) -> Norm | None:
 
 @torch.no_grad()
 def restate(norm: Norm, tensors: Mapping[str, Tensor], seen: Tensor) -> None:
-    """Gives a batch norm the statistics of what it sees, and the scale and shift with which it puts out the same.
+    """Gives a batch norm the statistics of its inputs, and the scale and shift with which its outputs stay the same.
 
-    In train mode, which goes by what is seen, it then does what it does in eval mode, and statistics that are measured
-    anew are those that it has.
+    In train mode, which uses the statistics of its inputs, it then does what it does in eval mode, and re-estimating
+    the statistics does not change them.
 
     Args:
-        norm: which.
+        norm: the batch norm.
         tensors: by name; changed in place.
-        seen: [n, N].
+        seen: [n, N], its inputs.
     """
     scale, shift, mean, var = (tensors[name] for name in (norm.scale, norm.shift, norm.mean, norm.var))
     now_mean = seen.mean(0, dtype=torch.float64)
@@ -103,7 +103,7 @@ def restate(norm: Norm, tensors: Mapping[str, Tensor], seen: Tensor) -> None:
 
 
 def affine_of(norm: Any) -> Affine:
-    """The same of a module, in float64; a shift that is nothing but rounding is zero."""
+    """The same for a module, in float64; a shift that is only rounding error is zero."""
     weight, bias = (None if t is None else t.detach().double() for t in (norm.weight, norm.bias))
     mean, var = norm.running_mean.double(), norm.running_var.double()
     known, rounding = _affine(weight, bias, mean, var, norm.eps), 4 * torch.finfo(norm.running_mean.dtype).eps

@@ -1,4 +1,4 @@
-"""How much memory passes on one group take, and what of it fits."""
+"""How much memory passes on one group take, and how many jobs fit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .stretch import Stretch
 from .trace import Trace
 
 CPU_VALUE = 2 << 20
-"""Bytes of one value for each thread of a CPU: more leave the caches, and the allocator gives them back every time."""
+"""Bytes of one value for each thread of a CPU: larger ones leave the caches, and are freed every time."""
 
 
 class Budget:
@@ -43,7 +43,7 @@ class Budget:
         return self._contributions <= self._memory // 4
 
     def parts(self) -> list[int]:
-        """Into parts of how many images a pass is divided: one part where all fit."""
+        """The numbers of images in the parts of a pass: one part where all fit."""
         if self.needed <= self._memory:
             return [self._images]
         step = max(1, self._images * self._memory // self.needed)
@@ -62,7 +62,7 @@ class Budget:
         return max(1, min(fit, self._largest // max(on.sizes(self._trace, self._images))))
 
     def _pass(self, on: Stretch) -> int:
-        """What one job takes: values are kept for the backward pass, and gradients come and go."""
+        """Bytes that one job takes: values are kept for the backward pass, and gradients are short-lived."""
         sizes = on.sizes(self._trace, self._images)
         faded = [node for node in on.nodes if node in self._down.by_output or node in self._down.riders]
         contribution = 0 if self.keeps_contributions or on is self._down.whole else self._front
@@ -70,5 +70,5 @@ class Budget:
         return sum(sizes) + gradients + contribution
 
     def _cached(self) -> int:
-        """What the prefix leaves for all passes."""
+        """Bytes that the prefix keeps for all passes."""
         return self._trace.nbytes(self._down.kept, self._images)

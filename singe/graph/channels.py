@@ -1,8 +1,8 @@
-"""What of a network's activations can only be scaled and shifted together, and by which layers.
+"""Which channels of a network's activations can only be scaled and shifted together, and by which layers.
 
 Every element of every activation belongs to a channel. An affine layer writes channels of its own; operators that move
-or average elements hand them on, sums tie their scales, and everything else keeps the channels it reads and writes as
-they are. ``flow.py`` runs the graph on them, ``roots.py`` asks what a batch norm can be folded into.
+or average elements pass them on, sums tie their scales, and everything else keeps the channels it reads and writes
+unchanged. ``flow.py`` runs the graph on them, ``roots.py`` finds what a batch norm can be folded into.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ class AffineLayer:
 
 @dataclass(frozen=True, eq=False)
 class Obstacle:
-    """Something that does not follow when channels change.
+    """Something that cannot follow a change of channels.
 
     Attributes:
-        what: it is, for a reason that a user reads.
-        channels: int64: those that it keeps as they are.
-        shift_only: whether they can be scaled all the same.
-        norm: name of the batch norm that this is; folding it takes the obstacle away.
+        what: what it is, as part of a reason shown to the user.
+        channels: int64: those that must not change because of it.
+        shift_only: whether they can still be scaled.
+        norm: name of the batch norm, if it is one; folding that removes the obstacle.
     """
 
     what: str
@@ -63,7 +63,7 @@ class Classes:
         shift: int64 [channels]: equal where they can only be shifted by the same amount too.
         terms: int64 [relations, 3]: classes of ``shift``.
         coefficients: float64 [relations, 3]: of the shifts of ``terms`` in sums that must be zero.
-        kept: int64 [n]: channels that some obstacle keeps as they are.
+        kept: int64 [n]: channels that some obstacle keeps unchanged.
         obstacle: int64 [n]: the index of each of these obstacles.
     """
 
@@ -79,7 +79,7 @@ class Channels:
     """Issues channels and remembers what ties them.
 
     Attributes:
-        layers: those that can take in a scale and a shift, in execution order.
+        layers: those that can absorb a scale and a shift, in execution order.
         norms: the calls of every batch norm in eval mode, by its name.
         obstacles: in execution order.
     """
@@ -102,11 +102,11 @@ class Channels:
         return torch.arange(self._count - count, self._count)
 
     def keep(self, channels: Tensor, what: str, *, shift_only: bool = False, norm: str | None = None) -> None:
-        """Says that something does not follow when ``channels`` change."""
+        """Records that something cannot follow a change of ``channels``."""
         self.obstacles.append(Obstacle(what, torch.unique(*collapsed(channels)), shift_only, norm))
 
     def unite(self, a: Tensor, b: Tensor) -> None:
-        """Says that a[i] and b[i] change alike; channels of zeros follow no shift, but any scale."""
+        """Records that a[i] and b[i] change alike; channels of zeros can be scaled, but not shifted."""
         a, b = collapsed(a, b)
         for one, other in ((a, b), (b, a)):
             if (beside := one[(other == ZERO) & (one != ZERO)]).numel():
@@ -119,7 +119,7 @@ class Channels:
         return self.merged(channels, tuple(i for i in range(channels.dim()) if i != axis)).flatten()
 
     def merged(self, channels: Tensor, axes: Sequence[int]) -> Tensor:
-        """Unites what lies along ``axes``, which are kept with size 1."""
+        """Unites the channels along ``axes``, which are kept with size 1."""
         first = channels.amax(tuple(axes), keepdim=True) if axes else channels
         self.unite(channels, first.expand_as(channels))
         return first
@@ -136,7 +136,7 @@ class Channels:
         return written[index].expand(x.shape)
 
     def fold(self, norm: str) -> None:
-        """Takes a batch norm out: what its calls read and write is the same from now on."""
+        """Removes a batch norm: the channels that its calls read and write are the same from now on."""
         self._classes = None
         for call in self.norms.pop(norm):
             self._same.append(pairs(call.reads, call.writes))

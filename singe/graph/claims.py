@@ -46,7 +46,7 @@ class Claims:
         self._frozen: dict[str, tuple[Weight, str]] = {}
 
     def claim(self, tensor: str, dim: int, owners: Tensor, role: Role) -> None:
-        """Says that index i along ``dim`` of a parameter or buffer belongs to owners[i]."""
+        """Records that index i along ``dim`` of a parameter or buffer belongs to owners[i]."""
         self._owners.unite(self._claims.setdefault((tensor, dim), owners), owners)
         self._roles[tensor, dim].add(role)
 
@@ -63,7 +63,7 @@ class Claims:
         return owners
 
     def rows_of(self, weight: str, dim: int, owners: Tensor) -> Tensor:
-        """int64 [size]: says that a weight's rows belong to ``owners``, as those of a depthwise convolution do."""
+        """int64 [size]: records that a weight's rows belong to ``owners``, as those of a depthwise convolution do."""
         self._rows.setdefault(weight, owners)
         self.claim(weight, dim, owners, "writes")
         return owners
@@ -75,7 +75,7 @@ class Claims:
         return self._elements[weight.name]
 
     def width(self, attribute: str, owners: Tensor) -> None:
-        """Says that an integer attribute may be how many ``owners`` (int64 [size]) there are."""
+        """Records that an integer attribute may be the number of ``owners`` (int64 [size])."""
         self._widths[attribute].append(owners)
 
     def freeze(self, weight: Weight, reason: str) -> None:
@@ -133,7 +133,7 @@ class Claims:
             self._owners.freeze(owners, f"the parameter {name} does not hold one slice for each neuron")
 
     def _claim_width(self, attribute: str, lengths: list[Tensor]) -> None:
-        """An attribute follows if all that is as long as it says is owned by the same neurons."""
+        """An attribute is cut along if all axes of its length are owned by the same neurons."""
         owned = [owners for owners in lengths if len(owners[owners != NOBODY].unique()) > 1]
         if owned and all(torch.equal(owners, owned[0]) for owners in owned):
             self.claim(attribute, 0, owned[0], "width")
@@ -184,7 +184,7 @@ class Claims:
 
 
 def _unique_names(groups: list[Group]) -> list[Group]:
-    """Tells apart groups that share their first writer (parts of it are read by different layers)."""
+    """Gives different names to groups with the same first writer (different layers read parts of it)."""
     seen: dict[str, int] = defaultdict(int)
     named = []
     for group in groups:

@@ -24,7 +24,7 @@ class Product:
 
     @classmethod
     def parsed(cls, equation: str) -> Product | None:
-        """The product that an einsum of two operands is, or None where it is another thing."""
+        """The product that an einsum of two operands computes, or None where it is something else."""
         left, arrow, out = equation.replace(" ", "").partition("->")
         a, comma, b = left.partition(",")
         known = arrow and comma and "," not in b and (a + b + out).isalpha()
@@ -35,7 +35,7 @@ class Product:
 
     @property
     def batch(self) -> str:
-        """Axes that stand in all three."""
+        """Axes that appear in all three."""
         return "".join(c for c in self.out if c in self.a and c in self.b)
 
     @property
@@ -45,7 +45,7 @@ class Product:
 
 
 def matmul(rank: int) -> Product:
-    """The product of stacks of matrices, of so many axes each."""
+    """The product of stacks of matrices, of ``rank`` axes each."""
     batch = "abcdefgh"[: rank - 2]
     return Product(f"{batch}nk", f"{batch}km", f"{batch}nm")
 
@@ -54,14 +54,14 @@ def contract(owners: Owners, product: Product, a: Tensor, b: Tensor, reason: str
     """The owners of a product; a neuron may be a term of the sum, a slice of the batch, a row or a column.
 
     Args:
-        owners: unites and freezes what has to be.
-        product: which.
+        owners: unites and freezes neurons as needed.
+        product: the product.
         a: owners of one operand, sizes 1 broadcast.
         b: of the other.
-        reason: why those neurons cannot be removed that the result cannot keep apart.
+        reason: why neurons that the result does not keep apart cannot be removed.
     """
     of_a, of_b = product.a, product.b
-    # what remains of an operand once its own axes are out of sight
+    # an operand's owners once its own axes are merged
     a_terms, b_terms = (_kept(x, letters, product.batch + product.summed) for x, letters in ((a, of_a), (b, of_b)))
     if product.summed and any(
         varies(t, t.dim() - 1 - i) for t in (a_terms, b_terms) for i in range(len(product.summed))
@@ -79,7 +79,7 @@ def contract(owners: Owners, product: Product, a: Tensor, b: Tensor, reason: str
 
 
 def _sum(owners: Owners, a: Tensor, b: Tensor, reason: str) -> None:
-    """Terms go in pairs; one that meets what nobody owns stays."""
+    """Terms are removed in pairs; one whose partner has no owner stays."""
     owners.unite(*(x.expand([max(s) for s in zip(a.shape, b.shape, strict=True)]) for x in (a, b)))
     owners.contract(a)
     owners.contract(b)

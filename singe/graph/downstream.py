@@ -1,4 +1,4 @@
-"""What depends on one group: the layers that write it, what fades with them, and the operators behind."""
+"""What belongs to fading one group: the layers that write it, what fades with them, and the operators downstream."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Downstream:
     Attributes:
         layers: the group's writers, in execution order.
         by_output: the same by the node of their output.
-        riders: what is added to its neurons behind them, by node.
-        suffix: what depends on them.
-        foldable: the suffix's layers that can do the batch norm behind them.
+        riders: what is added to its neurons downstream of them, by node.
+        suffix: the operators that depend on them.
+        foldable: the suffix's layers that can include the batch norm after them.
         whole: the suffix as it runs for jobs of any kind.
         front: its beginning, where fading one neuron moves values along one direction; None where there is none.
-        behind: what runs for jobs that fade one neuron: behind the front, or the whole suffix.
+        behind: what runs for jobs that fade one neuron: the part after the front, or the whole suffix.
     """
 
     def __init__(self, trace: Trace, group: Group, live: Env) -> None:
@@ -45,7 +45,7 @@ class Downstream:
         ride = [n for n in self.suffix.nodes if n not in self.by_output]
         self.riders = {rider.node: rider for rider in find_riders(trace, group, ride)}
         self.whole = self._stretch(self.suffix.nodes, self.suffix.roots)
-        # where one layer with a row per neuron is all that fades
+        # where only one layer fades, with a row per neuron
         simple = len(self.layers) == 1 and not self.riders and self.layers[0].rows.shape[1] == 1
         self.front = find_front(trace, self.suffix, self.layers[0], self._absorbed) if simple else None
         self.behind = self.whole

@@ -1,4 +1,4 @@
-"""From a model to its ATen graph with ``torch.export``, which neither talks nor leaves anything behind."""
+"""From a model to its ATen graph with ``torch.export``, without its messages and without memory that it would keep."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def exported(model: nn.Module, inputs: Any, forward: Forward) -> tuple[ExportedP
     """The graph of ``forward(model, inputs)``: functional, and with a dynamic batch axis where possible.
 
     Returns:
-        the graph, whose outputs are what the model's hold, one by one; and the form of these.
+        the graph, whose outputs are the values in the model's outputs, one by one; and the form of these.
 
     Raises:
         ValueError: the model cannot be exported; names the model, the line and export's reason.
@@ -70,9 +70,9 @@ _KNOWN = (Tensor, bool, int, float, str, type(None), torch.SymInt, torch.SymFloa
 
 
 class _Call(nn.Module):
-    """Gives every model one signature: what goes in and what comes out one by one, in order.
+    """Gives every model one signature: its input and output tensors one by one, in order.
 
-    Tells ``inside`` what mode it is called in, and keeps the form of the outputs.
+    Records the mode it is called in, and keeps the form of the outputs.
     """
 
     form: Form
@@ -108,13 +108,13 @@ class _GradientsAsTheyAre(TorchFunctionMode):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without the pages that may follow."""
+    """The first line of an error's message, without the pages that may follow."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextlib.contextmanager
 def quietly(*loggers: str) -> Iterator[None]:
-    """Keeps export from telling the user about its own internals, through these loggers, warnings or stderr."""
+    """Keeps export from reporting its internals to the user, through these loggers, warnings or stderr."""
     levels = {name: logging.getLogger(name).level for name in loggers}
     for name in loggers:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
@@ -129,7 +129,7 @@ def quietly(*loggers: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _caches_as_before() -> Iterator[None]:
-    """Takes out of torch's caches what an export adds, which grows from call to call and is never used again."""
+    """Removes entries that an export adds to torch's caches, which grow from call to call and are never used again."""
     sources: dict[Any, Any] = graph_module._loader.eval_cache
     caches: list[dict[Any, Any]] = [FakeTensorMode.cache, sources, linecache.cache]
     before = [set(cache) for cache in caches]
@@ -138,7 +138,7 @@ def _caches_as_before() -> Iterator[None]:
     finally:
         for cache, keys in zip(caches, before, strict=True):
             for key in cache.keys() - keys:
-                cache.pop(key, None)  # another thread may have been faster
+                cache.pop(key, None)  # another thread may have done it
         for method in vars(ShapeEnv).values():
             if hasattr(method, "cache_clear"):
                 method.cache_clear()
@@ -146,7 +146,7 @@ def _caches_as_before() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _cycles_broken() -> Iterator[Callable[[FakeTensorMode | None], None]]:
-    """Lets go of the symbolic shapes of the modes that it is told of.
+    """Frees the symbolic shapes of the modes that are passed to it.
 
     They hold the inputs, which hold their sizes in C++, where Python's garbage collector does not see them.
     """

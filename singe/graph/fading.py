@@ -1,4 +1,4 @@
-"""Where the fading of a group ends: whether its readers see at t = 0 what they see after removal, which is nothing."""
+"""Where the fading of a group ends: whether its readers get zeros at t = 0, as they do after removal."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def readers(group: Group) -> tuple[str, ...]:
 
 
 def ends_elsewhere(trace: Trace, group: Group) -> fx.Node | None:
-    """The operator that makes something of neurons faded to zero which their readers then see; None where none does.
+    """The operator that turns neurons faded to zero into other values that their readers get; None where none does.
 
-    Runs the operators between writers and readers on what they put out for a group that is zero: a sigmoid gives 1/2,
-    but its product with the zeros of the same group is zero again. Values of other origin are stood in for.
+    Runs the operators between writers and readers for a group that is zero: a sigmoid gives 1/2, but its product with
+    the zeros of the same group is zero again. Values from elsewhere are replaced by stand-ins.
 
     Args:
         trace: of the model.
@@ -46,10 +46,10 @@ def ends_elsewhere(trace: Trace, group: Group) -> fx.Node | None:
 
 
 def _value(trace: Trace, node: fx.Node, values: Env) -> Any:
-    """What an operator puts out where the group is zero.
+    """The output of an operator where the group is zero.
 
-    Beside the group, pointwise operators see some numbers, which sums with zero keep and products do not; to others
-    (a concatenation) the rest is zero, so that only what they make of the group shows.
+    Other operands of pointwise operators are arbitrary numbers, which sums with zero keep and products do not; those of
+    other operators (a concatenation) are zero, so that only the effect of the group shows.
     """
     pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
 
@@ -73,7 +73,7 @@ def _like(trace: Trace, node: fx.Node, make: Any) -> Any:
 
 
 def _numbers(shape: list[int]) -> Tensor:
-    """Of both signs, as conditions of both kinds; the last axis alternates."""
+    """Numbers of both signs, or both truth values as conditions; they alternate along the last axis."""
     return torch.arange(torch.Size(shape).numel()).view(shape) % 2 * 2.5 - 2
 
 

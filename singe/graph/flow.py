@@ -1,4 +1,4 @@
-"""What each ATen operator does to the channels of its inputs (see channels.py): only linear ones hand them on."""
+"""What each ATen operator does to the channels of its inputs (see channels.py): only linear ones pass them on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MOVES = {
     aten.select, aten.expand, aten.repeat, aten.flip, aten.roll, aten.cat, aten.stack, aten.unbind, aten.split,
     aten.split_with_sizes, aten.pixel_shuffle, aten.pixel_unshuffle, aten.channel_shuffle,
 }  # fmt: skip
-# leave every element where it is, and its dtype unless they say so
+# leave every element in place, and its dtype unless they take one
 _IDENTITIES = {aten.clone, aten.alias, aten.detach, aten._to_copy}
 # average over windows of trailing axes, with weights that add up to one; the value is the number of those axes
 _AVERAGES = {
@@ -43,7 +43,7 @@ def find_channels(trace: Trace, unable: Mapping[fx.Node, str]) -> Channels:
 
     Args:
         trace: of the model.
-        unable: the affine layers that cannot take in anything -> what to call them in a reason.
+        unable: the affine layers that cannot absorb anything -> what to call them in a reason.
     """
     flow = _Flow(trace, unable)
     env: Env = {n: flow.kept(n, f"the model's own {name}") for n, name in trace.state.items()}
@@ -56,7 +56,7 @@ def find_channels(trace: Trace, unable: Mapping[fx.Node, str]) -> Channels:
 
 
 class _Flow:
-    """Applies the rule of each operator; one without a rule keeps all that it reads and writes as it is."""
+    """Applies the rule of each operator; one without a rule keeps all channels that it reads and writes unchanged."""
 
     def __init__(self, trace: Trace, unable: Mapping[fx.Node, str]) -> None:
         self.channels = Channels()
@@ -90,7 +90,7 @@ class _Flow:
         return self._rules.get(packet, self._obstacle)(node, *args, **kwargs)
 
     def kept(self, node: fx.Node, what: str) -> Any:
-        """One channel for all of a node's value, which stays as it is."""
+        """One channel for all of a node's value, which must not change."""
         channel = self.channels.issue(1)
         self.channels.keep(channel, what)
         return pytree.tree_map_only(Tensor, lambda v: channel[0].expand(self._concrete(v.shape)), node.meta["val"])
@@ -220,7 +220,7 @@ def _edge(node: fx.Node) -> str | None:
 
 
 def _pool_counts_more(node: fx.Node) -> bool:
-    """Whether an average pool divides by something else than the number of its elements."""
+    """Whether an average pool divides by something other than the number of its elements."""
     padding, counts_padding = argument(node, 3, "padding", 0), argument(node, 5, "count_include_pad", True)
     divisor = argument(node, 6, "divisor_override", None)
     return divisor is not None or (counts_padding and any(pytree.tree_leaves(padding)))

@@ -1,8 +1,8 @@
 """The first stretch of a suffix, in which one faded neuron moves the values along one fixed direction.
 
 Where a layer's output z reaches one next layer through operators that work on each channel alone and are positively
-homogeneous, f(t z) = t f(z), fading neuron n to t changes what the next layer puts out by (t - 1) times a constant:
-what the neuron contributes to it. Batch norms folded into the next layer and additions of constants keep that so.
+homogeneous, f(t z) = t f(z), fading neuron n to t changes the next layer's output by (t - 1) times a constant: the
+neuron's contribution to it. This also holds with batch norms folded into the next layer and additions of constants.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Front:
     Attributes:
         chain: homogeneous operators from z to the next layer's input.
         reader: the next layer's call.
-        tail: behind it, a folded batch norm and additions of constants.
-        relu: a relu behind these, if one follows.
+        tail: after it, a folded batch norm and additions of constants.
+        relu: a relu after these, if one follows.
     """
 
     chain: tuple[fx.Node, ...]
@@ -40,12 +40,12 @@ class Front:
 
     @property
     def end(self) -> fx.Node:
-        """Up to where values move along a fixed direction."""
+        """The last node whose value moves along a fixed direction."""
         return (self.reader, *self.tail)[-1]
 
     @property
     def output(self) -> fx.Node:
-        """What the rest of the suffix reads."""
+        """The node that the rest of the suffix reads."""
         return self.relu or self.end
 
     @property
@@ -55,13 +55,13 @@ class Front:
 
 
 def find_front(trace: Trace, suffix: Suffix, layer: Layer, absorbed: Container[fx.Node]) -> Front | None:
-    """The stretch behind the suffix's only root, or None where there is none.
+    """The stretch after the suffix's only root, or None where there is none.
 
     Args:
         trace: of the model.
         suffix: what depends on ``layer``.
         layer: the only one that fades.
-        absorbed: batch norms that are folded into the layers in front of them.
+        absorbed: batch norms that are folded into the layers before them.
     """
     chain: list[fx.Node] = []
     node, user = layer.output, _only_user(layer.output)

@@ -1,4 +1,4 @@
-"""Coupled neurons as data: which slices of which parameters live and die together."""
+"""Coupled neurons as data: which slices of which parameters are removed together."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 Role = Literal["writes", "reads", "width"]
-"""What a slice is to its neurons: rows, biases and what rides along "writes" them, columns "read" them, and a "width"
-is an integer attribute of a module that counts them."""
+"""What a slice is to its neurons: rows, biases and norms that ride along "write" them, columns "read" them, and a
+"width" is an integer attribute of a module that counts them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class Group:
         name: module name of the first writer in execution order.
         size: number of neurons, ordered by their first row in that writer.
         writers: qualified names of the weights whose rows write the neurons, in execution order.
-        slices: all that goes when a neuron goes: rows, biases, readers' columns, batch norms' entries.
+        slices: everything that is removed with a neuron: rows, biases, readers' columns, batch norms' entries.
         frozen: why these neurons cannot be removed, or None.
     """
 
@@ -58,7 +58,7 @@ class Group:
     frozen: str | None
 
     def rows(self, tensor: str) -> Tensor:
-        """int64 [size, multiplicity]: each neuron's indices along the axis of ``tensor`` that it is written by."""
+        """int64 [size, multiplicity]: each neuron's indices along the axis of ``tensor`` that writes it."""
         return rows_by_neuron(self.written(tensor).neuron, self.size)
 
     def written(self, tensor: str) -> Slice:
@@ -77,7 +77,7 @@ class Group:
 
     @property
     def members(self) -> tuple[str, ...]:
-        """Module names whose outputs are the group's neurons: the writers and what rides along."""
+        """Module names whose outputs are the group's neurons: the writers and the norms that ride along."""
         return self._modules("writes")
 
     @property

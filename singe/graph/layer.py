@@ -1,4 +1,4 @@
-"""A weight at work: one convolution or linear layer of a group, with the batch norm behind it, as one affine layer."""
+"""A weight in use: one convolution or linear layer of a group, with the batch norm after it, as one affine layer."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class Geometry:
 class Layer:
     """A writer of a group at one place where it is used.
 
-    Its rows are those that write one output channel each: of a convolution or linear layer ``weight[row]``, of a
-    transposed convolution the same part of its weight in other words, see :meth:`kernel`.
+    Its rows write one output channel each: in a convolution or linear layer ``weight[row]``, in a transposed
+    convolution the corresponding part of its weight, see :meth:`kernel`.
 
     Attributes:
         weight: qualified name of its weight, [N, F...].
         call: the node of the convolution or linear operator.
         x: the node of its input.
-        output: the node of its output z, behind the batch norm where one belongs to it.
+        output: the node of its output z, after the batch norm where one belongs to it.
         axis: the channel axis of x and z.
         geometry: how it slides.
         rows: int64 [neurons of the group, rows per neuron].
@@ -87,12 +87,12 @@ class Layer:
         return value.movedim(1, -1).reshape(-1, *like.shape[1:])
 
     def padded(self, x: Tensor) -> Tensor:
-        """X [B, C, ...] with what ``geometry.padding`` cannot say (the uneven half of padding='same')."""
+        """X [B, C, ...] with the padding that ``geometry.padding`` cannot express (the uneven half of 'same')."""
         extra = self._uneven()
         return F.pad(x, extra) if any(extra) else x
 
     def padded_wholly(self, x: Tensor) -> Tensor:
-        """X [B, C, ...] with all zeros around it that the layer sees."""
+        """X [B, C, ...] with all the zero padding that the layer sees."""
         sides = [side for p in reversed(self.geometry.padding) for side in (p, p)]
         return F.pad(self.padded(x), sides)
 
@@ -104,7 +104,7 @@ class Layer:
         return [side for o in reversed(odd) for side in (0, o)]
 
     def patches(self, x: Tensor, size: Sequence[int], places: Tensor) -> Tensor:
-        """[n, C, taps]: what a convolution sees of x [B, C, ...], padded, where it puts out some of its values.
+        """[n, C, taps]: the inputs in x [B, C, ...], padded, from which a convolution computes some of its outputs.
 
         Args:
             x: padded, channels first.
@@ -121,11 +121,11 @@ class Layer:
         return flat[image[:, None], seen].transpose(1, 2)
 
     def groups(self, x: Tensor, live: Env) -> int:
-        """Into how many parts the convolution takes x [B, C, ...]; fewer where a depthwise one has lost channels."""
+        """The number of groups of a convolution of x [B, C, ...]; fewer where a depthwise one has lost channels."""
         return x.shape[1] // self.kernel(live).shape[1]
 
     def folded_rows(self, live: Env, rows: Tensor) -> Tensor:
-        """float64 [R, F]: some of the weight's rows, with the batch norm behind folded in."""
+        """float64 [R, F]: some of the weight's rows, with the batch norm that follows folded in."""
         weight = self.kernel(live)
         rows = rows.to(weight.device)
         folded = weight[rows].double().flatten(1)
@@ -170,7 +170,7 @@ class Layer:
             return torch.einsum("bnt,bct->nc", delta, x)
         g = self.geometry
         if self.transposed:
-            # x takes the place of the gradient, and the gradient that of the input
+            # x and the gradient change places
             parts = zip(x.chunk(groups, 1), delta.chunk(groups, 1), strict=True)
             found = [_convolution_gradient(d, own, own.shape[1], g).transpose(0, 1) for own, d in parts]
             return torch.cat(found).flatten(1)
@@ -197,7 +197,7 @@ def is_transposed(node: fx.Node) -> bool:
 
 
 def find_layers(trace: Trace, group: Group) -> list[Layer]:
-    """The group's writers as they stand in ``trace``, in execution order, once for every use.
+    """The group's writers as used in ``trace``, in execution order, once for every use.
 
     Raises:
         ValueError: none is used.
@@ -235,7 +235,7 @@ def _rows(call: fx.Node, weight: str, group: Group) -> Tensor:
 
 
 def _transposed_groups(call: fx.Node, inputs: int) -> int:
-    """In how many parts a transposed convolution takes ``inputs`` channels; a depthwise one may have lost some."""
+    """The number of groups of a transposed convolution of ``inputs`` channels; a depthwise one may have lost some."""
     groups: int = argument(call, 6, "groups", 1)
     return inputs if groups == call.args[1].meta["val"].shape[0] else groups  # type: ignore[union-attr]
 

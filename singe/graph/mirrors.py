@@ -1,4 +1,4 @@
-"""Mirrors: int64 tensors of the shapes of a network's activations that say of each element what it belongs to.
+"""Mirrors: int64 tensors of the shapes of a network's activations that say what each element belongs to.
 
 A layer's output belongs to its channels, so its mirror is expanded along all other axes and costs next to nothing.
 """
@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 NOBODY = 0
-"""What an element belongs to that belongs to nothing in particular."""
+"""The id for elements that belong to nothing in particular."""
 
 
 NO_PAIRS = torch.empty(2, 0, dtype=torch.int64)
-"""What has to be linked where nothing has."""
+"""The pairs to link where there are none."""
 
 
 def pairs(a: Tensor, b: Tensor) -> Tensor:
-    """int64 [2, n]: what differs between two mirrors wherever both elements belong to somebody."""
+    """int64 [2, n]: the pairs of ids that differ between two mirrors where both elements have an owner."""
     differ = (a != b) & (a != NOBODY) & (b != NOBODY)
     if not differ.any():
         return NO_PAIRS
@@ -74,7 +74,7 @@ def representative(owners: Tensor, axes: Iterable[int]) -> Tensor:
             shape = list(owners.shape)
             shape[axis] = 1
             owners = owners.new_full(shape, NOBODY)
-        # an element nobody owns (padding) must not stand for its axis
+        # an element without an owner (padding) must not represent its axis
         one = owners.stride(axis) == 0 and owners.size(axis) > 0
         owners = owners.narrow(axis, 0, 1) if one else owners.amax(axis, keepdim=True)
     return owners
@@ -102,14 +102,14 @@ def varies(owners: Tensor, axis: int) -> bool:
 def lie_along(owners: Tensor, axis: int, repeated: bool = False) -> bool:
     """Whether neurons lie along ``axis``, one or more at every index, rather than positions of all of them.
 
-    If ``repeated``, one may lie at several indices, as it does where every group of a convolution holds a part of it.
+    If ``repeated``, one may lie at several indices, as where every group of a convolution holds a part of it.
     """
     if owners.stride(axis) == 0 and owners.size(axis) > 1:
         return False
     slabs = [slab[slab != NOBODY].unique() for slab in owners.unbind(axis)]
     owned = [slab for slab in slabs if len(slab)]
     if len(owned) == 1:
-        return len(owned[0]) == 1  # the only neuron there is may as well be the only channel
+        return len(owned[0]) == 1  # a single neuron may well be the only channel
     if repeated:
         owned = list({tuple(slab.tolist()): slab for slab in owned}.values())
     return len(owned) > 1 and len(torch.cat(owned).unique()) == sum(map(len, owned))

@@ -1,4 +1,4 @@
-"""What to ask of a node of an exported graph."""
+"""Questions about a node of an exported graph."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx
 
 MODEL = "model"
-"""The name under which what is exported holds the user's model."""
+"""The name under which the exported module holds the user's model."""
 
 
 def packet_of(node: fx.Node) -> Any:
@@ -33,7 +33,7 @@ def kind_of(node: fx.Node) -> str:
 
 
 def described(node: fx.Node) -> str:
-    """The operator and where in the model it stands, for reasons a user reads."""
+    """The operator and its place in the model, for reasons shown to the user."""
     place = place_of(node)
     return f"{node.target} in {place}" if place else str(node.target)
 

@@ -17,7 +17,7 @@ MOVES = {
     aten.tile, aten.repeat_interleave, aten.unfold, aten.diagonal,
 }  # fmt: skip
 VIEWS = {aten.view, aten._unsafe_view, aten.reshape, aten.flatten, aten.unflatten}
-# leave every element where it is
+# leave every element in place
 IDENTITIES = {
     aten.clone, aten.contiguous, aten.alias, aten.detach, aten.lift_fresh_copy, aten.dropout, aten.feature_dropout,
     aten.alpha_dropout, aten._to_copy, aten.to, aten.type_as, aten.hardswish, aten.hardsigmoid, aten.zeros_like,
@@ -41,11 +41,11 @@ CONSTANTS = {
     aten.zeros, aten.ones, aten.full, aten.empty, aten.arange, aten.scalar_tensor, aten.new_zeros, aten.new_ones,
     aten.new_full, aten.new_empty, aten.linspace, aten.eye, aten.fill, aten.rand, aten.randn,
 }  # fmt: skip
-# to a sum, what is gone is a term of zero; to the others it is not
+# in a sum, a removed element is a term of zero; in the others it is not
 SUMS = {aten.sum, aten.linalg_vector_norm}
 REDUCTIONS = {
     *SUMS, aten.norm, aten.mean, aten.amax, aten.amin, aten.max, aten.min, aten.var, aten.std, aten.var_mean,
     aten.prod, aten.logsumexp, aten.argmax, aten.argmin,
 }  # fmt: skip
-# put out as many elements as come in, each from all along one axis
+# have as many outputs as inputs, each computed from all elements along one axis
 ALONG_AXIS = {aten.softmax, aten._softmax, aten.log_softmax, aten._log_softmax, aten.cumsum, aten.cumprod}

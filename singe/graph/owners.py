@@ -36,14 +36,14 @@ class Owners:
     # -- what is one neuron ----------------------------------------------------------------------------------
 
     def unite(self, a: Tensor, b: Tensor) -> Tensor:
-        """Says that a[i] and b[i] are one neuron wherever both have an owner; returns the owners of the union."""
+        """Records that a[i] and b[i] are one neuron wherever both have an owner; returns the owners of the union."""
         shape = a.shape
         a, b = (self._root[x] for x in collapsed(a, b))
         self._root = linked(self._root, pairs(a, b))
         return tidied(self._root[torch.where(a == NOBODY, b, a)]).expand(shape)
 
     def unite_along(self, owners: Tensor, axes: Iterable[int]) -> Tensor:
-        """Unites what differs along ``axes`` only and returns one owner for each (axes kept, size 1)."""
+        """Unites owners that differ only along ``axes`` and returns one for each (axes kept, size 1)."""
         first = representative(owners, axes)
         self.unite(first.expand_as(owners), owners)
         return first
@@ -61,7 +61,7 @@ class Owners:
         return first
 
     def box(self, owners: Tensor, keep: int | None = None) -> None:
-        """Says that a tensor stays rectangular: in the end each neuron owns whole slabs along one axis.
+        """Requires that a tensor stays rectangular: in the end each neuron owns whole slabs along one axis.
 
         Args:
             owners: of a tensor, or of some of its axes.
@@ -72,7 +72,7 @@ class Owners:
             self._boxes.append(Box(owners, keep))
 
     def match(self, operands: Iterable[Tensor], axis: int) -> None:
-        """Says that tensors keep a common length of ``axis``: what owns index i of one owns it of the others."""
+        """Requires a common length of ``axis``: the owner of index i of one tensor owns it in the others, too."""
         parts = [part.movedim(axis, 0).flatten(1) for part in operands]
         parts = [part for part in parts if len(part) > 1]
         if len(parts) > 1:
@@ -91,9 +91,9 @@ class Owners:
     # -- the end ---------------------------------------------------------------------------------------------
 
     def settle(self) -> Tensor:
-        """int64 [ids]: the smallest id each id is united with, after all boxes and matches hold."""
+        """int64 [ids]: the smallest id each id is united with, once all boxes and matches hold."""
         while True:
-            # which axis a box keeps decides what its neurons are, and so what they match
+            # the axis that a box keeps decides what its neurons are, and so what they match
             missing = self._missing(self._boxes)
             missing = missing if missing.numel() else self._missing(self._matches)
             if not missing.numel():

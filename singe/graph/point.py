@@ -1,4 +1,4 @@
-"""Where what a layer puts out joins the rest of the network."""
+"""Where a layer's output joins the rest of the network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .nodes import packet_of
 from .operators import aten
 from .trace import Trace
 
-# hold the value they are given, in eval mode
+# return their input unchanged, in eval mode
 _SAME = (aten.clone, aten.alias, aten.detach, aten.contiguous, aten.dropout)
 
 

@@ -24,10 +24,10 @@ class Rider:
 
     Attributes:
         node: the operator.
-        tensor: qualified name of a parameter or buffer that tells whose neurons they are.
+        tensor: qualified name of a parameter or buffer that identifies the neurons.
         neuron: int64, broadcast to the operator's value: the group's neuron each element belongs to, -1 for none.
-        addend: the node of what is added; None for a batch norm, which adds beta - a mean.
-        sign: what it is multiplied by.
+        addend: the node of the value added; None for a batch norm, which adds beta - a mean.
+        sign: the factor of that value.
     """
 
     node: fx.Node
@@ -44,7 +44,7 @@ class Rider:
 
 
 def find_riders(trace: Trace, group: Group, nodes: Iterable[fx.Node]) -> Iterator[Rider]:
-    """The operators among ``nodes`` that add what the group owns to its neurons."""
+    """The operators among ``nodes`` that add parameters owned by the group to its neurons."""
     stored = Stored(trace)
     owned = {s.tensor: s for s in group.slices if s.role == "writes"}
     for node in nodes:
@@ -62,7 +62,7 @@ def find_riders(trace: Trace, group: Group, nodes: Iterable[fx.Node]) -> Iterato
 
 
 def _addition(node: fx.Node, stored: Stored) -> tuple[fx.Node | None, float]:
-    """The elements of a stored tensor that an operator adds to another value, and with which factor."""
+    """The elements of a stored tensor that an operator adds to another value, and their factor."""
     arguments: tuple[Any, ...] = node.args
     if node.target in _NORMS:
         place = _NORMS[node.target]
@@ -78,7 +78,7 @@ def _addition(node: fx.Node, stored: Stored) -> tuple[fx.Node | None, float]:
 
 
 def _moved(node: fx.Node, values: Env) -> Tensor:
-    """What becomes of a stored tensor on its way to ``node``."""
+    """A stored tensor as it arrives at ``node``."""
     if node in values:
         value: Tensor = values[node]
         return value
@@ -95,7 +95,7 @@ def _spread(owned: Slice, node: fx.Node) -> Tensor:
 
 
 def _placed(values: Tensor, node: fx.Node) -> Tensor:
-    """Values as they broadcast to a node's own: a batch norm's and the like lie along axis 1."""
+    """Values as they broadcast to a node's own: those of batch norms and the like lie along axis 1."""
     rank = len(node.meta["val"].shape)
     along_channels = node.target in _NORMS or batchnorm.is_batch_norm(node)
     if along_channels and node.target is not aten.layer_norm.default:

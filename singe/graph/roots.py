@@ -1,8 +1,8 @@
 """What a batch norm can be folded into: its roots and leaves.
 
 A network's outputs stay the same when the channels of a stretch without non-linearities are scaled and shifted, as long
-as all that writes them, the roots, does so and all that reads them, the leaves, undoes it. A batch norm is not needed
-any more once the channels in front of it are scaled and shifted as it does, or those behind it the other way round.
+as all layers that write them, the roots, do so and all that read them, the leaves, undo it. A batch norm is no longer
+needed once the channels before it are scaled and shifted as it does, or those after it the other way round.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from .channels import ZERO, AffineLayer, Channels
 
 
 class Unfoldable(Exception):
-    """Why a batch norm stays, for a user to read."""
+    """Why a batch norm stays, as shown to the user."""
 
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """A channel x becomes x' = scale x + shift, and who wants x from it takes factor x' - offset.
+    """A channel x becomes x' = scale x + shift, and its readers recover x as factor x' - offset.
 
     All float64 [channels], with scale = 1 / factor and shift = scale offset. Some are infinite where a factor is 0.
     """
@@ -34,7 +34,7 @@ class Change:
     offset: Tensor
 
     def concerns(self, layer: AffineLayer) -> bool:
-        """Whether what a layer reads or writes changes."""
+        """Whether channels that a layer reads or writes change."""
         written, read = layer.writes, layer.reads
         scaled = torch.cat([self.scale[written], self.factor[read]]) != 1
         return bool(scaled.any() or torch.cat([self.shift[written], self.offset[read]]).any())
@@ -55,7 +55,7 @@ def change_without(channels: Channels, norm: str, affine: Affine) -> Change:
         affine: what it computes, in float64.
 
     Raises:
-        Unfoldable: there is none; says what is met in front of the batch norm and what behind it.
+        Unfoldable: there is none; names the obstacles before and after the batch norm.
     """
     search = _Search(channels, norm, affine)
     calls = [{side: search.blocked(call, side) for side in (True, False)} for call in channels.norms[norm]]
@@ -73,11 +73,11 @@ def change_without(channels: Channels, norm: str, affine: Affine) -> Change:
 
 
 def _meets(met: dict[bool, str | None]) -> str:
-    return f"in front of it lies {met[True]}; behind it lies {met[False]}"
+    return f"before it comes {met[True]}; after it comes {met[False]}"
 
 
 class _Search:
-    """For the change on one side of a batch norm or the other; arguments as of :func:`change_without`."""
+    """A search for the change on either side of a batch norm; arguments as of :func:`change_without`."""
 
     def __init__(self, channels: Channels, norm: str, affine: Affine) -> None:
         calls = channels.norms[norm]
@@ -90,14 +90,14 @@ class _Search:
         self._scale, self._shift = (t.cpu().repeat(len(calls)) for t in (affine.scale, affine.shift))
 
     def blocked(self, call: AffineLayer, in_front: bool) -> str | None:
-        """What keeps channels in front of a call, or behind it, from being scaled; None where nothing does."""
+        """What keeps channels before a call, or after it, from being scaled; None where nothing does."""
         return self._first_obstacle(self._marked(call.reads if in_front else call.writes), shift_only=False)
 
     def change(self, in_front: Sequence[bool]) -> Change:
         """The change on one side of every call.
 
         Raises:
-            Unfoldable: what is met there.
+            Unfoldable: names the obstacle there.
         """
         front = torch.tensor(in_front).repeat_interleave(len(self._reads) // len(in_front))
         chosen, other = self._chosen(front), self._chosen(~front)
@@ -111,7 +111,7 @@ class _Search:
         value = _solved(*self._sums(front, chosen, other))
         if value is None:
             raise Unfoldable(self._first_obstacle(moved, shift_only=True) or "sums that its shift cannot pass")
-        # a value is the offset where channels behind the batch norm are scaled, and the shift elsewhere
+        # a value is the offset where channels after the batch norm are scaled, and the shift elsewhere
         value, behind = value[self._classes.shift], self._marked(chosen[~front])[self._classes.scale]
         shift, offset = torch.where(behind, value * scale, value), torch.where(behind, value, value * factor)
         change = Change(scale, shift, factor, offset)
@@ -144,9 +144,9 @@ class _Search:
         return f"{name}, for which its channels {first} and {second} are one"
 
     def _sums(self, front: Tensor, chosen: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What shifts must fulfil, as arguments of :func:`_solved`.
+        """The conditions on shifts, as arguments of :func:`_solved`.
 
-        In front, x + shift comes in place of x and scale x + its own shift in place of y.
+        Before the batch norm, x + shift replaces x, and scale x + its own shift replaces y.
         """
         classes, one, none = self._classes, torch.ones_like(self._scale), torch.zeros_like(self._scale)
         terms = classes.shift[torch.stack([chosen, other, torch.full_like(chosen, ZERO)], 1)]
@@ -167,7 +167,7 @@ class _Search:
         return marked
 
     def _first_obstacle(self, marked: Tensor, shift_only: bool) -> str | None:
-        """What the first obstacle among classes is, but for the batch norm itself."""
+        """The first obstacle among classes other than the batch norm itself."""
         index = self._classes.obstacle
         counts = self._others[index] & (self._shift_only[index] == shift_only)
         found = index[counts & marked[self._classes.scale[self._classes.kept]]]
@@ -175,7 +175,7 @@ class _Search:
 
 
 def _solved(terms: Tensor, coefficients: Tensor, total: Tensor, fixed: Tensor) -> Tensor | None:
-    """Values with which weighted sums have given totals, zero where they may; None where it finds none.
+    """Values for which weighted sums have given totals, zero where possible; None if none are found.
 
     Args:
         terms: int64 [sums, 3]: which values are added up.
@@ -188,7 +188,7 @@ def _solved(terms: Tensor, coefficients: Tensor, total: Tensor, fixed: Tensor) -
         gap = total - (coefficients * value[terms]).sum(1)
         gap[gap.abs() <= 1e-12 * total.abs().max()] = 0
         free = ~fixed[terms] & (coefficients != 0)
-        forced = free.sum(1) == 1  # what can only have one value gets it before any is chosen
+        forced = free.sum(1) == 1  # forced values are set before any is chosen
         rows = (forced if forced.any() else gap.bool() & free.any(1)).nonzero().flatten()
         if not len(rows):
             return None if gap.any() else value

@@ -14,7 +14,7 @@ from .trace import Trace, evaluate
 
 
 class Stored:
-    """Tells which nodes of a trace hold what is stored in the model, as it is or computed from it.
+    """Knows which nodes of a trace hold values stored in the model, as they are or computed from them.
 
     Args:
         trace: of the model.
@@ -26,7 +26,7 @@ class Stored:
         for node in trace.nodes:
             if node.all_input_nodes and all(i in self._held for i in node.all_input_nodes):
                 self._held.add(node)
-        # what comes from one value along many ways is looked at once
+        # a value that is reached along many ways is visited once
         self.value, self.sources = cache(self._value), cache(self._sources)
 
     @property

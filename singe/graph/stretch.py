@@ -15,7 +15,7 @@ from .suffix import Suffix
 from .trace import Trace, evaluate
 
 _IN_PLACE: dict[Any, Any] = {aten.relu.default: aten.relu_.default, aten.add.Tensor: aten.add_.Tensor}
-# their gradient does not need what they put out, and nobody else holds it
+# their gradient does not need their output, and nothing else holds it
 _GIVES_AWAY = (*CONVOLUTIONS, aten.linear, aten.batch_norm, aten.add)
 
 _MAX_POOLS = (aten.max_pool1d, aten.max_pool2d, aten.max_pool3d)
@@ -29,9 +29,9 @@ class Stretch:
         nodes: in execution order.
         sources: where they begin: values that differ from job to job.
         stacked: values from before that are copied for every job.
-        shared: the pointwise operators that take a value from before for all jobs at once, and as which argument.
+        shared: the pointwise operators that share a value from before among all jobs, and as which argument.
         overwritten: the operators that work in place, and on which argument.
-        identities: operators that hand on their first argument.
+        identities: operators that return their first argument.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -59,7 +59,7 @@ class Stretch:
         return evaluate(node, args, kwargs)
 
     def sizes(self, trace: Trace, batch: int) -> list[int]:
-        """Bytes of each value that one job on ``batch`` samples holds, for its gradient or to go on with."""
+        """Bytes of each value that one job on ``batch`` samples holds, for its gradient or for later operators."""
         new = [n for n in self.nodes if n not in self.overwritten and n not in self.identities]
         indices = [_index_bytes(n, trace.nbytes([n], batch)) for n in new]
         return [trace.nbytes([node], batch) for node in (*self.sources, *self.stacked, *new)] + indices
@@ -73,7 +73,7 @@ def stretch(
     keep: Collection[fx.Node],
     identities: Collection[fx.Node],
 ) -> Stretch:
-    """The operators ``nodes`` of a suffix behind ``sources``; the values in ``keep`` are not overwritten."""
+    """The operators ``nodes`` of a suffix, downstream of ``sources``; values in ``keep`` are not overwritten."""
     nodes, sources = tuple(nodes), tuple(sources)
     read = {i for n in nodes for i in n.all_input_nodes} | set(trace.outputs)
     before = [node for node in suffix.boundary if node in read]
@@ -100,7 +100,7 @@ def _shares(trace: Trace, node: fx.Node, before: Collection[fx.Node], moving: Co
 
 
 def _overwrites(node: fx.Node, free: Collection[fx.Node]) -> int | None:
-    """Which argument a node may work in place on: one that nobody else needs, not even for a gradient."""
+    """Which argument a node may overwrite: one that nothing else needs, not even for a gradient."""
     if node.target not in _IN_PLACE or node.kwargs:
         return None
     for index, operand in enumerate(node.args):
@@ -110,7 +110,7 @@ def _overwrites(node: fx.Node, free: Collection[fx.Node]) -> int | None:
 
 
 def _gives_away(operand: Any) -> bool:
-    """Whether a node's value is its own and of no use to anybody but the one operator that reads it."""
+    """Whether a node's value is its own and used by nothing but the one operator that reads it."""
     packet = packet_of(operand)
     # of more than two axes, a linear layer's output is a view
     view = packet is aten.linear and len(operand.meta["val"].shape) != 2
@@ -123,7 +123,7 @@ def _overwrite(node: fx.Node, args: tuple[Any, ...], index: int) -> Tensor:
 
 
 def _index_bytes(node: fx.Node, size: int) -> int:
-    """What a max pool of ``size`` bytes keeps beside its output: which element each maximum was, in int64."""
+    """Bytes that a max pool of ``size`` bytes keeps besides its output: the index of each maximum, in int64."""
     pools = packet_of(node) in _MAX_POOLS
     return size // node.meta["val"].element_size() * 8 if pools else 0
 

@@ -29,9 +29,9 @@ class Suffix:
 
 
 def cut(trace: Trace, at: Iterable[fx.Node]) -> Suffix:
-    """Splits the operators that the output needs into those before and those behind the nodes ``at``.
+    """Splits the operators that the output needs into those before and those after the nodes ``at``.
 
-    These are operators, which then run with the prefix, or parameters.
+    The nodes ``at`` are operators, which then run with the prefix, or parameters.
     """
     at = list(at)
     below: set[fx.Node] = set()

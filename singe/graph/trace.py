@@ -29,7 +29,7 @@ _STRIDED = (aten.as_strided.default, aten.view_as_complex.default, aten.view.dty
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer by every name it goes by, so that tied ones appear once a name."""
+    """Every parameter and buffer by every name it has, so that tied ones appear once per name."""
     return {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
@@ -50,7 +50,7 @@ def answer(model: nn.Module, inputs: Any, forward: Forward = plain) -> Any:
 def evaluate(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Calls a node's operator on values in any memory format.
 
-    Convolutions and group norms have as many groups as their operands say, since they lose whole ones.
+    The number of groups of convolutions and group norms follows from their operands, since they lose whole groups.
     """
     operator_: Callable[..., Any] = node.target  # type: ignore[assignment]
     packet = packet_of(node)
@@ -72,14 +72,14 @@ class Trace:
 
     Attributes:
         nodes: the operators in execution order.
-        inputs: the nodes of the tensors that go in.
+        inputs: the nodes of the input tensors.
         outputs: the nodes of the model's outputs that are tensors.
         state: for every node that stands for a parameter or buffer, its qualified name in the model.
         constants: tensors that export lifted out of the code, by node.
         dynamic: whether the graph takes any number of samples, or only that of the example.
         example_batch: a number of samples that it takes.
         integers: the values of integer buffers and of constants, by node: indices do not change while weights do.
-        attributes: integer attributes that code may take for a width and no tensor tells, by module name.
+        attributes: integer attributes that code may use as a width and that no tensor implies, by module name.
     """
 
     def __init__(self, program: ExportedProgram, form: Form, model: nn.Module, forward: Forward, example: Any) -> None:
@@ -205,7 +205,7 @@ class Trace:
                     env.pop(used, None)
 
     def holds_for(self, model: nn.Module, inputs: Any) -> bool:
-        """Whether the graph still gives the model's outputs; cutting a model can break a width that the graph holds."""
+        """Whether the graph still gives the model's outputs; cutting a model can contradict a width in the graph."""
         env: Env = self.live(model) | self.feed(inputs)
         with torch.no_grad():
             expected = [v for v in leaves(answer(model, inputs, self._forward)) if isinstance(v, Tensor)]
@@ -247,7 +247,7 @@ def trace(model: nn.Module, inputs: Any, forward: Forward = plain) -> Trace:
 
 
 def _integers(module: nn.Module) -> dict[str, int]:
-    """Integer attributes that may be widths and that no tensor of a module tells."""
+    """Integer attributes that may be widths and that no tensor of a module implies."""
     bare_norm = isinstance(module, _NormBase | nn.GroupNorm) and not [*module.parameters(), *module.buffers()]
     if type(module).__module__.startswith("torch.") and not bare_norm:
         return {}
@@ -255,7 +255,7 @@ def _integers(module: nn.Module) -> dict[str, int]:
 
 
 def _first_names(model: nn.Module) -> dict[str, str]:
-    """Every name of every parameter and buffer -> the first it goes by, which is the one the model's modules list."""
+    """Every name of every parameter and buffer -> its first name, which is the one the model's modules list."""
     tensors = named_tensors(model)
     first: dict[int, str] = {}
     for name, tensor in tensors.items():

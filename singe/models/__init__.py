@@ -1,1 +1,1 @@
-"""What is known of any PyTorch model: how it is called, copied and compared, and left as it was."""
+"""What holds for any PyTorch model: how it is called, copied and compared, and left as it was."""

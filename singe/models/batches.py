@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 Batch = Any
-"""Nested tensors [B, ...]; the pair (x, y) unless the user gives a ``forward`` of their own."""
+"""Nested tensors [B, ...]; the pair (x, y) unless the user passes a ``forward``."""
 
 
 def tensors(batch: Batch) -> list[Tensor]:

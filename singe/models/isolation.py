@@ -1,4 +1,4 @@
-"""What a run sets for itself and gives back to the caller's process: random state, inference mode, autocast."""
+"""What a run sets for itself and restores for the caller's process: random state, inference mode, autocast."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import nn
 
 @contextmanager
 def preserved_random_state(loader: Any = None) -> Iterator[None]:
-    """Gives back the state of torch's, numpy's and Python's generators, and of the loader's own, also on errors."""
+    """Restores the state of torch's, numpy's and Python's generators, and of the loader's own, even on errors."""
     cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
     torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
     cuda_states = torch.cuda.get_rng_state_all() if cuda else []
@@ -41,9 +41,9 @@ _CALLERS_DEVICE: ContextVar[torch.device | None] = ContextVar("callers_device", 
 
 @contextmanager
 def plain_torch(device: torch.device) -> Iterator[None]:
-    """No inference mode, no autocast and no default device but the CPU inside, whatever the caller's.
+    """Inside, no inference mode, no autocast and no default device but the CPU, whatever the caller has set.
 
-    Parts of a model that are compiled run uncompiled: copies of ever new shapes would be compiled again and again.
+    Compiled parts of a model run uncompiled: copies with ever new shapes would be compiled again and again.
     """
     default = torch.get_default_device()
     foreign = default.type != "cpu"
@@ -78,7 +78,7 @@ def same_modes(model: nn.Module, like: nn.Module) -> None:
 
 @contextmanager
 def evaluating(models: Sequence[nn.Module]) -> Iterator[None]:
-    """Eval mode inside, and every module's own mode again behind it."""
+    """Eval mode inside, and every module's own mode again afterwards."""
     modes = [(module, module.training) for model in models for module in model.modules()]
     try:
         for model in models:
@@ -90,9 +90,9 @@ def evaluating(models: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def seed_everything(seed: int, loader: Any = None) -> None:
-    """Seeds the generators that :func:`preserved_random_state` gives back."""
+    """Seeds the generators that :func:`preserved_random_state` restores."""
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # else a seed would wait there for CUDA to start
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # else the seed would be queued until CUDA starts
         torch.cuda.manual_seed_all(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
@@ -101,7 +101,7 @@ def seed_everything(seed: int, loader: Any = None) -> None:
 
 
 def counting_epochs(loader: Any) -> list[Any]:
-    """The parts of a DataLoader that shuffle by the number of the epoch that they are told, such as a sampler."""
+    """The parts of a DataLoader that shuffle by an epoch number that they are given, such as a sampler."""
     return [
         part
         for part in _parts(loader)

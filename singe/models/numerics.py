@@ -40,7 +40,7 @@ def close(actual: Tensor, expected: Tensor) -> bool:
 
 
 def distance(actual: Any, expected: Any) -> float:
-    """The largest difference in a tensor of two nested outputs as a share of its largest value; inf beside rounding."""
+    """The largest difference in a tensor of two nested outputs relative to its largest value; inf beyond rounding."""
     a, e = leaves(actual), leaves(expected)
     if len(a) != len(e):
         return math.inf

@@ -1,4 +1,4 @@
-"""What networks answer: tensors in whatever holds them, dataclasses and mappings of the user's own included."""
+"""Outputs of networks: tensors in any container, including dataclasses and mappings of the user's own."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Path = tuple[str, ...]
 
 
 class Form:
-    """How outputs are nested, without what they hold.
+    """How outputs are nested, without the values they hold.
 
-    Known are dataclasses, which are made anew from their fields, what else torch's pytree knows, and other mappings,
-    which are made anew from their items.
+    It handles dataclasses, which are rebuilt from their fields, whatever torch's pytree knows, and other mappings,
+    which are rebuilt from their items.
 
     Args:
         outputs: of a network.
@@ -40,7 +40,7 @@ class Form:
 
 
 class _Part:
-    """A dataclass or a mapping, by the form of what it holds."""
+    """A dataclass or a mapping, by the form of its contents."""
 
     def __init__(self, part: Any, held: dict[Any, Any]) -> None:
         kind: Callable[..., Any] = type(part)
@@ -49,12 +49,12 @@ class _Part:
 
 
 def leaves(outputs: Any) -> list[Any]:
-    """What outputs hold, tensors and others, in a fixed order."""
+    """The values in outputs, tensors and others, in a fixed order."""
     return [leaf for _, leaf in with_paths(outputs)]
 
 
 def with_paths(outputs: Any) -> list[tuple[Path, Any]]:
-    """What outputs hold, in the order of :func:`leaves`, each with the path to it."""
+    """The values in outputs, in the order of :func:`leaves`, each with the path to it."""
     found: list[tuple[Path, Any]] = []
     for keys, part in pytree.tree_flatten_with_path(outputs, is_leaf=_is_dataclass)[0]:
         path, held = tuple(map(_word, keys)), _held(part)

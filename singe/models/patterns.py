@@ -1,4 +1,4 @@
-"""Modules, and what is pruned of them, by name."""
+"""Modules, and their prunable parts, by name."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .wrappers import remark_on
 
 
 class Part(Protocol):
-    """What is pruned by itself: a group of neurons, or a weight."""
+    """A unit of pruning: a group of neurons, or a weight."""
 
     @property
     def name(self) -> str:
-        """Tells it from the others."""
+        """Unique among the parts."""
 
     @property
     def size(self) -> int:

@@ -1,4 +1,4 @@
-"""In which arithmetic scores are computed, and training steps."""
+"""The arithmetic in which scores and training steps are computed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Precision = Literal["float32", "tf32", "bfloat16"]
 
 
 def check_name(precision: Any) -> None:
-    """Raises ValueError for what is no precision."""
+    """Raises ValueError for anything that is not a precision."""
     if precision not in get_args(Precision):
         raise ValueError(f"expected precision {', '.join(map(repr, get_args(Precision)))}, got {precision!r}")
 
 
 def check_precision(precision: Any, model: nn.Module, device: torch.device) -> None:
-    """Raises ValueError for what is no precision, or none for this model on its device."""
+    """Raises ValueError for anything that is not a precision, or not one for this model on its device."""
     check_name(precision)
     if precision == "tf32" and device.type != "cuda":
         raise ValueError(f"expected precision 'tf32' with a model on a CUDA device, got one on {device}")
@@ -29,7 +29,7 @@ def check_precision(precision: Any, model: nn.Module, device: torch.device) -> N
 
 @contextmanager
 def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Computes so inside: the model's own dtype without and with TF32, or autocast to bfloat16."""
+    """Sets the arithmetic inside: the model's own dtype without or with TF32, or autocast to bfloat16."""
     with (
         _tf32(precision == "tf32", device),
         torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False),
@@ -39,7 +39,7 @@ def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _tf32(allowed: bool, device: torch.device) -> Iterator[None]:
-    """Allows or forbids TF32 inside; what the caller had set comes back."""
+    """Allows or forbids TF32 inside; restores the caller's setting."""
     backends: Any = torch.backends
     switches = [backends.cuda.matmul, backends.cudnn.conv] if device.type == "cuda" else []
     before = [switch.fp32_precision for switch in switches]
@@ -53,7 +53,7 @@ def _tf32(allowed: bool, device: torch.device) -> Iterator[None]:
 
 
 def wide(value: Tensor) -> Tensor:
-    """The same in float32 where it is of a half type, whose small differences and sums would be lost."""
+    """The same value, in float32 if it is of a half type, in which small differences and sums would be lost."""
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 

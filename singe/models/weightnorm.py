@@ -23,7 +23,7 @@ class Norm:
     Attributes:
         module: name of the module.
         name: of the parameter.
-        dim: the axis whose slices keep a length each; -1 for one length.
+        dim: the axis whose slices each have a length; -1 for a single length.
         hooked: whether it is the older kind, a hook, or a parametrization.
         requires_grad: of the length and the direction.
     """
@@ -73,7 +73,7 @@ def without_weight_norms(model: nn.Module) -> nn.Module:
 
 
 def with_weight_norms(model: nn.Module, norms: list[Norm]) -> nn.Module:
-    """Puts weight norms back, in place; the weights stay what they are."""
+    """Puts weight norms back, in place; the weights do not change."""
     for norm in norms:
         module: Any = model.get_submodule(norm.module)
         if norm.hooked:
@@ -86,7 +86,7 @@ def with_weight_norms(model: nn.Module, norms: list[Norm]) -> nn.Module:
             parametrize.register_parametrization(module, norm.name, _WeightNorm(norm.dim), unsafe=True)
             parts = [getattr(module.parametrizations[norm.name], f"original{i}") for i in range(2)]
         length, direction = parts
-        with torch.no_grad():  # a row of zeros has no direction of its own
+        with torch.no_grad():  # a row of zeros has no direction
             direction.masked_fill_((length == 0).expand_as(direction), 1)
         for part, trained in zip(parts, norm.requires_grad, strict=True):
             part.requires_grad_(trained)

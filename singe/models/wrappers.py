@@ -1,4 +1,4 @@
-"""Models that come inside of another module: data parallel and compiled ones."""
+"""Models wrapped in another module: data parallel and compiled ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PREFIXES = ("module.", "_orig_mod.")
 def unwrapped(model: nn.Module) -> nn.Module:
     """The module inside of DataParallel, DistributedDataParallel and torch.compile, nested in any order.
 
-    It is the same module with the same parameters. What comes in without a wrapper goes out as it is.
+    It is the same module with the same parameters. A model without a wrapper is returned as it is.
 
     Raises:
         TypeError: not a module.
@@ -35,12 +35,12 @@ def _inside(model: nn.Module) -> nn.Module | None:
     if isinstance(model, (DataParallel, DistributedDataParallel)):
         inner: nn.Module = model.module
         return inner
-    # what torch.compile returns, known without the seconds that the import of its class takes
+    # recognises what torch.compile returns without importing its class, which takes seconds
     return model._modules.get("_orig_mod")
 
 
 def remark_on(name: str) -> str:
-    """What a message about an unknown module name adds where the name begins as in a wrapped model, else nothing."""
+    """A remark for a message about an unknown module name, if the name begins as in a wrapped model; else nothing."""
     inner = name
     while inner.startswith(_PREFIXES):
         inner = inner.partition(".")[2]

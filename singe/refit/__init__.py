@@ -1,1 +1,1 @@
-"""What is left of a network, made to put out what the unpruned one does, by least squares."""
+"""The remaining layers, refitted by least squares so that the network answers like the unpruned one."""

@@ -1,4 +1,4 @@
-"""What reads pruned neurons is refitted, so that the network goes on as the unpruned one: no labels, no gradients."""
+"""Refits the layers that read pruned neurons, so that the network goes on as before: no labels, no gradients."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ log = logging.getLogger("singe")
 Compensate = Literal["none", "mean", "least_squares"]
 
 RIDGE = 1e-4
-"""What a change of the weights costs, as a share of the mean square of the inputs."""
+"""The penalty on changing weights, as a share of the mean square of the inputs."""
 
 
 class Compensator:
-    """Refits the readers of a group after neurons of it are gone.
+    """Refits the readers of a group after neurons of it have been removed.
 
-    A reader's weights W and bias b become those that minimise |X W + b - Z|^2 + lambda |W - W_0|^2, where X is what it
-    now reads, and Z what it would have to put out; see :meth:`singe.refit.equations.Unpruned.equations`.
+    A reader's weights W and bias b become those that minimise |X W + b - Z|^2 + lambda |W - W_0|^2, where X are its
+    inputs now and Z the outputs it should have; see :meth:`singe.refit.equations.Unpruned.equations`.
 
     Args:
         unpruned: the network as it was.
@@ -41,32 +41,32 @@ class Compensator:
         self._unpruned, self._how = unpruned, how
 
     def refit(self, model: nn.Module, trace: Trace, group: Group, plan: Plan) -> dict[str, str]:
-        """Refits what reads a group, in execution order.
+        """Refits the layers that read a group, in execution order.
 
         Args:
             model: pruned, changed in place.
-            trace: of it as it is.
+            trace: of its current state.
             group: with slices of any coordinates.
-            plan: what of the unpruned network is gone.
+            plan: what has been removed from the unpruned network.
 
         Returns:
-            the readers that stay as they are -> why.
+            the readers that are left unchanged -> why.
         """
         return self._solved(model, self.equations(model, trace, group, plan.removed()))
 
     def refit_all(self, model: nn.Module, trace: Trace, plan: Plan) -> dict[str, str]:
-        """Refits every layer that a removal reaches, in execution order, what is pruned and what is not alike.
+        """Refits every layer that a removal reaches, in execution order, whether or not it is pruned itself.
 
-        Before that only what read a group has been refitted to what it sees since; what wrote it, and layers between
-        wider ones, have not.
+        Before that, only the layers that read a group have been refitted to their new inputs; those that wrote it, and
+        layers further downstream, have not.
 
         Args:
             model: pruned, changed in place.
-            trace: of it as it is.
-            plan: what of the unpruned network is gone.
+            trace: of its current state.
+            plan: what has been removed from the unpruned network.
 
         Returns:
-            the layers that stay as they are -> why.
+            the layers that are left unchanged -> why.
         """
         removed = plan.removed()
         weights = reached(trace, {name for name, _ in removed})
@@ -74,7 +74,7 @@ class Compensator:
         return self._solved(model, ((weight, e if isinstance(e, str) else e.enough()) for weight, e in found))
 
     def _solved(self, model: nn.Module, found: Iterable[tuple[str, Equations | str]]) -> dict[str, str]:
-        """Solves equations, each before the next ones are asked for; modules that stay as they are -> why."""
+        """Solves equations, each before the next are computed; returns modules that are left unchanged -> why."""
         refused: dict[str, str] = {}
         for weight, equations in found:
             reason = equations if isinstance(equations, str) else self.solve(model, weight, equations)
@@ -86,15 +86,15 @@ class Compensator:
     def equations(
         self, model: nn.Module, trace: Trace, group: Group, removed: Removed
     ) -> Iterator[tuple[str, Equations | str]]:
-        """The weight of every reader with its equations, or why it has none, each looked at when it is its turn."""
+        """The weight of every reader with its equations, or why it has none, each computed when it is its turn."""
         for weight in readers(group):
             yield weight, self._unpruned.equations(model, trace, weight, removed)
 
     @torch.no_grad()
     def solve(self, model: nn.Module, weight: str, equations: Equations) -> str | None:
-        """Changes a reader's weight and offset in place to what solves its equations best, or says why not.
+        """Changes a reader's weight and offset in place to the best solution of its equations, or says why not.
 
-        With weights, and plenty of equations, the batch norm behind gets new statistics, see
+        With weights, and plenty of equations, the batch norm that follows gets new statistics, see
         :func:`singe.graph.batchnorm.restate`.
         """
         tensors = named_tensors(model)
@@ -129,7 +129,7 @@ class Compensator:
 
 
 def _output(equations: Equations, inputs: Sequence[Tensor], fits: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """[n, M], what a layer puts out, before its batch norm, once it is refitted."""
+    """[n, M], the output of a layer, before its batch norm, once it is refitted."""
     assert equations.output is not None
     output = torch.cat([own @ change.T for own, (change, _) in zip(inputs, fits, strict=True)], 1)
     output += equations.output
@@ -139,7 +139,7 @@ def _output(equations: Equations, inputs: Sequence[Tensor], fits: Sequence[tuple
 
 
 def reached(trace: Trace, owned: Collection[str]) -> list[str]:
-    """The weights of the convolutions and linear layers that come behind some tensors or hold them, in order."""
+    """The weights of the convolutions and linear layers downstream of some tensors or holding them, in order."""
     behind, weights = set[fx.Node](), dict[str, None]()
     for node in trace.nodes:
         if any(i in behind or trace.state.get(i) in owned for i in node.all_input_nodes):

@@ -1,4 +1,4 @@
-"""What a layer would have to put out on some samples for the network to go on as the unpruned one."""
+"""The outputs that a layer should have on some samples for the network to continue as the unpruned one."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from ..task import Task
 from .values import Values
 
 _EQUATIONS = 64
-"""For each unknown of an output channel, as far as there are so many; four times as many win a little and cost more."""
+"""Equations for each unknown of an output channel, if there are enough; four times as many help little, cost more."""
 
 _FEWEST = 4
-"""Likewise, of layers that may as well stay as they are, or of which statistics are to be known."""
+"""Likewise, the least for a layer to be refitted when that is optional, or for statistics."""
 
 _NOTHING = torch.empty(0, dtype=torch.int64)
 
 
 @dataclass(frozen=True, eq=False)
 class Equations:
-    """What a reader sees and lacks at places picked at random.
+    """A reader's inputs, and what its outputs lack, at places picked at random.
 
     Attributes:
-        parts: into how many groups a convolution takes its inputs.
-        x: [n, C, taps], what it sees.
+        parts: the number of groups of a convolution.
+        x: [n, C, taps], its inputs there.
         missing: [n, M], what its output, before any batch norm, lacks there.
-        offset: the name of the bias, or of the mean that its batch norm takes away, and with which sign it shifts the
-            output; None where there is neither.
-        norm: the batch norm behind it, if it has one to itself.
-        output: [n, M], what that sees there; None without one.
+        offset: the name of the bias, or of the mean that its batch norm subtracts, and the sign with which it shifts
+            the output; None where there is neither.
+        norm: the batch norm after it, if it has one to itself.
+        output: [n, M], the inputs of that batch norm there; None without one.
     """
 
     parts: int
@@ -54,15 +54,15 @@ class Equations:
 
     @property
     def plenty(self) -> bool:
-        """Whether there are many more than unknowns: else a solution, and what it puts out, fits these samples only."""
+        """Whether there are many more than unknowns: otherwise a solution fits these samples only."""
         return len(self.x) >= _FEWEST * self.unknowns
 
     def enough(self) -> Equations | str:
-        """Themselves, or how few."""
+        """The equations themselves, or a reason that there are too few."""
         return self if self.plenty else f"{len(self.x):,} equations are too few for {self.unknowns:,} unknowns"
 
     def without(self, weight: Tensor, columns: Tensor) -> Equations:
-        """Those of the reader when it sees nothing of some of its inputs.
+        """The equations of the reader without some of its inputs.
 
         Args:
             weight: the reader's, [M, C / parts, ...], with which it would have read them.
@@ -83,7 +83,7 @@ class Unpruned:
     Args:
         model: in any mode.
         trace: of it in eval mode.
-        batch: samples to look at.
+        batch: samples to compare on.
         task: how it is called.
         memory: bytes that activations and equations may take, roughly.
     """
@@ -96,16 +96,16 @@ class Unpruned:
 
     @torch.no_grad()
     def equations(self, model: nn.Module, trace: Trace, weight: str, removed: Removed) -> Equations | str:
-        """Those of the layer of a weight, or why there are none.
+        """The equations of the layer of a weight, or why there are none.
 
-        Its output is wanted to be what makes the network hold behind it what the unpruned one holds there: behind its
-        batch norm and, in a residual block, in the sum with the shortcut, as the latter is in ``model``.
+        The wanted output is the one with which values downstream match those of the unpruned network: after the batch
+        norm and, in a residual block, in the sum with the shortcut, taking the shortcut as it is in ``model``.
 
         Args:
             model: pruned.
-            trace: of it as it is.
+            trace: of its current state.
             weight: of a layer that is used once.
-            removed: what of the unpruned network is gone.
+            removed: what has been removed from the unpruned network.
         """
         now, then = find_point(trace, weight), find_point(self._unpruned, weight)
         if isinstance(now, str) or isinstance(then, str):
@@ -121,7 +121,7 @@ class Unpruned:
     def _seen(
         self, now: Point, then: Point, model: nn.Module, trace: Trace, kept: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What the reader sees, [n, C, taps], lacks and puts out, [n, M], at places picked at random."""
+        """The reader's inputs, [n, C, taps], what it lacks and its outputs, [n, M], at places picked at random."""
         layer, here = now.layer, trace.live(model)
         summed = now.other is not None and then.other is not None
         ends = [layer.call, layer.x, *([now.other] if summed and now.other is not None else [])]
@@ -145,13 +145,13 @@ class Unpruned:
         return torch.cat(seen), torch.cat(missing), torch.cat(outputs)
 
     def _count(self, kernel: Tensor, x: Tensor, z: Tensor) -> int:
-        """How many places of a part of the images to look at."""
+        """How many places of a part of the images to use."""
         unknowns, values = kernel[0].numel(), x.shape[1] * kernel[0, 0].numel() + len(kernel)
         whole = min(_EQUATIONS * unknowns, self._memory // (12 * values))
         return max(1, -(-whole * len(z) // length(self._inputs)))
 
     def _look_into(self, trace: Trace) -> None:
-        """Makes values of a pruned network's graph, where it is not that of the last time."""
+        """Creates the values of a pruned network's graph, unless it is the same as last time."""
         if self._pruned is not self._whole and self._pruned.graph is trace:
             return
         room, step = self._memory // 4, self._step if trace.dynamic else trace.example_batch
@@ -160,7 +160,7 @@ class Unpruned:
             self._whole = Values(self._unpruned, self._inputs, step, room)
 
     def _fitting(self, graph: Trace) -> int:
-        """How many samples to pass at a time, so that a few values of the network fit the memory."""
+        """How many samples to pass at a time, so that a few values of the network fit into memory."""
         if not graph.dynamic:
             return graph.example_batch
         room, largest = self._memory // 8, max(graph.nbytes([node], graph.example_batch) for node in graph.nodes)
@@ -170,7 +170,7 @@ class Unpruned:
 
 
 def _in_front(node: fx.Node) -> set[fx.Node]:
-    """What the layers in front of a value read: they are what is pruned, and the value is looked at again then."""
+    """The inputs of the layers before a value: those are pruned next, and the value is then needed again."""
     found, stack, seen = set(), [node], set()
     while stack:
         at = stack.pop()
@@ -185,7 +185,7 @@ def _in_front(node: fx.Node) -> set[fx.Node]:
 
 
 def _offset(trace: Trace, point: Point) -> tuple[str, int] | None:
-    """What shifts a layer's output, and with which sign: its bias, or the mean that its batch norm takes away."""
+    """What shifts a layer's output, and with which sign: its bias, or the mean that its batch norm subtracts."""
     call, norm = point.layer.call, point.layer.output
     if (bias := trace.parameter(call, 2, "bias")) is not None:
         return bias, 1
@@ -194,7 +194,7 @@ def _offset(trace: Trace, point: Point) -> tuple[str, int] | None:
 
 
 def _before(norm: batchnorm.Affine, y: Tensor, z: Tensor) -> Tensor:
-    """What a batch norm would have to be given to put out y; z where it puts out the same whatever it is given."""
+    """The input with which a batch norm outputs y; z where its output does not depend on its input."""
     shape = (1, -1, *[1] * (y.dim() - 2))
     scale, shift = norm.scale.view(shape), norm.shift.view(shape)
     dead = scale.abs() <= 1e-6 * scale.abs().max()

@@ -1,4 +1,4 @@
-"""What nodes of a network hold for some samples, where nothing is run again that nothing has changed."""
+"""The values of nodes of a network for some samples, computed again only where something has changed."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ..models.batches import Batch, length, parts
 
 
 class Values:
-    """Looks into a network again and again, further behind each time or after a few weights have changed.
+    """Reads values of a network repeatedly, further downstream each time or after a few weights have changed.
 
-    What something behind the last look will read stays, if there is room for that, and is taken for what it is as long
-    as no tensor that it was computed from is written to or replaced.
+    Values that operators downstream of the last read will need are kept, if there is room, and reused as long as no
+    tensor that they were computed from is written to or replaced.
 
     Args:
         graph: of the network.
         inputs: samples, as the network is called with them.
         step: how many of them pass at a time.
-        room: bytes that may stay.
+        room: bytes that may be kept.
     """
 
     def __init__(self, graph: Trace, inputs: Batch, step: int, room: int) -> None:
@@ -32,19 +32,19 @@ class Values:
         self._known: dict[str, tuple[Tensor, int]] = {}
 
     def __call__(self, model: nn.Module, ends: Sequence[fx.Node], again: Iterable[fx.Node] = ()) -> Iterator[list[Any]]:
-        """What some nodes hold, for one part of the samples after the other.
+        """The values of some nodes, for one part of the samples after the other.
 
         Args:
             model: the network as it is now.
             ends: the nodes.
-            again: others that will be of use, though nothing behind the ends reads them.
+            again: others that will be needed, though nothing downstream of the ends reads them.
         """
         self._forget_changed(named_tensors(model))
         have = set(self._kept[0])
         nodes = self._between(have, ends)
         stay = self._staying(have | set(nodes), again)
         live, fresh = self.graph.live(model), list[Env]()
-        before, self._kept = self._kept, [{} for _ in self._parts]  # nothing stays of a look that is broken off
+        before, self._kept = self._kept, [{} for _ in self._parts]  # nothing is kept of a read that is aborted
         for inputs in self._parts:
             env = live | self.graph.feed(inputs) | before.pop(0)
             self.graph.run(nodes, env, length(inputs), keep=[*ends, *stay])
@@ -53,7 +53,7 @@ class Values:
         self._kept = fresh
 
     def _forget_changed(self, tensors: dict[str, Tensor]) -> None:
-        """Drops what depends on a tensor that is another or has another version; remembers how they all are now."""
+        """Drops values that depend on a tensor that was replaced or changed; remembers the tensors' versions."""
         now = {name: (tensors[name], tensors[name]._version) for name in self.graph.state.values()}
         same = {n for n, (t, version) in self._known.items() if now[n][0] is t and now[n][1] == version}
         stale = {
@@ -67,7 +67,7 @@ class Values:
         self._known = now
 
     def _between(self, have: set[fx.Node], ends: Iterable[fx.Node]) -> list[fx.Node]:
-        """What has to be run for the ends, in order; sizes follow from the number of samples."""
+        """The nodes to run for the ends, in order; sizes follow from the number of samples."""
         needed: set[fx.Node] = set()
         stack = [node for node in ends if node not in have]
         while stack:
@@ -78,7 +78,7 @@ class Values:
         return [node for node in self.graph.nodes if node in needed]
 
     def _staying(self, known: set[fx.Node], again: Iterable[fx.Node]) -> list[fx.Node]:
-        """Those of the known nodes that others will read, if there is room for them."""
+        """The known nodes that others will read, if there is room for them."""
         asked, outputs = set(again), set(self.graph.outputs)
         stay = [
             node

@@ -1,1 +1,1 @@
-"""What is removed: which neurons, cut out of tensors, or which single weights, masked; and whether that goes well."""
+"""Removal: neurons are cut out of tensors, single weights are masked; and tests that this works."""

@@ -1,7 +1,7 @@
 """Masks of single weights as ``torch.nn.utils.prune`` keeps them: NAME_orig, NAME_mask and a hook that multiplies.
 
-Names are those of the parameters without masks, the first that the model lists each under; a tied one is masked
-wherever it is. A mask is bool, of the parameter's shape, True where a weight stays.
+Names are those of the parameters without masks, the first under which the model lists each; a tied one is masked
+wherever it occurs. A mask is bool, of the parameter's shape, True where a weight stays.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Masks = Mapping[str, Tensor]
 
 @torch.no_grad()
 def zero(parameter: Tensor, kept: Tensor, optimizer: Optimizer | None = None) -> None:
-    """Zeroes a parameter where a mask says so, and what an optimiser remembers of these weights."""
+    """Zeroes a parameter where a mask says so, and the optimiser's state for these weights."""
     state = optimizer.state.get(parameter, {}) if optimizer is not None else {}
     for tensor in (parameter, *state.values()):
         if isinstance(tensor, Tensor) and tensor.shape == kept.shape:
             tensor.masked_fill_(~kept, 0)
 
 
-@torch.no_grad()  # so that the products are no part of a graph, and the model can be copied
+@torch.no_grad()  # so that the products are in no autograd graph, and the model can be copied
 def put_on(model: nn.Module, masks: Masks) -> nn.Module:
     """Masks parameters of a model in place; returns the model."""
     for name, kept in masks.items():
@@ -73,7 +73,7 @@ def unmaskable(model: nn.Module, names: Sequence[str], inputs: Any, forward: For
 
     @torch.no_grad()
     def is_stale(some: Iterable[str]) -> bool:
-        """Whether products that are not computed anew reach the outputs."""
+        """Whether products that are not recomputed reach the outputs."""
         places = [place for name in some for place in _holders(trial, f"{name}_orig")]
         before = [(module, own.removesuffix("_orig"), getattr(module, own)) for module, own in places]
         for module, own, parameter in before:
@@ -90,6 +90,6 @@ def unmaskable(model: nn.Module, names: Sequence[str], inputs: Any, forward: For
 
 
 def _holders(model: nn.Module, name: str) -> list[tuple[nn.Module, str]]:
-    """Every module that holds a parameter, and under which name of its own."""
+    """Every module that holds a parameter, with the module's own name for it."""
     parameter = model.get_parameter(name)
     return [(m, own) for m in model.modules() for own, p in m._parameters.items() if p is parameter]

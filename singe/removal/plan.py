@@ -22,13 +22,13 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Cut:
-    """What goes of one axis of a parameter or buffer, or of a width that a module keeps as an attribute.
+    """What is removed along one axis of a parameter or buffer, or from a width that a module keeps as an attribute.
 
     Attributes:
         tensor: its qualified name; or that of an integer attribute of a module, which is its length.
         axis: the axis.
         size: how long the axis is in the unpruned model.
-        indices: those that go, ascending.
+        indices: those to remove, ascending.
     """
 
     tensor: str
@@ -45,7 +45,7 @@ class Removal:
         group: the group's name.
         size: how many neurons it had.
         neurons: those removed, in the order of removal.
-        cuts: what goes with them.
+        cuts: what is removed with them.
     """
 
     group: str
@@ -56,7 +56,7 @@ class Removal:
 
 @dataclass
 class Plan:
-    """Which neurons were removed and what of each tensor goes with them; independent of any export.
+    """Which neurons were removed, and which parts of each tensor with them; independent of any export.
 
     Every index counts in the unpruned model, so a plan applies to a fresh copy of that model.
     """
@@ -72,7 +72,7 @@ class Plan:
         return removal
 
     def removed(self) -> dict[tuple[str, int], Tensor]:
-        """(tensor name, axis) -> all indices that go, ascending."""
+        """(tensor name, axis) -> all indices to remove, ascending."""
         gathered: dict[tuple[str, int], list[int]] = {}
         for removal in self.removals:
             for cut in removal.cuts:
@@ -94,21 +94,21 @@ class Plan:
         """Cuts the planned neurons out of ``model`` in place and returns it.
 
         Args:
-            model: unpruned, like the one that the plan was made for. Wrapped or compiled, the module inside is cut and
-                returned; DistributedDataParallel has to be put around it anew.
-            optimizer: of this model's parameters, also of others: holds the smaller ones from now on, with what it
-                remembers of each element that stays (momentum and the like), so that training goes on.
+            model: unpruned, like the one that the plan was made for. If it is wrapped or compiled, the module inside is
+                cut and returned; DistributedDataParallel has to be put around it again.
+            optimizer: of this model's parameters, possibly among others: from now on it holds the smaller ones, with
+                its state for each element that stays (momentum and the like), so that training can continue.
 
         Raises:
             TypeError: not an optimiser.
             ValueError: the plan does not fit the model, or the optimiser holds none of the model's parameters or
-                remembers something else than a value per element. Nothing is changed then.
+                has state other than a value per element. Nothing is changed then.
         """
         model = unwrapped(model)
         norms = weight_norms(model)
         if optimizer is not None:
             _check_optimizer(optimizer, model, norms)
-        if norms:  # off and on again they are new parameters, so that the plan has to fit a copy first
+        if norms:  # taken off and put back they are new parameters, so that the plan has to fit a copy first
             self._apply(plain_copy(model), None)
         self._apply(without_weight_norms(model), optimizer)
         return with_weight_norms(model, norms)

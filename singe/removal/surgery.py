@@ -16,17 +16,17 @@ from ..graph.groups import Slice, module_of
 from ..graph.trace import named_tensors
 
 Removed = Mapping[tuple[str, int], Tensor]
-"""(parameter or buffer name, axis), or (name of an integer attribute, 0), -> int64 indices of that axis that go."""
+"""(parameter or buffer name, axis), or (name of an integer attribute, 0), -> int64 indices of that axis to remove."""
 
 
 def mask(model: nn.Module, slices: Iterable[Slice], neurons: Tensor, optimizer: Optimizer | None = None) -> None:
-    """Zeroes all that ``neurons`` (int64) own, their readers' columns included, and the optimiser's state of it."""
+    """Zeroes everything ``neurons`` (int64) own, including their readers' columns, and the optimiser's state for it."""
     zero(model, {(s.tensor, s.dim): s.indices(neurons) for s in slices if s.role != "width"}, optimizer)
 
 
 @torch.no_grad()
 def zero(model: nn.Module, removed: Removed, optimizer: Optimizer | None = None) -> None:
-    """Zeroes what :func:`compact` would cut out of tensors, and the optimiser's state of it."""
+    """Zeroes the entries that :func:`compact` would cut out of tensors, and the optimiser's state for them."""
     for (name, dim), index in removed.items():
         tensor = getattr(model.get_submodule(module_of(name)), name.rpartition(".")[2])
         if not isinstance(tensor, Tensor):
@@ -50,7 +50,7 @@ def held_at_zero(model: nn.Module, slices: Sequence[Slice], neurons: Tensor, opt
 
 @torch.no_grad()
 def compact(model: nn.Module, removed: Removed, optimizer: Optimizer | None = None) -> None:
-    """Cuts indices out of a model's tensors in place and lets its modules' attributes follow.
+    """Cuts indices out of a model's tensors in place and updates its modules' attributes.
 
     Keeps requires_grad, dtype, device, memory format, tied weights, hooks on modules and parameters, attributes and
     classes of parameters, train mode, and, if an ``optimizer`` is given, its parameter lists and per-element state
@@ -94,7 +94,7 @@ def compact(model: nn.Module, removed: Removed, optimizer: Optimizer | None = No
 
 
 def named_widths(model: nn.Module) -> dict[str, int]:
-    """Every integer attribute of every module, by qualified name: what code may take for the length of an axis."""
+    """Every integer attribute of every module, by qualified name: code may use these as the length of an axis."""
     holders = [(f"{name}." if name else "", vars(module)) for name, module in model.named_modules()]
     return {f"{prefix}{name}": value for prefix, held in holders for name, value in held.items() if type(value) is int}
 
@@ -109,7 +109,7 @@ def _kept(tensors: Mapping[str, Tensor], name: str, dim: int, indices: Tensor) -
 
 
 def _left(size: int, name: str, dim: int, indices: Tensor) -> Tensor:
-    """Those of ``size`` indices that stay where ``indices`` go."""
+    """Those of ``size`` indices that are left without ``indices``."""
     if len(indices) and not (int(indices.min()) >= 0 and int(indices.max()) < size):
         raise ValueError(f"expected indices of axis {dim} of {name} in [0, {size}), got {indices.tolist()}")
     keep = torch.ones(size, dtype=torch.bool)
@@ -126,14 +126,14 @@ def _cut(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
     for rank, memory_format in ((4, torch.channels_last), (5, torch.channels_last_3d)):
         if tensor.dim() == rank and tensor.is_contiguous(memory_format=memory_format):
             new = new.contiguous(memory_format=memory_format)
-    if isinstance(tensor, nn.Parameter):  # of its own class, whatever that asks for when it is called
+    if isinstance(tensor, nn.Parameter):  # of its own class, whatever arguments its constructor takes
         new = nn.Parameter.__new__(type(tensor), new, tensor.requires_grad)
     _inherit(new, tensor)
     return new
 
 
 def _inherit(new: Tensor, old: Tensor) -> None:
-    """Gives a tensor the attributes and hooks of the one it takes the place of; handles can still remove the hooks."""
+    """Gives a tensor the attributes and hooks of the one it replaces; handles can still remove the hooks."""
     vars(new).update({name: value for name, value in vars(old).items() if name not in vars(new)})
     for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):
         if getattr(old, hooks) is not None:
@@ -148,7 +148,7 @@ def _replace(module: nn.Module, name: str, tensor: Tensor) -> None:
 
 
 def _in_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """Modules that take their channels in several blocks: weight, module, the attribute that says how many."""
+    """Modules that divide their channels into blocks: weight, module, the attribute that says how many."""
     for name, module in model.named_modules():
         attribute = "groups" if isinstance(module, _ConvNd) else "num_groups"
         if isinstance(module, _ConvNd | nn.GroupNorm) and getattr(module, attribute) > 1:
@@ -213,7 +213,7 @@ def _check_state(optimizer: Optimizer | None, tensors: Mapping[str, Tensor]) -> 
 
 
 def _follow(optimizer: Optimizer | None, old: Tensor, new: Tensor, axes: Mapping[int, Tensor]) -> None:
-    """Puts ``new`` where the optimiser held ``old``, with its state cut alike."""
+    """Puts ``new`` where the optimiser held ``old``, with its state cut in the same way."""
     if optimizer is None:
         return
     for group in optimizer.param_groups:

@@ -30,7 +30,7 @@ Judge = Callable[[Chosen], str | None]
 
 
 class Trials:
-    """Tries on copies of a network what removal does to it.
+    """Tries removal on copies of a network.
 
     Args:
         model: in eval mode; not modified.
@@ -58,8 +58,8 @@ class Trials:
         """The groups whose physical removal does not equal masking them -> why; an exported graph cannot know.
 
         Removes one neuron of every group, then in three rounds a sixth, a third and half of each in different orders,
-        so that every neuron goes once and neighbouring groups lose different shares. Of a round that goes wrong the
-        guilty groups are found, and it is repeated without them.
+        so that every neuron is removed once and neighbouring groups lose different shares. If a round fails, the groups
+        at fault are found and it is repeated without them.
 
         Args:
             groups: of the model, not frozen, of at least two neurons.
@@ -73,7 +73,7 @@ class Trials:
         rounds += [[_share(order, (i + turn) % 3) for i, order in enumerate(orders)] for turn in range(3)]
         reasons: dict[str, str] = {}
         for turn, removed in enumerate(rounds):
-            # where code asks for widths it does so from the first neuron on, so that two rounds in train mode will do
+            # code that asks for widths fails from the first neuron on, so that two rounds in train mode are enough
             judges = (self._difference, self._training_problem)[: 2 if turn in (0, len(rounds) - 1) else 1]
             for judge in judges:
                 pairs = list(zip(groups, removed, strict=True))
@@ -82,13 +82,13 @@ class Trials:
         return reasons
 
     def _guilty(self, chosen: Chosen, judge: Judge) -> dict[str, str]:
-        """Some of the groups that are to blame, if all together go wrong."""
+        """Some of the groups that are to blame, if all together fail."""
         if not chosen or (problem := judge(chosen)) is None:
             return {}
         return self._guilty_kinds(chosen, judge) or self._bisect(chosen, problem, judge)
 
     def _guilty_kinds(self, chosen: Chosen, judge: Judge) -> dict[str, str]:
-        """Groups of layers that stand alike in modules of one class, where the first and the last of them go wrong."""
+        """Groups of layers in the same place of modules of one class, where the first and the last of them fail."""
         kinds: dict[Any, Chosen] = defaultdict(list)
         for group, neurons in chosen:
             kinds[self._kind(group)].append((group, neurons))
@@ -103,7 +103,7 @@ class Trials:
         return reasons
 
     def _kind(self, group: Group) -> Any:
-        """What groups have in common that one piece of code puts together."""
+        """What groups have in common that are built by the same piece of code."""
         parent, _, own = module_of(group.writers[0]).rpartition(".")
         roles = tuple((s.role, s.dim, s.tensor.rpartition(".")[2]) for s in group.slices)
         return type(self._model.get_submodule(parent)), own, roles
@@ -121,7 +121,7 @@ class Trials:
         return found or {g.name: f"trial removal failed together with other groups: {problem}" for g, _ in halves[1]}
 
     def _difference(self, chosen: Chosen) -> str | None:
-        """Why the compacted network does not put out what the masked one does, or None."""
+        """Why the compacted network does not answer as the masked one does, or None."""
         self._begin()
         try:
             outputs = self._run(self._compacted(chosen))  # first, since this is the one that fails

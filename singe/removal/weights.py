@@ -1,4 +1,4 @@
-"""The weights of a network: the parameters that its convolutions and linear layers multiply what they read by."""
+"""The weights of a network: the parameters by which its convolutions and linear layers multiply their inputs."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Weights:
 
     Attributes:
         plain: those that some operator takes as they are, in execution order.
-        other: names of the other weights -> why single ones of them cannot go.
-        total: how many single weights all of them hold; of a computed tensor as many as the operator takes.
+        other: names of the other weights -> why they cannot be pruned.
+        total: how many single weights all of them hold; for a computed tensor, as many as the operator takes.
     """
 
     plain: list[Weight]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, LINE, KEPT, GONE, THIRD, PALE, PAPER = "#1f2430", "#d5d9e0", "#2f6bd8", "#d9591f", "#12907f", "#b4bccb", "#ffffff"
-"""Text, grid, what stays, what goes, another series, what was there before, and what is behind all of it."""
+"""Colours of text, grid, what stays, what is removed, another series, the state before, and the background."""
 
 _OF_THE_PAGE = {
     INK: "currentColor", LINE: "var(--line)", KEPT: "var(--kept)", GONE: "var(--gone)", THIRD: "var(--third)",
@@ -38,7 +38,7 @@ _STYLE: dict[str, Any] = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """What figures have to be made and saved inside of; nothing of matplotlib's settings changes outside.
+    """Figures have to be made and saved inside this; matplotlib's settings outside do not change.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -69,14 +69,14 @@ def figure(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tu
 
 
 def laid_out(figure: Figure) -> Figure:
-    """The figure with everything in its place, once for all that is made of it."""
+    """The figure laid out, once for all files made from it."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     return figure
 
 
 def png(figure: Figure) -> bytes:
-    """A picture for light ground."""
+    """A picture for a light background."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=160, facecolor=PAPER)
     return file.getvalue()
@@ -86,8 +86,8 @@ def svg(figure: Figure, name: str, title: str) -> str:
     """An element to be put into a page, where it can be searched and follows the colours.
 
     Args:
-        figure: saved inside of :func:`style`.
-        name: that no other figure of the page has: identifiers begin with it.
+        figure: saved inside :func:`style`.
+        name: unique on the page: identifiers begin with it.
         title: for those who cannot see it; plain text without markup.
     """
     file = io.StringIO()
@@ -103,12 +103,12 @@ def svg(figure: Figure, name: str, title: str) -> str:
 
 
 def label(name: str, longest: int = 34) -> str:
-    """A name that fits beside an axis: without what is not to be printed, shortened in the middle."""
+    """A name that fits beside an axis: without unprintable characters, shortened in the middle."""
     name = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
     half = longest // 2
     return name if len(name) <= longest else f"{name[: half - 1]}…{name[-half:]}"
 
 
 def every(count: int, most: int) -> range:
-    """The indices that get a label where there is room for so many."""
+    """The indices that get a label where there is room for ``most``."""
     return range(0, count, max(1, math.ceil(count / most)))

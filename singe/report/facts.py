@@ -1,4 +1,4 @@
-"""All of a result but its model and what of it was removed; as ``report.json`` beside them, see docs/format.md."""
+"""All of a result but its model and its plan or masks; as ``report.json`` beside them, see docs/format.md."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Facts:
-    """What a report is made of; pairs are before and after.
+    """The contents of a report; pairs are before and after.
 
     Attributes:
         model: its class.
-        parameters: how many; of a network without some of its weights, those that are not masked.
+        parameters: their number; with single weights masked, those that are not masked.
         loss: on one batch of calibration samples.
-        macs: multiply-adds for one sample; None where they stay what they are.
-        weights: single weights of convolutions and linear layers, where single ones go.
-        evaluation: what ``evaluate`` said.
+        macs: multiply-adds for one sample; None where they do not change.
+        weights: single weights of convolutions and linear layers, where single ones are masked.
+        evaluation: what ``evaluate`` returned.
         latency: of a forward pass, where it was measured.
         widths: layer -> output channels.
         history: records of one kind.
         frozen: what was left whole -> why.
         settings: of the run, as text.
-        seconds: what the time went into.
+        seconds: activity -> the time it took.
     """
 
     model: str

@@ -1,4 +1,4 @@
-"""The report as one HTML page: no scripts, nothing from elsewhere, light and dark, to be read and printed."""
+"""The report as one self-contained HTML page without scripts, light and dark, to read and print."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ PLOTS: dict[str, tuple[Callable[[Facts], Figure | None], str]] = {
     "size": (plots.size, "What is left of parameters, multiply-adds and latency, as shares"),
     "widths": (plots.widths, "The width of every layer before and after"),
     "course": (plots.course, "Loss and evaluation along the run"),
-    "scores": (plots.scores, "The scores of all neurons of each group, those that went apart"),
-    "fading": (plots.fading, "The gradient's norm along the fading path of the neurons that went last"),
-    "time": (plots.time, "What the time went into"),
+    "scores": (plots.scores, "The scores of all neurons of each group, removed ones apart"),
+    "fading": (plots.fading, "The gradient's norm along the fading path of the neurons removed last"),
+    "time": (plots.time, "Where the time went"),
 }
 """Name of a plot -> how it is drawn, and what it shows, for those who cannot see it."""
 
@@ -58,7 +58,7 @@ def page(facts: Facts, inline: dict[str, str]) -> str:
     """The whole page.
 
     Args:
-        facts: what it tells.
+        facts: its contents.
         inline: name of a plot -> its ``<svg>`` element.
     """
     sections = [
@@ -134,9 +134,9 @@ def _tile(name: str, before: str, after: str, note: str) -> str:
 _BEFORE = ["before", "after", "change"]
 
 _FADING = (
-    "Of the neurons that went last in a few groups: the norm of the loss's gradient while a neuron's weights fade, "
-    "from as they are (t = 1) to nothing, looked at just before the neuron went. A criterion that looks at the network "
-    "as it is knows the left end of each line alone, the integrated gradient all of it: where a line rises, the neuron "
+    "For the neurons removed last in a few groups: the norm of the loss's gradient while a neuron's weights fade from "
+    "their full size (t = 1) to nothing, measured just before its removal. A criterion that looks only at the network "
+    "as it is sees the left end of each line, the integrated gradient all of it: where a line rises, the neuron "
     "matters more than its gradient says."
 )
 
@@ -145,7 +145,7 @@ def _widths(facts: Facts, plot: str) -> str:
     if facts.weights is not None:
         rows = [[t.weight, f"{t.size:,}", f"{t.size - t.removed:,}", _change(t.size, t.size - t.removed)]
                 for t in facts.tensors]  # fmt: skip
-        text = "Single weights of each tensor; those that are masked are zero and stay it while the masks are on."
+        text = "Single weights of each tensor; masked ones are zero and stay zero while the masks are on."
         return section("Weights, tensor by tensor", text, plot, folded("All tensors", ["tensor", *_BEFORE], rows))
     rows = [[name, f"{a:,}", f"{b:,}", _change(a, b)] for name, (a, b) in facts.widths.items()]
     text = "Output channels of every convolution and linear layer, in the order in which the model lists them."
@@ -156,14 +156,14 @@ def _course(facts: Facts, plot: str) -> str:
     if not facts.history:
         return ""
     if facts.rounds:
-        text = "Before and after each round, on samples drawn anew for it; training goes on between rounds."
+        text = "Before and after each round, on samples drawn afresh for it; training goes on between rounds."
         return section("Along the run", text, plot, folded("All rounds", *_rounds(facts)))
     text = (
-        "Losses are measured in eval mode on the samples that a step was scored on, drawn anew for each step, so they "
+        "Losses are measured in eval mode on the samples that a step was scored on, drawn afresh each time, so they "
         "scatter."
     )
     if any(value is not None for value in facts.evaluation):
-        text += " Evaluation is what <code>evaluate</code> said behind each step, and of the result."
+        text += " Evaluation is what <code>evaluate</code> returned after each step, and for the result."
     steps = ("All tensors", *_tensors(facts)) if facts.tensors else ("All groups", *_groups(facts))
     return section("Along the run", text, plot, folded(*steps))
 
@@ -218,12 +218,13 @@ def _rounds(facts: Facts) -> tuple[list[str], list[list[str]]]:
 def _scores(facts: Facts, plot: str) -> str:
     criterion = escape(facts.settings.get("criterion", facts.settings.get("score", "the criterion")))
     text = (
-        f"What <code>{criterion}</code> gave every neuron of a group before the first of them went. Scores are "
-        "computed again as neurons go, so that those that went need not be the leftmost here."
+        f"The scores by <code>{criterion}</code> of every neuron of a group before the first removal. Scores are "
+        "computed again as neurons are removed, so those removed need not be the leftmost here."
     )
     if facts.rounds:
         text = (
-            f"What <code>{criterion}</code> gave the neurons that a round took, over the norm of their group's scores."
+            f"The scores by <code>{criterion}</code> of the neurons masked in a round, divided by the norm of their "
+            "group's scores."
         )
     return section("Scores", text, plot)
 
@@ -235,7 +236,7 @@ def _frozen(facts: Facts) -> str:
     for name, reason in facts.frozen.items():
         names.setdefault(reason, []).append(name)
     rows = [[reason, ", ".join(own)] for reason, own in names.items()]
-    return section("Left whole", "What kept all it had, and why.", table(["reason", "where"], rows, numbers=False))
+    return section("Left whole", "Groups that lost nothing, and why.", table(["reason", "where"], rows, numbers=False))
 
 
 def _uncompensated(facts: Facts) -> str:

@@ -1,4 +1,4 @@
-"""The plots of a report; each is None where a result has nothing to show in it."""
+"""The plots of a report; each is None where a result has no data for it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ROW, TALLEST = 0.19, 14.0
-"""Inches of a row of a tall plot, and of all its rows together at most."""
+"""Inches of a row of a tall plot, and the most of all its rows together."""
 
 MANY = 4000
-"""Points above which a plot holds them as a picture, not one by one."""
+"""The number of points above which a plot holds them as a picture, not one by one."""
 
 
 def size(facts: Facts) -> Figure | None:
@@ -85,7 +85,7 @@ def course(facts: Facts) -> Figure | None:
 
 
 def scores(facts: Facts) -> Figure | None:
-    """What the first scoring of each group gave, the removed neurons apart; of rounds, the scores of what they took."""
+    """The first scores of each group, removed neurons apart; for rounds, the scores of the neurons they masked."""
     rows = [
         (g.group, [g.first_scores[n] for n in sorted({*range(g.size)} - {*g.removed})],
          [g.first_scores[n] for n in g.removed])
@@ -113,7 +113,7 @@ def scores(facts: Facts) -> Figure | None:
 
 
 def fading(facts: Facts) -> Figure | None:
-    """The gradient's norm along the path of the neurons that went last in some groups."""
+    """The gradient's norm along the path of the neurons removed last in some groups."""
     shown = [g for g in facts.groups if g.curves]
     if not shown:
         return None
@@ -141,7 +141,7 @@ def fading(facts: Facts) -> Figure | None:
 
 
 def time(facts: Facts) -> Figure | None:
-    """What the time went into, a millisecond at least."""
+    """Where the time went, leaving out what took less than a millisecond."""
     spent = sorted(((s, name) for name, s in facts.seconds.items() if s >= 1e-3), reverse=True)
     if not spent:
         return None
@@ -222,7 +222,7 @@ def _finite(values: Iterable[float]) -> list[float]:
 
 
 def _is_drawn(value: float | None) -> TypeGuard[float]:
-    """Whether a number is there and not beyond what axes can be made for."""
+    """Whether there is a number that axes can show."""
     return value is not None and abs(value) < 1e100
 
 
@@ -235,7 +235,7 @@ def _gradients(axes: Axes, norms: Sequence[float]) -> None:
 
 
 def _logarithmic(axes: Axes, values: Sequence[float]) -> float:
-    """Makes the axis of scores logarithmic where none is negative; returns where those that are zero stand."""
+    """Makes the axis of scores logarithmic where none is negative; returns the place of those that are zero."""
     positive = [value for value in values if value > 0]
     if not positive or min(values) < 0:
         return -math.inf

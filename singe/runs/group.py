@@ -1,4 +1,4 @@
-"""One group's turn: its neurons go one by one, its readers are refitted, and the network is trained in between."""
+"""One group's turn: its neurons are removed one by one, its readers refitted, and the network trained in between."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from .neuron_workspace import Before, NeuronWorkspace
 
 
 class Turn:
-    """Of a group, in a run that has begun.
+    """The turn of a group, in a run that has begun.
 
     Args:
         space: of the run.
         index: of the group among those that lose neurons.
         group: as it is in the unpruned network.
-        count: how many of its neurons go.
-        tuner: what trains the network in between, or behind all groups.
+        count: how many neurons it loses.
+        tuner: trains the network in between, or after all groups.
     """
 
     def __init__(self, space: NeuronWorkspace, index: int, group: Group, count: int, tuner: Tuner | None) -> None:
@@ -39,13 +39,13 @@ class Turn:
         self._batch = space.stream.take(space.options.images)
         self._group = space.progress.plan.rebase(group)
         space.follow(self._batch, index)
-        self._here = Plan()  # what of the group goes
+        self._here = Plan()  # what is removed of the group
         self._before = self._compared_with()
 
     def _compared_with(self) -> Before | None:
-        """What the readers of the group are to go on like.
+        """The network whose values the readers of the group are to keep.
 
-        The unpruned network; or, where training in between has led away from it, the network as it is before the group.
+        The unpruned network; or, where there is training in between, the network as it is before the group is pruned.
         """
         space = self._space
         if space.before is None or self._when in (None, "after"):
@@ -98,7 +98,7 @@ class Turn:
         return found
 
     def _tune_masked(self, selection: Selection) -> None:
-        """Trains the network with what has been masked held at zero; then all scores are of other weights."""
+        """Trains the network with masked weights held at zero, then replaces the scores, since weights have changed."""
         assert self._tuner is not None
         gone = torch.tensor(selection.taken)
         with held_at_zero(self._space.model, self._group.slices, gone, self._tuner.optimizer):
@@ -112,7 +112,7 @@ class Turn:
             self._tuner.pause()
 
     def _cut(self, neurons: list[int]) -> None:
-        """Makes tensors smaller by what is masked."""
+        """Cuts the masked neurons out of the tensors."""
         self._here.add(self._group, neurons)
         compact(self._space.model, self._here.removed(), self._optimizer)
         self._space.progress.plan.add(self._given, neurons)

@@ -1,4 +1,4 @@
-"""What a run of neurons works on besides: how far it has come, and what is compared with the unpruned network."""
+"""What a run on neurons needs in addition: its progress, and what is compared with the unpruned network."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from .workspace import Workspace
 
 COMPARED, MEASURED, SERVED, RANKED = (1 << 20) - 1, (1 << 20) - 2, (1 << 20) - 3, 1 << 19
 """The phases in which samples are drawn to compare networks, to measure their sensitivity and to time them on, and in
-which ranking draws: behind all others."""
+which ranking draws: numbered after all others."""
 
 Before = tuple[Unpruned, Plan]
-"""A network that others are to go on like, and what of it is gone, or will be."""
+"""A network whose values others are to keep, and what has been or will be removed from it."""
 
 
 class NeuronWorkspace(Workspace):
-    """The model without its weight norms, and what else pruning neurons needs.
+    """The model without its weight norms, and whatever else pruning neurons needs.
 
     Attributes:
-        norms: the weight norms that came off.
+        norms: the weight norms that were taken off.
         original: the model as it was given, without them.
-        progress: how far the run has come; this and what follows once it has begun.
+        progress: how far the run has come; this and the following are set once it has begun.
         macs: multiply-adds of the unpruned network.
         compared: samples on which networks are compared, where they are.
-        unpruned: what the unpruned network holds for these.
-        served: what networks are timed on, where their latency is to go.
+        unpruned: the values of the unpruned network for these.
+        served: samples that networks are timed on, where the target is latency.
     """
 
     progress: Progress
@@ -54,7 +54,7 @@ class NeuronWorkspace(Workspace):
         self.original = plain_copy(given) if self.norms else given
 
     def begin(self, progress: Progress) -> None:
-        """Looks at the network; a run that goes on has come so far.
+        """Analyses the network; ``progress`` is where a resumed run stopped.
 
         Raises:
             ValueError: as :meth:`analyse`.
@@ -71,23 +71,23 @@ class NeuronWorkspace(Workspace):
             self.served = self._to_serve()
 
     def remedies(self) -> list[str]:
-        """What the user could do against a collapse."""
+        """What the user could do about a collapse."""
         refit = ["compensate='least_squares'"] if self.options.compensate == "none" else []
         return super().remedies() + refit
 
     def drawn(self, images: int) -> Batch:
-        """At least so many samples to compare networks on, in batches that the graph takes."""
+        """At least ``images`` samples to compare networks on, in batches that the graph takes."""
         self.restart(COMPARED)
         step = 1 if self.trace.dynamic else self.trace.example_batch
         return self.stream.take(-(-images // step) * step)
 
     def held_by(self, network: nn.Module) -> Unpruned:
-        """What a network, of which the trace is one, holds for the samples that are compared."""
+        """The values of a network, which the trace is of, for the samples that networks are compared on."""
         return Unpruned(network, self.trace, self.compared, self.options.task, self.options.memory)
 
     @property
     def before(self) -> Before | None:
-        """The unpruned network, and what of it is gone; None where nothing is compared with it."""
+        """The unpruned network, and what is removed from it; None where nothing is compared with it."""
         return None if self.unpruned is None else (self.unpruned, self.progress.plan)
 
     def _to_serve(self) -> Batch:
@@ -97,24 +97,24 @@ class NeuronWorkspace(Workspace):
         return batch
 
     def follow(self, batch: Batch, done: int) -> None:
-        """Exports the network anew where the graph no longer is that network, as cutting it may have it.
+        """Exports the network again where the graph no longer matches it, which cutting may cause.
 
         Args:
             batch: to export it on.
-            done: how many groups are.
+            done: number of groups done.
         """
         with self.timed("analysis"):
             if not self.trace.holds_for(self.model, self.sample):
                 self.trace, self.progress.traced = self.traced(batch), done
 
     def scorer(self, group: Group, batch: Batch, before: Before | None, ranks: Ranks | None = None) -> Scorer:
-        """What scores a group.
+        """The scorer of a group.
 
         Args:
             group: as it is now.
             batch: the samples to score it on.
             before: what the criterion "reconstruction" compares with.
-            ranks: who scores it together; all by default.
+            ranks: those that share the scoring; all by default.
         """
         o = self.options
         if isinstance(o.criterion, Reconstruction):

@@ -1,4 +1,4 @@
-"""Algorithm 1 of the paper: group by group, the least relevant neuron goes, the rest is scored again."""
+"""Algorithm 1 of the paper: group by group, the least relevant neuron is removed, and the rest are scored again."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class NeuronRun:
     Attributes:
         space: what is worked on.
         todo: the groups that lose neurons, in order, and how many of them; decided by :meth:`plan_widths`.
-        frozen: names of what is left whole -> why.
-        resumes: whether it goes on from a checkpoint.
+        frozen: names of groups and modules left whole -> why.
+        resumes: whether it continues from a checkpoint.
     """
 
     def __init__(self, model: nn.Module, stream: Stream, options: Options) -> None:
@@ -64,7 +64,7 @@ class NeuronRun:
         return Checkpoint(space.options.checkpoint, space.options.deciding() | {"model": model})
 
     def _resumed(self) -> Progress | None:
-        """What there is to go on from, which all ranks have to see."""
+        """The progress to continue from, if any, which all ranks have to see."""
         found = self._checkpoint.read() if self._checkpoint is not None else None
         told = "" if found is None else json.dumps(found.to_json())
         self.space.ranks.check_same("checkpoint, in a directory that all see,", told)
@@ -133,13 +133,13 @@ class NeuronRun:
         assert self._checkpoint is not None
         space, progress, optimizer = self.space, self.space.progress, self._optimizer
         if fingerprint(space.probe) != progress.samples:
-            log.warning("the loader's first samples are not what they were: the run may come to something else")
+            log.warning("the loader's first samples are not what they were: the result may differ")
         if progress.traced:  # the graph is that of a network of the same widths as then
             then = Plan(progress.plan.removals[: progress.traced]).apply(copy.deepcopy(space.model))
             space.trace = trace(then, space.options.task.inputs(space.probe), space.options.task.call)
         compact(space.model, progress.plan.removed(), optimizer)
         self._checkpoint.restore(space.model, optimizer)
-        log.info("the run goes on behind %d of %d groups", len(progress.history), len(self.todo))
+        log.info("the run continues after %d of %d groups", len(progress.history), len(self.todo))
 
     def _prune_groups(self) -> None:
         """Prunes those that are not done."""
@@ -156,7 +156,7 @@ class NeuronRun:
                 space.options.observer.tell(record)
 
     def _agree(self, record: GroupRecord) -> None:
-        """Ends the run where ranks have come apart; what they have rounded differently becomes the same again."""
+        """Ends the run if ranks have removed different neurons; values rounded differently become the same again."""
         self.space.ranks.check_decision(record.group, {"removed": torch.tensor(record.removed)})
         self.space.synchronise()
 
@@ -168,11 +168,11 @@ class NeuronRun:
         try:
             self._checkpoint.write(space.progress, space.model, self._optimizer)
         except OSError as error:
-            log.warning("no checkpoint behind %s, the last one stays: %s", space.progress.history[-1].group, error)
+            log.warning("no checkpoint after %s, the last one stays: %s", space.progress.history[-1].group, error)
 
     @property
     def refits_all(self) -> bool:
-        """Whether all layers are refitted behind the last group: not where training in between has led away."""
+        """Whether all layers are refitted after the last group: not where there was training in between."""
         options = self.space.options
         return options.compensate == "least_squares" and (options.finetune is None or options.finetune.when == "after")
 

@@ -1,4 +1,4 @@
-"""What a run is asked for."""
+"""The options of a run."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Options:
         checks.seed(self.seed)
 
     def deciding(self) -> dict[str, Any]:
-        """Those that decide what a run comes to, as plain data."""
+        """Those that decide the result of a run, as plain data."""
         functions = {"loss": self.task.loss, "forward": self.task.forward}
         return {
             **self.goal.described(), "criterion": identity(self.criterion), "refresh": self.refresh,

@@ -1,6 +1,6 @@
-"""Algorithm 1 of the paper on single weights: layer by layer, the least relevant are masked; fine-tuning between.
+"""Algorithm 1 of the paper on single weights: layer by layer, the least relevant are masked; with fine-tuning.
 
-All weights of a layer that go are chosen in one round: the path fades the whole layer, so that one pass at each node
+All weights to mask in a layer are chosen in one round: the path fades the whole layer, so that one pass at each node
 scores all its weights.
 """
 
@@ -41,7 +41,7 @@ class WeightRun:
 
     Attributes:
         space: what is worked on.
-        weights: all tensors of weights, and what of the network is none.
+        weights: all weight tensors, and the names of those that cannot be pruned.
         todo: the tensors that lose weights, in order, and how many of them; decided by :meth:`plan_shares`.
         frozen: names of weights left whole -> why.
     """
@@ -171,7 +171,7 @@ class WeightRun:
 
 
 def without_least(scores: Tensor, count: int) -> Tensor:
-    """A mask, bool of the shape of ``scores``, without the ``count`` smallest; of equal ones the first go."""
+    """A mask, bool of the shape of ``scores``, without the ``count`` smallest; of equal ones the first are dropped."""
     kept = torch.ones(scores.numel(), dtype=torch.bool, device=scores.device)
     kept[scores.flatten().argsort(stable=True)[:count]] = False
     return kept.view(scores.shape)

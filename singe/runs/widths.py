@@ -27,7 +27,7 @@ from .neuron_workspace import MEASURED, RANKED, NeuronWorkspace
 log = logging.getLogger("singe")
 
 _ORDERED_ON = 16
-"""Samples at most to order neurons on where the loss without them is measured anyway."""
+"""The most samples to order neurons on, where the loss without them is measured anyway."""
 
 
 def able_groups(space: NeuronWorkspace, seconds: float) -> tuple[list[Group], dict[str, str]]:
@@ -35,10 +35,10 @@ def able_groups(space: NeuronWorkspace, seconds: float) -> tuple[list[Group], di
 
     Args:
         space: of a run that has begun.
-        seconds: how long it may take to try on copies what can be removed.
+        seconds: how long trial removals on copies may take.
 
     Raises:
-        TimeoutError: it takes longer.
+        TimeoutError: they take longer.
         ValueError: no group may lose neurons.
     """
     o = space.options
@@ -56,7 +56,7 @@ def able_groups(space: NeuronWorkspace, seconds: float) -> tuple[list[Group], di
 
 
 def counts(space: NeuronWorkspace, groups: Sequence[Group]) -> list[int]:
-    """How many neurons each group will lose: what the first rank says, where the clock decides."""
+    """How many neurons each group will lose; where the clock decides, as the first rank has measured."""
     goal = space.options.goal
     if space.served is None:
         return goal.counts(space.original, groups, space.trace, space.macs, lambda: _ranking(space, groups))
@@ -69,9 +69,9 @@ def counts(space: NeuronWorkspace, groups: Sequence[Group]) -> list[int]:
 
 
 def _ranking(space: NeuronWorkspace, groups: Sequence[Group]) -> list[Tensor]:
-    """What ranks every neuron of the unpruned network among all: its score, or what the loss makes of its group.
+    """Values to rank all neurons of the unpruned network by: scores, or how the loss depends on their group.
 
-    Each rank looks at some of the groups.
+    Each rank computes those of some groups.
     """
     o, ranks = space.options, space.ranks
     measured = _sensitivity(space) if o.goal.allocation == "sensitivity" else None

@@ -1,4 +1,4 @@
-"""What a run works on: a copy of the model, the graph of it, and the samples that it is judged on."""
+"""What a run works on: a copy of the model, its graph, and the samples that it is judged on."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class Workspace:
     """What both kinds of run need.
 
     Attributes:
-        given: the user's model, which stays as it is.
+        given: the user's model, which is not changed.
         model: the copy that is pruned, in eval mode.
         still: names of the modules that are in eval mode although the model is in train mode.
         stream: the loader's batches.
-        options: what the run is asked for.
+        options: of the run.
         ranks: all processes that take part.
         probe: the samples that the run begins with.
-        seconds: what went into what.
-        trace: the model as a graph; this and what follows once it is analysed.
-        sample: what the model is called with, of a few samples.
+        seconds: activity -> the time it took.
+        trace: the model as a graph; this and the following are set once it is analysed.
+        sample: what the model is called with, for a few samples.
         watch: knows the loss before pruning.
         evaluation_before: what the user's ``evaluate`` says of the unpruned network; this and what follows once the
             run is rehearsed.
@@ -64,7 +64,7 @@ class Workspace:
         """Makes the graph.
 
         Raises:
-            ValueError: the model cannot be traced, shares weights with what is outside of it, or has no finite loss.
+            ValueError: the model cannot be traced, shares weights with something outside it, or has no finite loss.
         """
         with self.timed("analysis"):
             self.trace = self.traced(self.probe)
@@ -88,24 +88,24 @@ class Workspace:
         return timed(self.seconds, what)
 
     def loss(self, batch: Batch) -> float:
-        """The model's on a batch."""
+        """The model's loss on a batch."""
         with torch.no_grad():
             return self.options.task(self.model, batch).item()
 
     def loss_after(self) -> float:
-        """The pruned model's on the samples that the run began with; warns where it has collapsed."""
+        """The pruned model's loss on the samples that the run began with; warns where it has collapsed."""
         return self.watch.loss_after(self.model, self.remedies())
 
     def remedies(self) -> list[str]:
-        """What the user could do against a collapse."""
+        """What the user could do about a collapse."""
         o = self.options
         found = ["prune less", "fine-tune" if o.finetune is None else "fine-tune longer", "ignore= what matters"]
         if running_norms(self.model, self.still) and not o.recalibrate_bn:
-            found.append("measure batch norms anew with recalibrate_bn=")
+            found.append("re-estimate batch norms with recalibrate_bn=")
         return found
 
     def evaluation(self) -> float | None:
-        """What the user's ``evaluate`` says of the model."""
+        """What the user's ``evaluate`` returns for the model."""
         with self.timed("evaluate"):
             return self.ranks.number(self.options.observer.evaluation(self.model))
 
@@ -140,7 +140,7 @@ class Workspace:
         self.synchronise()
 
     def recalibrate(self, phase: int) -> None:
-        """Has batch norms estimate their statistics anew, if asked to."""
+        """Re-estimates the statistics of batch norms, if asked to."""
         if not self.options.recalibrate_bn:
             return
         self.restart(phase)
@@ -149,5 +149,5 @@ class Workspace:
         self.synchronise()
 
     def synchronise(self) -> None:
-        """Makes the same again what ranks have rounded differently."""
+        """Makes values the same again that ranks have rounded differently."""
         self.ranks.synchronise(named_tensors(self.model))

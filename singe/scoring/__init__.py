@@ -1,1 +1,1 @@
-"""How relevant neurons and single weights are, computed fast; what relevance is, is told by ``singe.criteria``."""
+"""How relevant neurons and single weights are, computed fast; ``singe.criteria`` defines relevance."""

@@ -1,4 +1,4 @@
-"""Fading curves for people to look at: the gradient's norm along the path of the neurons that go last."""
+"""Fading curves for people to look at: the gradient's norm along the path of the neurons removed last."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from .engine import Engine
 from .selection import Scorer
 
 GROUPS = 6
-"""So many groups of a run at most, evenly spread: the others are not looked at."""
+"""The most groups of a run to record, evenly spread; the others are skipped."""
 
 NEURONS, POINTS = 3, 8
-"""Neurons of each, those that go last, and points of each path."""
+"""Neurons of each, the last to be removed, and points of each path."""
 
 
 def recorded(index: int, groups: int, criterion: Criterion) -> bool:
-    """Whether curves of a group are recorded, by its index; only of criteria that fade single neurons anyway."""
+    """Whether curves of a group are recorded, by its index; only with criteria that fade single neurons anyway."""
     if not isinstance(criterion, FadingCriterion) or criterion.path != "neuron":
         return False
     return groups <= GROUPS or index in {i * (groups - 1) // (GROUPS - 1) for i in range(GROUPS)}
@@ -27,8 +27,8 @@ def curve(scorer: Scorer, neuron: int, criterion: Criterion) -> Curve:
     """The curve of a neuron that is still there.
 
     Args:
-        scorer: of the neuron's group, for a criterion that :func:`recorded` is for.
-        neuron: which.
+        scorer: of the neuron's group, for a criterion that :func:`recorded` accepts.
+        neuron: its index.
         criterion: that criterion.
     """
     assert isinstance(scorer, Engine) and isinstance(criterion, FadingCriterion)

@@ -1,7 +1,7 @@
 """Criteria on single weights: the norms of one number are its absolute value, so that p does not matter.
 
 The path is that of the layer, t W for all its weights at once, t in (0, 1]; biases and batch norms stay as they are.
-Weights are looked at as they are: folding a batch norm scales a weight by what it divides its gradient by, so that
+Batch norms are not folded in: folding would scale a weight by the factor by which it divides its gradient, so that
 products of the two are the same, and magnitudes or gradients alone are those of the weight in the model.
 """
 
@@ -35,7 +35,7 @@ def resolve_elementwise(criterion: str | Criterion) -> Criterion:
     """The criterion of a name, on the path of the layer where it has a path; or the object itself.
 
     Raises:
-        ValueError: unknown name, a criterion that single weights have no score by, or an object on another path.
+        ValueError: unknown name, a criterion that cannot score single weights, or an object on another path.
         TypeError: neither a name nor a criterion.
     """
     found = resolve(criterion)
@@ -52,12 +52,12 @@ class WeightScorer:
     """Scores every single weight of one parameter on one batch.
 
     Args:
-        model: in eval mode, read as it stands.
+        model: in eval mode, read as it is.
         trace: of that model.
-        parameter: its qualified name, the first that it goes by.
+        parameter: its qualified name, the first of several.
         batch: on the model's device.
         task: how the model is called and judged.
-        memory: bytes that the activations of one pass may take, so far as images can pass in parts.
+        memory: bytes that the activations of one pass may take, as far as images can pass in parts.
         precision: of the passes.
         ranks: that share the nodes of the path.
 
@@ -111,7 +111,7 @@ class WeightScorer:
 
 
 class Gradients:
-    """The loss's gradient at one parameter while it fades; what lies before it runs once where all images fit.
+    """The loss's gradient at one parameter while it fades; the network before it runs once if all images fit.
 
     Args:
         model, trace, parameter, batch, task, memory, precision: as of :class:`WeightScorer`.
@@ -191,7 +191,7 @@ class Gradients:
         """Parts of how many images pass one after the other."""
         images = self._images
         sizes = [self._trace.nbytes([node], images) for node in self._suffix.nodes]
-        # values stay for the backward pass, gradients come and go
+        # values stay for the backward pass, gradients are short-lived
         needed = sum(sizes) + 3 * max(sizes, default=0) + self._trace.nbytes(self._suffix.boundary, images)
         if needed <= memory or images == 1:
             return [images]

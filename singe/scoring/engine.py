@@ -43,7 +43,7 @@ class Engine:
     Args:
         model: the module whose parameters are read live; removals are masked in it (see ``surgery.mask``).
         trace: of that model.
-        group: which neurons; its indices count in the model as it is.
+        group: of the neurons; its indices count in the model as it is.
         batch: on the model's device.
         task: how the model is called and judged; (x, y) batches and cross-entropy by default.
         memory: bytes that the activations of one pass may take; at least one job on one image runs at a time.
@@ -68,7 +68,7 @@ class Engine:
         self._memory = Memory(group.name, memory, self._device)
         self._make = lambda: Passes(model, trace, group, batch, task, self.memory, precision)
         self._made: Passes | None = None
-        self._current_loss: float | None = None  # until somebody asks
+        self._current_loss: float | None = None  # until it is asked for
         self._checked = False  # whether the loss was finite
 
     @property
@@ -94,7 +94,7 @@ class Engine:
 
     @property
     def parts(self) -> int:
-        """Into how many parts the images are divided, because one job on all of them exceeds the memory."""
+        """The number of parts of the images, several if one job on all of them exceeds the memory."""
         return self._passes.parts
 
     def scores(self, criterion: Criterion, neurons: Tensor | None = None) -> Tensor:
@@ -108,7 +108,7 @@ class Engine:
             self._checked = math.isfinite(self.loss)
         scores = self._run(lambda: self._scores(criterion, neurons).cpu())
         if isinstance(criterion, (PathCriterion, LossChange)):
-            scores = self._ranks.sum(scores)  # here: a rank short of memory begins its jobs anew
+            scores = self._ranks.sum(scores)  # here, since a rank short of memory restarts its jobs
         if isinstance(criterion, LossChange):
             scores -= self.loss
         if not scores.isfinite().all():
@@ -126,7 +126,7 @@ class Engine:
         return self._run(lambda: self._fading(neuron, t, p))
 
     def lasting(self, criterion: Criterion) -> bool:
-        """Whether a neuron's score stays what it is when others of the group go, as that of a weight alone does."""
+        """Whether a neuron's score stays the same when others of the group are removed, as one of weights only does."""
         read = {s.tensor for s in self._group.slices if s.role == "reads"}
         return isinstance(criterion, WeightCriterion) and criterion.lasting and read.isdisjoint(self._group.writers)
 
@@ -166,7 +166,7 @@ class Engine:
     # -- criteria --------------------------------------------------------------------------------------------
 
     def _scores(self, criterion: Criterion, neurons: Tensor) -> Tensor:
-        """What this rank adds to the scores; the whole of what takes no jobs."""
+        """What this rank adds to the scores; all of them for criteria that need no jobs."""
         if isinstance(criterion, LossChange):
             return self._losses(neurons)
         if isinstance(criterion, Random):
@@ -280,13 +280,13 @@ class Engine:
         return torch.stack([value.cpu()[rows[weight]].sum(1) for weight, value in by_row.items()]).sum(0)
 
     def _neuron_jobs(self, neurons: Tensor, nodes: Nodes) -> Iterator[Jobs]:
-        """Every neuron at every node, so far as they are this rank's, in chunks that fit the memory."""
+        """Every neuron at every node, as far as they are this rank's, in chunks that fit the memory."""
         t, weight = nodes
         for index in self._chunks(len(neurons) * len(t), self._passes.chunk):
             node = index % len(t)
             yield Jobs(neurons[index // len(t)], t[node], weight[node])
 
     def _chunks(self, jobs: int, size: int) -> Iterator[Tensor]:
-        """The indices of this rank's jobs, so many at a time."""
+        """The indices of this rank's jobs, ``size`` at a time."""
         own = torch.arange(jobs)[self._ranks.share(jobs)]
         yield from (chunk for chunk in own.split(size) if len(chunk))

@@ -1,4 +1,4 @@
-"""The layer behind the faded one without running it: each neuron's contribution to it is known.
+"""The layer after the faded one without running it: each neuron's contribution to it is known.
 
 With y the next layer's output and c_n what neuron n contributes to it (see ``graph/front.py``), fading n to t gives
 y + (t - 1) c_n, and removing n leaves y - c_n. Backwards, only the faded neuron's channel of the gradient is needed.
@@ -21,10 +21,10 @@ from .jobs import Jobs
 
 
 class Incremental:
-    """What the front of a suffix puts out for any job, kept up to date while neurons are removed.
+    """The output of the front of a suffix for any job, kept up to date while neurons are removed.
 
     Args:
-        front: the stretch behind the layer that fades.
+        front: the stretch after the layer that fades.
         layer: that layer, with one row per neuron.
         values: node -> value, of the layer's output and of the constants that the front adds.
         weight: of the front's reader, batch norm folded in.
@@ -46,7 +46,7 @@ class Incremental:
 
     @property
     def output(self) -> fx.Node:
-        """The node of what the front puts out."""
+        """The node of the front's output."""
         return self._front.output
 
     def fade(self, jobs: Jobs) -> Tensor:
@@ -78,11 +78,11 @@ class Incremental:
         return self._layer.channels_first(delta).squeeze(1).unflatten(0, (len(jobs), -1))
 
     def remove(self, neuron: int) -> None:
-        """Takes a neuron out for good."""
+        """Removes a neuron permanently."""
         gone = torch.tensor([neuron])
         contribution = self._all_contributions[neuron, None] if self._keeps else self._contributions(gone)
         ops.remove_neurons(self._base, contribution, torch.zeros(1, dtype=torch.int64, device=self._base.device))
-        contribution.zero_()  # also where it is kept
+        contribution.zero_()  # in the kept contributions, too
         self._weight[:, self._columns(gone)] = 0
         self._z.index_fill_(self._layer.axis, self._layer.rows[neuron].to(self._z.device), 0)
 
@@ -91,7 +91,7 @@ class Incremental:
         return self._contributions(torch.arange(len(self._layer.rows)))
 
     def _contributions(self, neurons: Tensor) -> Tensor:
-        """[n, B, ...]: what each neuron adds to the next layer's output, laid out in memory as that is."""
+        """[n, B, ...]: what each neuron adds to the next layer's output, with the same memory layout."""
         base = self._base
         result = torch.empty_strided(
             (len(neurons), *base.shape), (base.numel(), *base.stride()), dtype=base.dtype, device=base.device

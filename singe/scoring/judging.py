@@ -1,4 +1,4 @@
-"""What the loss makes of the outputs that stacked jobs lead to."""
+"""The loss of the outputs of stacked jobs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .stacking import Stacking
 
 
 class Judge:
-    """Takes the loss of each of K jobs on one batch.
+    """Computes the loss of each of K jobs on one batch.
 
     Args:
         trace: of the model.
         cached: nodes whose values outlast a job.
         stacking: how jobs lie in its values.
         task: how outputs are judged.
-        batch: that they are of.
+        batch: that they belong to.
     """
 
     def __init__(self, trace: Trace, cached: Collection[fx.Node], stacking: Stacking, task: Task, batch: Batch) -> None:
@@ -29,7 +29,7 @@ class Judge:
         self._size, self._device = length(batch), tensors(batch)[0].device.type
 
     def losses(self, outputs: Sequence[Tensor], count: int) -> Tensor:
-        """[K]: each job's loss, of outputs in the dtype and memory format that the model itself would give."""
+        """[K]: each job's loss, of outputs in the dtype and memory format of the model itself."""
         nodes = self._trace.outputs
         own = [self._presented(*pair) for pair in zip(nodes, outputs, strict=True)]
         parts = [self._stacking.unstack(*pair, count) for pair in zip(nodes, own, strict=True)]
@@ -54,6 +54,6 @@ class Judge:
         return [next(found) if leaf.requires_grad else leaf for leaf in leaves]
 
     def _presented(self, node: fx.Node, value: Tensor) -> Tensor:
-        """An output as the model itself would give it, to write into as well: not what is cached, nor a leaf."""
+        """An output as the model itself would give it, which may be written to: neither cached nor a leaf."""
         value = value.to(node.meta["val"].dtype).contiguous()
         return value.clone() if node in self._cached or (value.is_leaf and value.requires_grad) else value

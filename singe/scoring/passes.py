@@ -1,10 +1,10 @@
-"""Passes over what depends on one group: prefix once, jobs stacked on the batch axis, suffix only.
+"""Passes over the operators that depend on one group: prefix once, jobs stacked on the batch axis, suffix only.
 
-A job is one point of one fading path: all that a neuron owns on the writing side is scaled by t. Because scaling is
-linear, a layer's output z under a job is a scaled copy of the cached z; only what depends on z runs again, K jobs at a
-time, and the loss is differentiated down to z only. In eval mode samples do not see each other, so the stack is exact;
-a check per group falls back to one job at a time where it is not. Where one job exceeds the memory, its images pass in
-parts, each twice: first for the outputs that the loss is taken of, then for the gradients.
+A job is one point of one fading path: everything a neuron owns on the writing side is scaled by t. As scaling is
+linear, a layer's output z under a job is a scaled copy of the cached z; only operators that depend on z run again, K
+jobs at a time, and the loss is differentiated only down to z. In eval mode samples do not affect each other, so the
+stack is exact; a check per group falls back to one job at a time where it is not. Where one job exceeds the memory, its
+images pass in parts, each twice: first for the outputs, on which the loss depends, then for the gradients.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class RowDelta:
     """The loss's gradient at the outputs that jobs fade: one row of one layer for each job.
 
     Attributes:
-        layer: which.
+        layer: the layer.
         place: which of the rows that each neuron owns in it.
         x: its input, [B, C, ...] for all jobs or [K*B, C, ...].
         row: int64 [K].
@@ -62,7 +62,7 @@ class LayerDelta:
     """The loss's gradient at all outputs of a layer.
 
     Attributes:
-        layer: which.
+        layer: the layer.
         x: its input for each job, K times [B, C, ...].
         delta: likewise, K times [B, N, ...].
     """
@@ -74,7 +74,7 @@ class LayerDelta:
 
 @dataclass(frozen=True)
 class _Part:
-    """Some of the batch's images: what the prefix computes for them once.
+    """Some of the batch's images, and the values that the prefix computes for them once.
 
     Attributes:
         size: how many.
@@ -89,10 +89,10 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Pass:
-    """What K jobs left behind.
+    """The values of a pass of K jobs.
 
     Attributes:
-        front: what they went through first, if it is not the layers themselves.
+        front: what they passed first, if not the layers themselves.
         faded: faded values, with gradient history.
         inputs: the layers' inputs, by the node of their output.
         outputs: the model's.
@@ -110,7 +110,7 @@ class Passes:
     Args:
         model: the module whose parameters are read live; removals are masked in it (see ``surgery.mask``).
         trace: of that model.
-        group: which neurons; its indices count in the model as it is.
+        group: of the neurons; its indices count in the model as it is.
         batch: on the model's device.
         task: how the model is called and judged.
         memory: bytes that the activations of one pass may take; at least one job on one image runs at a time.
@@ -118,7 +118,7 @@ class Passes:
 
     Attributes:
         layers: the group's writers, in execution order.
-        parts: into how many parts the images are divided.
+        parts: the number of parts of the images.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Passes:
         self._sizes = self._divide()
         self.parts = len(self._sizes)
 
-    # -- what is asked of it ---------------------------------------------------------------------------------
+    # -- requests --------------------------------------------------------------------------------------------
 
     def losses(self, jobs: Jobs) -> Tensor:
         """[K]: each job's loss."""
@@ -183,13 +183,13 @@ class Passes:
 
     @property
     def live(self) -> Env:
-        """The values of the model's parameters and buffers as they stand, by node."""
+        """The current values of the model's parameters and buffers, by node."""
         self._catch_up()
         return self._prefix.live
 
     def forget(self, neuron: int) -> None:
         """Zeroes a neuron in the caches, after ``surgery.mask`` has zeroed it in the model."""
-        self._gone.append(neuron)  # many may go before anything is asked again
+        self._gone.append(neuron)  # many may be removed before the next request
 
     def _catch_up(self) -> None:
         if not self._gone:
@@ -197,7 +197,7 @@ class Passes:
         gone, self._gone = self._gone, []
         self._prefix.refresh()
         if self.parts > 1:
-            return  # the parts are computed anew for every pass
+            return  # the parts are recomputed for every pass
         front = self._all.front
         for neuron in gone if front is not None else ():
             front.remove(neuron)  # type: ignore[union-attr]
@@ -227,7 +227,7 @@ class Passes:
         self._catch_up()
         seeds: Sequence[Sequence[Tensor] | None] = self._seeds(jobs) if self.parts > 1 else [None]
 
-        def one(part: _Part, seed: Sequence[Tensor] | None) -> None:  # so that nothing stays beside the next part
+        def one(part: _Part, seed: Sequence[Tensor] | None) -> None:  # so that nothing is kept while the next part runs
             with torch.enable_grad():
                 done = self._forward(jobs, part)
                 ends, at_ends = self._ends(done.outputs, seed, len(jobs))
@@ -300,7 +300,7 @@ class Passes:
         return ops.fade_neurons(z, jobs.rows(layer.rows).to(z.device), jobs.t.to(z.device), axis=layer.axis)
 
     def _fading(self, rider: Rider, value: Tensor, jobs: Jobs) -> Tensor:
-        """What turns a x + shift into a x + t shift for the neurons that fade, for all jobs and samples."""
+        """The addend that turns a x + shift into a x + t shift for the neurons that fade, for all jobs and samples."""
         shift = rider.shift(self._prefix.live)
         neuron = rider.neuron.to(shift.device)
         column = (-1, *[1] * neuron.dim())
@@ -316,7 +316,7 @@ class Passes:
     # -- the images ------------------------------------------------------------------------------------------
 
     def _part(self, index: int) -> _Part:
-        """All images, computed once; or some of them, computed anew every time."""
+        """All images, computed once; or some of them, recomputed every time."""
         return self._all if self.parts == 1 else self._images(sum(self._sizes[:index]), self._sizes[index])
 
     @cached_property
@@ -332,7 +332,7 @@ class Passes:
         return _Part(part.size, part.values, incremental)
 
     def _images(self, start: int, size: int) -> _Part:
-        """What the prefix computes for some of the images, a few at a time where memory is short."""
+        """The prefix's values for some of the images, computed a few at a time where memory is short."""
         step = self._budget.prefix()
         if step < size and not self._independent:
             log.warning("%s: samples cannot be passed in parts, what lies before exceeds memory", self._group.name)
@@ -359,7 +359,7 @@ class Passes:
         return True
 
     def _divide(self) -> list[int]:
-        """Parts of how many images pass one after the other: one part if a job fits or samples see each other."""
+        """The numbers of images in parts that run one by one: one part if a job fits or samples affect each other."""
         sizes = self._budget.parts()
         if len(sizes) > 1 and not self._independent:
             bytes_ = self._budget.needed
@@ -369,7 +369,7 @@ class Passes:
 
     @cached_property
     def _independent(self) -> bool:
-        """Whether two images together give what each gives alone."""
+        """Whether two images together give the same outputs as each alone."""
         several_axes = any(len(self._trace.batch_axes(node)) > 1 for node in (*self._down.kept, *self._trace.outputs))
         if not self._trace.dynamic or several_axes:
             return False

@@ -1,4 +1,4 @@
-"""What jobs on a group have in common: the model's values as they stand, and those that lie before the group."""
+"""What jobs on a group have in common: the model's current parameters, and the values before the group."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from ..graph.trace import Env, Trace
 
 
 class Prefix:
-    """Parameters and buffers of a model from which neurons of a group go one by one, and what runs before the group.
+    """Parameters and buffers of a model that loses neurons of a group one by one, and the operators before the group.
 
     Args:
         model: the module whose parameters are read live; removals are masked in it (see ``surgery.mask``).
         trace: of that model.
-        group: which neurons.
+        group: of the neurons.
         inputs: of the model, nested tensors [B, ...].
-        channels_last: whether convolutions are fastest so.
+        channels_last: whether convolutions are fastest in that format.
 
     Attributes:
         down: the group's place in the trace.
         live: the values of parameters and buffers by node, in the memory format that passes are fastest in.
-        folded: weight and bias of layers behind the group which do the batch norm behind them, too.
+        folded: weight and bias of layers downstream of the group, with the batch norm after them folded in.
     """
 
     def __init__(self, model: nn.Module, trace: Trace, group: Group, inputs: Any, channels_last: bool) -> None:
@@ -40,7 +40,7 @@ class Prefix:
         self._fold(self.down.foldable)
 
     def refresh(self) -> None:
-        """Takes the values of what the group owns anew, after neurons of it have been masked."""
+        """Rereads the parameters that the group owns, after neurons of it have been masked."""
         live, state = self._trace.live(self._model), self._trace.state
         owned = {node: live[node] for node, name in state.items() if name in self._owned}
         self.live |= self._formatted(owned)
@@ -54,7 +54,7 @@ class Prefix:
         return self.live[weight], None if bias is None else self.live[bias]  # type: ignore[index]
 
     def values(self, start: int, size: int) -> Env:
-        """What passes need to know of the images from ``start`` on: values before the group and of its first layers."""
+        """The values that passes need for the images from ``start`` on: before the group and of its first layers."""
         fed = self._trace.feed(self._inputs)
         env: Env = self.live | {node: self._in_format(value[start : start + size]) for node, value in fed.items()}
         with torch.no_grad():
@@ -62,7 +62,7 @@ class Prefix:
         return {node: env[node] for node in self.down.kept}
 
     def _fold(self, calls: Iterable[fx.Node]) -> None:
-        """Folds the batch norms behind these layers into them, as they stand now."""
+        """Folds the batch norms after these layers into them, as they are now."""
         self.folded |= {call: batchnorm.folded(call, self.live) for call in calls}
 
     def _formatted(self, live: Env) -> Env:

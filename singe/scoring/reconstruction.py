@@ -1,4 +1,4 @@
-"""The criterion of reconstruction: what the rest of a group cannot make up for, by least squares."""
+"""The criterion of reconstruction: the error that the rest of a group cannot make up for, by least squares."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..removal.surgery import Removed
 log = logging.getLogger("singe")
 
 WIDEST = 8192
-"""Columns of a reader whose equations are solved for; their inverse takes 512 MiB."""
+"""The most columns of a reader whose equations are solved; their inverse takes 512 MiB."""
 
 
 @dataclass(eq=False)
@@ -29,9 +29,9 @@ class _System:
 
     Attributes:
         columns: int64 [neurons, k]: those that read each neuron.
-        inverse: float64 [F, F]: of X^T X + lambda, on what is left.
+        inverse: float64 [F, F]: of X^T X + lambda, for the neurons that are left.
         weights: float64 [F, M]: the best ones.
-        scale: the sum of squares of what is put out, about its mean.
+        scale: the sum of squares of the output, about its mean.
     """
 
     columns: Tensor
@@ -40,14 +40,14 @@ class _System:
     scale: float
 
     def costs(self, neurons: Tensor) -> Tensor:
-        """[len(neurons)]: by how much the least sum of squares rises without each of them, as a share."""
+        """[len(neurons)]: the rise of the least sum of squares without each of them, as a share."""
         columns = self.columns[neurons]
         inverse = self.inverse[columns[:, :, None], columns[:, None]]  # [n, k, k]
         weights = self.weights[columns]
         return (weights * torch.linalg.solve(inverse, weights)).sum((1, 2)) / self.scale
 
     def remove(self, neuron: int) -> None:
-        """Block elimination: the rest is as if solved anew."""
+        """Block elimination: the rest is as if solved from scratch."""
         gone = self.columns[neuron]
         lever = self.inverse[:, gone] @ torch.linalg.inv(self.inverse[gone][:, gone])
         self.weights -= lever @ self.weights[gone]
@@ -79,12 +79,12 @@ class Reconstructor:
 
     Args:
         model: pruned so far.
-        trace: of it as it is.
-        group: which neurons; its indices count in the model as it is.
+        trace: of its current state.
+        group: of the neurons; its indices count in the model as it is.
         unpruned: the network as it was.
-        removed: what of that is gone.
-        loss: of the model on a batch, for who asks; not needed here.
-        memory: likewise, what passes may take.
+        removed: what has been removed from that.
+        loss: of the model on a batch, for callers; not needed here.
+        memory: likewise, bytes that passes may take.
 
     Raises:
         ValueError: no reader of the group can be refitted, see :func:`unfit`.
@@ -107,21 +107,21 @@ class Reconstructor:
             raise ValueError(f"expected a group that can be reconstructed, but of {group.name} {reason}")
         for weight in readers(group):
             if (reason := _unfit(trace, weight)) is not None:
-                log.info("%s is not looked at for %s: %s", module_of(weight), group.name, reason)
+                log.info("%s is not used to score %s: %s", module_of(weight), group.name, reason)
             else:
                 self._systems += self._solve(model, trace, group, weight, unpruned, removed)
 
     def scores(self, criterion: Criterion, neurons: Tensor | None = None) -> Tensor:
-        """float64 [len(neurons)] on the CPU: what no refitting of the readers makes up for, a share for each reader."""
+        """float64 [len(neurons)] on the CPU: the error that refitting cannot make up for, summed over the readers."""
         neurons = torch.arange(self._size) if neurons is None else neurons
         return torch.stack([system.costs(neurons) for system in self._systems]).sum(0).cpu()
 
     def lasting(self, criterion: Criterion) -> bool:
-        """Whether scores stay what they are when others go."""
+        """Whether scores stay the same when others are removed."""
         return False
 
     def forget(self, neuron: int) -> None:
-        """Takes a neuron out."""
+        """Removes a neuron."""
         for system in self._systems:
             system.remove(neuron)
 

@@ -1,8 +1,8 @@
-"""Feature relevance: what each channel contributes to the true class, propagated from the outputs back.
+"""Feature relevance: what each channel contributes to the true class, propagated back from the outputs.
 
-Relevance is 1 at the true class's logit (no softmax) and goes back by the rules of ``relevance_rules``, layer by layer,
-without getting more or less (Bach et al. 2015). The score of a channel is made of it as by Aketi et al. (2020): with
-r_c the mean of R over positions and over the samples of class c, acc_c the share of them that the network gets right,
+Relevance is 1 at the true class's logit (no softmax) and is passed back by the rules of ``relevance_rules``, layer by
+layer, its total unchanged (Bach et al. 2015). The score of a channel follows Aketi et al. (2020): with r_c the mean of
+R over positions and over the samples of class c, and acc_c the share of them that the network gets right,
 
     s = |mean over c of sigmoid(max(acc) / acc_c) r_c|, divided by the L2 norm of its layer's s.
 
@@ -40,7 +40,7 @@ class Propagation:
         alpha: of the rule of layers with weights.
 
     Raises:
-        ValueError: an operator between them and the logits has no rule, or the network does not put out logits.
+        ValueError: an operator between them and the logits has no rule, or the network does not return logits.
     """
 
     def __init__(self, trace: Trace, at: Sequence[fx.Node], alpha: float = 2) -> None:
@@ -60,7 +60,7 @@ class Propagation:
         self._logits = trace.outputs[0]
 
     def samples(self, memory: int) -> int:
-        """How many samples pass at a time within so many bytes; the trace may take one number of them only."""
+        """How many samples pass at a time within ``memory`` bytes; the trace may take one number of them only."""
         if not self._trace.dynamic:
             return self._trace.example_batch
         count = self._trace.example_batch
@@ -112,11 +112,11 @@ class Propagation:
 
 @dataclass(eq=False)
 class _Sums:
-    """What is gathered over parts of the samples, class by class.
+    """Sums over parts of the samples, class by class.
 
     Attributes:
-        relevance: weight -> float64 [classes, channels]: means over positions, added up over samples.
-        count, right: float64 [classes]: samples, and those answered right.
+        relevance: weight -> float64 [classes, channels]: means over positions, summed over samples.
+        count, right: float64 [classes]: samples, and those classified correctly.
     """
 
     relevance: dict[str, Tensor]
@@ -145,13 +145,13 @@ def relevance_scores(
     """float64 [size] on the CPU for each group: how relevant its neurons are to the true classes of a batch.
 
     Args:
-        model: whose weights are looked at; not run itself.
+        model: whose weights are used; not run itself.
         trace: of it.
         groups: written by layers that are used in eval mode.
         batch: (x, y) with class indices y [B]; see :func:`labels`.
         task: how the model is called.
         criterion: the rule of layers with weights.
-        memory: bytes that activations may take, so far as samples can pass in parts.
+        memory: bytes that activations may take, as far as samples can pass in parts.
 
     Raises:
         TypeError, ValueError: no class indices, an operator without a rule, or scores that are not finite.
@@ -217,7 +217,7 @@ def _gather(sums: _Sums, layers: Sequence[Layer], y: Tensor, logits: Tensor, fou
     for layer in {layer.output: layer for layer in layers}.values():
         channels = layer.output.meta["val"].shape[layer.axis]
         own = sums.relevance.setdefault(layer.weight, sums.count.new_zeros(classes, channels))
-        if layer.output in found:  # else it leads nowhere
+        if layer.output in found:  # else it does not lead to the outputs
             own.index_add_(0, y, layer.channels_first(found[layer.output]).flatten(2).mean(2).double())
 
 
@@ -226,8 +226,8 @@ class RelevanceScorer:
 
     Args:
         model: pruned so far; removals are masked in it.
-        trace: of it as it is.
-        group: which neurons; its indices count in the model as it is.
+        trace: of its current state.
+        group: of the neurons; its indices count in the model as it is.
         batch: (x, y) with class indices y.
         task: how the model is called and judged.
         memory: bytes that activations may take.
@@ -252,8 +252,8 @@ class RelevanceScorer:
         return scores if neurons is None else scores[neurons]
 
     def lasting(self, criterion: Criterion) -> bool:
-        """Whether scores stay what they are when others go."""
+        """Whether scores stay the same when others are removed."""
         return False
 
     def forget(self, neuron: int) -> None:
-        """Takes a neuron out: weights are looked at anew every time."""
+        """Nothing to do: weights are read again every time."""

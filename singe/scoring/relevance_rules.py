@@ -1,7 +1,7 @@
-"""How each ATen operator hands the relevance of what it puts out on to what it has taken in: the rules of propagation.
+"""How each ATen operator passes the relevance of its output back to its inputs: the rules of propagation.
 
 To add an operator, put it into :data:`_RULES` with one of the rules, or write one: a function of a :class:`Step` and
-the relevance of its output that returns the relevance of its inputs, which must add up to what it was given.
+the relevance of its output that returns the relevance of its inputs, which must add up to that of the output.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from ..graph.operators import CONVOLUTIONS, MOVES, PADS, SPLITS, TRANSPOSED, ate
 from ..graph.trace import Env, evaluate
 
 EPSILON = 1e-12
-"""Contributions that add up to no more than this count as none."""
+"""Contributions whose sum is no more than this count as zero."""
 
 Relevances = dict[fx.Node, Any]
-"""Of an operator's inputs, in the shapes of their values."""
+"""The relevance of an operator's inputs, in the shapes of their values."""
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """An operator and what it was run on.
+    """An operator and its arguments.
 
     Attributes:
         node: the operator.
@@ -46,7 +46,7 @@ class Step:
     alpha: float
 
     def run(self, values: Mapping[fx.Node, Any]) -> Any:
-        """What the operator puts out where some of its arguments are others."""
+        """The operator's output with some of its arguments replaced."""
 
         def value(node: fx.Node) -> Any:
             return values[node] if node in values else self.known[node]
@@ -86,7 +86,7 @@ def passed(step: Step, relevance: Tensor) -> Relevances:
 
 
 def moved(step: Step, relevance: Any) -> Relevances:
-    """Elements go elsewhere, or only some of them do, as the winners of max pooling: relevance goes back with them."""
+    """Elements move, or only some of them, as the winners of max pooling do: relevance goes back with them."""
     return step.backward({n: step.known[n] for n in step.activations}, lambda _: relevance)
 
 
@@ -98,7 +98,7 @@ def summed(step: Step, relevance: Tensor) -> Relevances:
 
 
 def averaged(step: Step, relevance: Tensor) -> Relevances:
-    """In proportion to the magnitudes of what a mean or a sum along axes is made of."""
+    """In proportion to the magnitudes of the terms of a mean or a sum along axes."""
     sizes = {n: _magnitude(step.known[n]) for n in step.activations}
     shares = step.backward(sizes, lambda total: relevance / total)
     return {n: size * shares[n] for n, size in sizes.items()}
@@ -108,8 +108,9 @@ def weighted(step: Step, relevance: Tensor) -> Relevances:
     """By alpha and beta = alpha - 1, with z+-_ij = max(+-x_i w_ij, 0) and z+-_j the sum of that over i.
 
     R_i = sum over j of (alpha z+_ij / z+_j - beta z-_ij / z-_j) R_j. Where nothing inhibits, z-_j = 0, alpha is 1 and
-    beta 0; where nothing excites, z+_j = 0, alpha is 0 and beta -1: all relevance goes to what there is. Where there is
-    neither, it ends. Biases count for nothing, and the batch norm behind as a factor: a negative one swaps z+ and z-.
+    beta 0; where nothing excites, z+_j = 0, alpha is 0 and beta -1: all relevance goes to the terms there are. Where
+    there are none, it ends. Biases do not count, and the batch norm after the layer counts as a factor: a negative one
+    swaps z+ and z-.
     """
     x: Any = step.node.args[0]
     weight: Any = step.node.args[1]
@@ -131,7 +132,7 @@ def weighted(step: Step, relevance: Tensor) -> Relevances:
 
 
 def _shares(excites: Tensor, inhibits: Tensor, relevance: Tensor, step: Step) -> list[Tensor]:
-    """What each unit of z+_ij and z-_ij gets of R_j."""
+    """The share of R_j that each unit of z+_ij and z-_ij gets."""
     if (swapped := _negative(step, excites)) is not None:
         excites, inhibits = torch.where(swapped, inhibits, excites), torch.where(swapped, excites, inhibits)
     has = [z > EPSILON for z in (excites, inhibits)]
@@ -146,7 +147,7 @@ def _shares(excites: Tensor, inhibits: Tensor, relevance: Tensor, step: Step) ->
 
 
 def _negative(step: Step, like: Tensor) -> Tensor | None:
-    """Where the batch norm behind turns signs around, so that it broadcasts to the output; None where it never does."""
+    """Where the batch norm after the layer flips signs, shaped to broadcast to the output; None where it never does."""
     norm = batchnorm.following(step.node)
     if norm is None or not (negative := batchnorm.affine(norm, step.live).scale < 0).any():
         return None
@@ -159,11 +160,11 @@ def _parts(value: Tensor) -> dict[int, Tensor]:
 
 
 def _magnitude(value: Tensor) -> Tensor:
-    """|value|, but nowhere zero, so that zeros among themselves share alike."""
+    """|value|, but nowhere zero, so that zeros among themselves get equal shares."""
     return value.detach().abs() + 1e-20
 
 
-# -- which operator has which ----------------------------------------------------------------------------------
+# -- rules by operator -----------------------------------------------------------------------------------------
 
 _ONE_TO_ONE = (
     aten.relu, aten.relu6, aten.hardtanh, aten.leaky_relu, aten.prelu, aten.elu, aten.celu, aten.selu, aten.gelu,
@@ -201,7 +202,7 @@ def rule_of(node: fx.Node, weights: Mapping[fx.Node, Any]) -> Rule | None:
     if rule is passed and sum(n not in weights for n in node.all_input_nodes) != 1:
         return None
     if rule is weighted and (node.args[1] not in weights or node.args[0] in weights):
-        return None  # the weight is computed, or what it weighs is a parameter
+        return None  # the weight is computed, or its input is a parameter
     if rule is summed and argument(node, 2, "alpha", 1) != 1:
         return None
     return rule

@@ -1,4 +1,4 @@
-"""Which neurons of all groups go in one round of pruning while training."""
+"""Which neurons of all groups are masked in one round of pruning while training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def channels(group: Group) -> int:
 
 
 def comparable(scores: Tensor, masked: Sequence[int]) -> Tensor:
-    """A group's scores over their L2 norm; infinite for those neurons that are masked."""
+    """A group's scores divided by their L2 norm; infinite for neurons that are already masked."""
     scores = scores.clone()
     scores[list(masked)] = 0
     scores = scores / (scores.norm() or 1.0)
@@ -30,7 +30,7 @@ def least(groups: Mapping[str, Group], ranked: Mapping[str, Tensor], room: int) 
     Args:
         groups: by name.
         ranked: likewise, comparable scores.
-        room: channels that may go.
+        room: the most channels to mask.
     """
     taken = dict[str, list[int]]()
     left = {name: int(scores.isfinite().sum()) for name, scores in ranked.items()}

@@ -1,4 +1,4 @@
-"""Whether the samples of a batch see each other: tried out, since a graph does not tell."""
+"""Whether the samples of a batch affect each other: tried out, since a graph does not show it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .stacking import Stacking
 log = logging.getLogger("singe")
 
 Outputs = list[Tensor]
-"""The model's, one by one."""
+"""The model's outputs, one by one."""
 
 
 class Samples:
-    """Tries out what may run at a time.
+    """Tries out which samples may run together.
 
     Args:
         name: of the group, for the log.
@@ -35,7 +35,7 @@ class Samples:
 
     @torch.no_grad()
     def stack(self, outputs: Callable[[Jobs], Outputs]) -> bool:
-        """Whether two jobs that differ give together what each gives alone."""
+        """Whether two different jobs together give the same outputs as each alone."""
         alone = [outputs(whole_group(t)) for t in (1.0, 0.5)]
         try:
             stacked = outputs(whole_group(1.0, 0.5))
@@ -50,7 +50,7 @@ class Samples:
 
     @torch.no_grad()
     def part(self, outputs: Callable[[int, int], Outputs]) -> bool:
-        """Whether the first two samples give together what each gives alone: ``outputs(start, size)``."""
+        """Whether the first two samples together give the same as each alone: ``outputs(start, size)``."""
         try:
             pair, *alone = (outputs(start, size) for start, size in ((0, 2), (0, 1), (1, 1)))
         except Exception as error:  # the model may not take one sample alone

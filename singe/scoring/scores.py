@@ -1,4 +1,4 @@
-"""Which of the ways to score neurons a criterion takes, and whether it can be taken."""
+"""Which way of scoring neurons a criterion needs, and whether that is possible."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def unscorable(trace: Trace, groups: Sequence[Group], criterion: Criterion, batc
     Args:
         trace: of the network.
         groups: that may lose neurons.
-        criterion: what scores them.
+        criterion: to score them by.
         batch: that they are scored on, if it is known yet.
 
     Raises:
-        TypeError, ValueError: it has none for any group of this network, or on such batches.
+        TypeError, ValueError: it has no scores for any group of this network, or on such batches.
     """
     if isinstance(criterion, FeatureRelevance):
         check_relevance(trace, groups, batch)
@@ -50,13 +50,13 @@ def scores_of(
     """float64 [size] on the CPU for each group: the scores of its neurons in the network as it is.
 
     Args:
-        model: whose weights are looked at; not modified.
+        model: whose weights are read; not modified.
         trace: of it.
         groups: of it, those that :func:`unscorable` does not name.
         batch: on the model's device.
         task: how the model is called and judged.
-        criterion: what scores are.
-        memory: bytes that the activations of one pass may take, so far as samples can pass in parts.
+        criterion: to score by.
+        memory: bytes that the activations of one pass may take, as far as samples can pass in parts.
         precision: of the passes of an engine.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which neuron of a group goes next."""
+"""Which neuron of a group to remove next."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Refresh = Literal["lazy", "full"]
 
 
 class Scorer(Protocol):
-    """What tells the scores of a group's neurons while they are removed, such as an engine."""
+    """Computes the scores of a group's neurons while they are removed; an engine, for example."""
 
     @property
     def memory(self) -> int:
@@ -22,16 +22,16 @@ class Scorer(Protocol):
 
     @property
     def loss(self) -> float:
-        """On the batch, with all removals so far."""
+        """The loss on the batch, with all removals so far."""
 
     def scores(self, criterion: Criterion, neurons: Tensor | None = None) -> Tensor:
         """float64 [len(neurons)] on the CPU."""
 
     def lasting(self, criterion: Criterion) -> bool:
-        """Whether a score stays what it is when others of the group go."""
+        """Whether a score stays the same when others of the group are removed."""
 
     def forget(self, neuron: int) -> None:
-        """Takes a neuron out, after it has been masked in the model."""
+        """Removes a neuron, after it has been masked in the model."""
 
 
 class Selection:
@@ -42,7 +42,7 @@ class Selection:
     removed.
 
     Attributes:
-        engine: what scores are computed with; tell it of the removal, or renew it after weights have changed.
+        engine: computes the scores; call its ``forget`` after a removal, or renew it after weights have changed.
         first_scores: of all neurons, before any was taken.
         taken: the neurons taken so far, in order; ``taken_scores`` their scores when they were taken.
         scored: how many neurons have been scored, repetitions included.
@@ -60,7 +60,7 @@ class Selection:
         self.scored = len(self._scores)
 
     def renew(self, engine: Scorer) -> None:
-        """Goes on with another engine, for the same group with other weights."""
+        """Continues with another engine, for the same group with other weights."""
         self.engine = engine
         self._fresh[:] = False
 
@@ -86,7 +86,7 @@ class Selection:
 
 
 def order(scorer: Scorer, criterion: Criterion) -> Tensor:
-    """int64 [n]: a group's neurons, the least relevant first, scored anew where that takes no removal in the model."""
+    """int64 [n]: a group's neurons, least relevant first, re-scored if that needs no removal in the model."""
     scores = scorer.scores(criterion)
     if not isinstance(criterion, Reconstruction):
         return scores.argsort(stable=True)

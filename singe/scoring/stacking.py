@@ -34,7 +34,7 @@ class Stacking:
         return self.split(node, value, [1] * count)
 
     def split(self, node: fx.Node, value: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-        """The parts of a value that belong to so many samples each."""
+        """The parts of a value that belong to ``sizes`` samples each."""
         axis = self._axis(node)
         if axis is None:
             return [value] * len(sizes)

@@ -1,4 +1,4 @@
-"""A run that survives being killed: all it needs to go on behind its last group is in one file; see docs/format.md."""
+"""A run that survives being killed: all it needs to resume after its last group is in one file; see docs/format.md."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ class Progress:
     """How far a run has come.
 
     Attributes:
-        memory: bytes that a scoring pass may take, after what the device had no room for.
+        memory: bytes that a scoring pass may take, lowered where the device had no room for more.
         samples: the fingerprint of the loader's first ones.
-        widths: (name, neurons before, neurons to go) of every group that loses some, in order.
+        widths: (name, neurons before, neurons to remove) of every group that loses some, in order.
         plan: what was removed.
         history: of the groups that are done.
         traced: how many groups were done when the graph in use was exported.
-        tuned: whether the fine-tuning behind all groups is done.
+        tuned: whether the fine-tuning after all groups is done.
         uncompensated: the layers that were not refitted before that -> why.
-        seconds: what went into what else than the groups.
+        seconds: time spent outside the groups, by activity.
     """
 
     memory: int
@@ -72,7 +72,7 @@ class Progress:
         """The progress that :meth:`to_json` wrote.
 
         Raises:
-            ValueError: something in it is of the wrong kind, or contradicts the rest.
+            ValueError: something in it is of the wrong type, or contradicts the rest.
         """
         try:
             widths = [(str(name), _count(size), _count(count)) for name, size, count in data["widths"]]
@@ -114,7 +114,7 @@ class Checkpoint:
         self._call = json.loads(json.dumps(call))
 
     def read(self) -> Progress | None:
-        """What the file says of the run, None where there is no file.
+        """The progress in the file, None where there is no file.
 
         Raises:
             ValueError: it is damaged, of another version, or of another call.
@@ -145,11 +145,11 @@ class Checkpoint:
         if other:
             names = "; ".join(f"{key} was {_shown(written.get(key))} and is {_shown(self._call[key])}" for key in other)
             raise ValueError(
-                f"expected {self._path} to be of the same call, but {names}; name another directory to begin anew"
+                f"expected {self._path} to be of the same call, but {names}; name another directory to start over"
             )
 
     def restore(self, model: nn.Module, optimizer: Optimizer | None) -> None:
-        """Gives a model, which has been cut, and its optimiser the values in the file.
+        """Gives a model that has already been cut, and its optimiser, the values in the file.
 
         Raises:
             ValueError: they are not of that model.
@@ -166,7 +166,7 @@ class Checkpoint:
             file.copy(expected)
 
     def write(self, progress: Progress, model: nn.Module, optimizer: Optimizer | None) -> None:
-        """Writes the file; the old one is there until the new one is whole.
+        """Writes the file; the old one stays until the new one is complete.
 
         Raises:
             OSError: it cannot be written.
@@ -183,7 +183,7 @@ def fingerprint(batch: Batch) -> str:
 
 
 def _tensors(model: nn.Module, optimizer: Optimizer | None = None) -> dict[str, Tensor]:
-    """All that is worked on, tied tensors under their first name, and what an optimiser keeps of each."""
+    """All tensors of the model, tied ones under their first name, and the optimiser's state for each."""
     names: dict[Tensor, str] = {}
     for name, tensor in named_tensors(model).items():
         names.setdefault(tensor, name)

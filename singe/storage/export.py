@@ -29,7 +29,7 @@ from .files import replace
 log = logging.getLogger("singe")
 
 LARGEST = 2**31 - 2**20
-"""Bytes of weights that one ONNX file has room for: protobuf ends at 2 GiB."""
+"""Bytes of weights that fit into one ONNX file: protobuf is limited to 2 GiB."""
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 """How far outputs may be from the model's, as a share of the largest; ONNX Runtime fuses and reorders operators."""
@@ -37,7 +37,7 @@ _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 _HALF_TOLERANCE = 3e-2
 
 _TALKATIVE = ("torch.onnx", "torch._dynamo", "torch._guards", "onnxscript", "onnx_ir")
-"""Loggers of what is none of the user's business."""
+"""Loggers of internals that do not concern the user."""
 
 
 def export_onnx(
@@ -49,20 +49,20 @@ def export_onnx(
     dynamic_batch: bool = True,
     opset: int | None = None,
 ) -> Path:
-    """Writes a network in eval mode as one ONNX file, which any number of samples can go through.
+    """Writes a network in eval mode as one ONNX file, which takes any number of samples.
 
     Where ONNX Runtime is installed the file is run on ``inputs``, and on one sample alone where the batch is dynamic,
-    and compared with the model; a file that answers something else is not written.
+    and compared with the model; a file whose answers differ is not written.
 
-    Inputs and outputs are named as in the dicts that hold them; a tensor by itself is "input" or "output", several
-    without names are "input_0", "input_1" and so on. What the network makes no use of is not an input of the file.
+    Inputs and outputs are named as in the dicts that hold them; a lone tensor is "input" or "output", several
+    without names are "input_0", "input_1" and so on. Tensors that the network does not use are no inputs of the file.
 
     Args:
-        model: pruned or not; not modified. Wrapped or compiled, the module inside is taken. Weight norms become plain
-            weights, masks of single weights become zeros.
+        model: pruned or not; not modified. If it is wrapped or compiled, the module inside is taken. Weight norms
+            become plain weights, masks of single weights become zeros.
         inputs: an example x [B, ...] of ``model(x)``, or whatever ``forward`` takes.
         path: of the file, which is replaced; its directory is created. It appears whole or not at all.
-        forward: (model, batch) -> outputs, for a model that is not ``model(x)``; a batch is then any nested tensors.
+        forward: (model, batch) -> outputs, for a model not called as ``model(x)``; a batch is then any nested tensors.
         dynamic_batch: whether the first axis of every input may have any length, or only that of ``inputs``.
         opset: version of the ONNX operators; torch's choice by default.
 
@@ -73,7 +73,7 @@ def export_onnx(
         ImportError: onnx or onnxscript is missing.
         TypeError, ValueError: bad input; or the model cannot be exported, or not for any number of samples, or not to
             this opset.
-        RuntimeError: ONNX Runtime answers something else than the model.
+        RuntimeError: ONNX Runtime's answers differ from the model's.
     """
     _check_installed()
     if opset is not None:
@@ -111,7 +111,7 @@ def _check_installed() -> None:
 
 
 class _Flat(nn.Module):
-    """A network between the tensors that go in and those that come out."""
+    """A network from its input tensors to its output tensors."""
 
     def __init__(self, network: nn.Module, example: Batch, forward: Forward) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ def _program(network: _Flat, inputs: Sequence[Tensor], dynamic: bool) -> Exporte
     batch = {0: Dim("batch")} if dynamic else None
     shapes = (tuple(batch for _ in inputs),)
     failed: Exception | None = None
-    for strict in (False, True):  # reading the code, too, follows some batch sizes that running it does not: len(x)
+    for strict in (False, True):  # strict also follows batch sizes that only the code shows: len(x)
         try:
             with quietly(*_TALKATIVE), callers_device():
                 return torch.export.export(network, tuple(inputs), dynamic_shapes=shapes, strict=strict)
@@ -165,7 +165,7 @@ def _converted(
 
 
 def _tidy(graph: Any) -> None:
-    """Takes out inputs that nothing reads, and makes way for the names of inputs and outputs."""
+    """Removes inputs that nothing reads, and frees the names of inputs and outputs."""
     for value in [value for value in graph.inputs if not value.uses()]:
         graph.inputs.remove(value)
     outside = [*graph.inputs, *graph.outputs]
@@ -177,7 +177,7 @@ def _tidy(graph: Any) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """What the innermost of nested errors says."""
+    """The message of the innermost of nested errors."""
     while error.__cause__ is not None:
         error = error.__cause__
     return first_line(error)
@@ -200,7 +200,7 @@ def _names(nested: Any, kind: str, taken: Sequence[str]) -> Iterator[str]:
 
 
 def _check(file: bytes, inputs: Batch, outputs: Any) -> None:
-    """Raises RuntimeError if ONNX Runtime puts out something else for ``inputs`` than the model's ``outputs``."""
+    """Raises RuntimeError if ONNX Runtime's outputs for ``inputs`` differ from the model's ``outputs``."""
     try:
         import onnxruntime as ort
     except ImportError:

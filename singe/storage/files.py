@@ -27,7 +27,7 @@ _DTYPES = {
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:
     """Writes beside ``path``, then renames, so that a reader finds the old file or the new one, whatever happens."""
-    part = path.with_name(f".{path.name}.part")  # one left by a process that was killed is written over
+    part = path.with_name(f".{path.name}.part")  # one left by a killed process is overwritten
     try:
         write(part)
         _sync(part)
@@ -50,7 +50,7 @@ def read_text(path: Path) -> str:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is longer, or no UTF-8.
+        ValueError: it is longer, or not UTF-8.
     """
     size = path.stat().st_size
     if size > LONGEST_TEXT:
@@ -59,7 +59,7 @@ def read_text(path: Path) -> str:
 
 
 def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of a text and of the names, kinds and values of tensors, in hexadecimal."""
+    """SHA-256 of a text and of the names, types and values of tensors, in hexadecimal."""
     found = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         found.update(f"\0{name}\0{tensors[name].dtype}\0{tuple(tensors[name].shape)}\0".encode())

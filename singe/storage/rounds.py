@@ -39,7 +39,7 @@ def read(
     """The epoch and the history in a state.
 
     Raises:
-        ValueError: it is none, or one of another model or of other settings.
+        ValueError: it is not a state, or one of another model or of other settings.
     """
     try:
         return _read(state, settings, sizes)

@@ -36,17 +36,17 @@ def save(model: nn.Module, plan: Plan, directory: str | os.PathLike[str]) -> Non
     """
     path = _made(model, directory)
     text = json.dumps(plan.to_json(), separators=(",", ":"))
-    # between the two files a process may be killed: the weights know which plan they are of
+    # a process may be killed between the two files: the weights record which plan they belong to
     write_tensors(path / WEIGHTS_FILE, _persistent(model), {"format": "pt", "plan": digest(text, {})})
     replace(path / PLAN_FILE, lambda part: part.write_text(text, encoding="utf-8"))
     (path / MASKS_FILE).unlink(missing_ok=True)  # of another result
 
 
 def save_masked(model: nn.Module, kept: masks.Masks, directory: str | os.PathLike[str]) -> None:
-    """Writes a model without some of its weights as ``masks.safetensors`` and ``model.safetensors``.
+    """Writes a model with single weights masked as ``masks.safetensors`` and ``model.safetensors``.
 
     Args:
-        model: the pruned model, with masks on or without.
+        model: the pruned model, with masks on or off.
         kept: parameter name -> bool tensor, True for weights that stay.
         directory: created if it does not exist; files in it are replaced.
 
@@ -65,7 +65,7 @@ def load(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Module:
 
     Args:
         model: of the same architecture as the one that was pruned, unpruned; its weights do not matter. Not modified.
-            Wrapped or compiled, the module inside is taken.
+            If it is wrapped or compiled, the module inside is taken.
         directory: holds ``model.safetensors`` and ``plan.json`` or ``masks.safetensors``.
 
     Returns:
@@ -74,7 +74,7 @@ def load(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Module:
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is damaged, of another version, does not fit the model, or is not of the same saving.
+        ValueError: a file is damaged, of another version, does not fit the model, or is from another save.
     """
     path = Path(directory)
     if (path / MASKS_FILE).exists():
@@ -86,7 +86,7 @@ def load(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Module:
 
 
 def load_plan(directory: str | os.PathLike[str]) -> Plan:
-    """The plan alone, to apply to a model of one's own.
+    """The plan alone, to apply to your own model.
 
     Raises:
         FileNotFoundError: no ``plan.json`` in the directory.

@@ -1,4 +1,4 @@
-"""Dataclasses as plain data for JSON, and back: what is read is checked against their annotations."""
+"""Dataclasses as plain data for JSON, and back: data that is read is checked against their annotations."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from functools import partial
 from typing import Any
 
 Reader = Callable[[Any, str], Any]
-"""Takes what ``json`` reads, and where that stands, for messages; gives what it means."""
+"""Converts data that ``json`` has read; also takes its place in the file, for messages."""
 
 
 def plain(value: Any) -> Any:
-    """A dataclass, or what fields of one hold, as ``json`` writes it; numbers that JSON does not have become None."""
+    """A dataclass, or a field's value, as ``json`` writes it; numbers that JSON does not have become None."""
     if is_dataclass(value):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
@@ -27,14 +27,14 @@ def plain(value: Any) -> Any:
 
 
 def reader(kind: Any) -> Reader:
-    """What reads values of a kind from plain data, or raises ValueError and says where it is not of that kind.
+    """A reader of values of a kind from plain data; it raises ValueError and says where data is of another kind.
 
     Annotations, which are code, are looked up here; reading runs none.
 
     Args:
-        kind: a dataclass, or what its fields may be annotated with here: str, bool, int (a number of things, so not
+        kind: a dataclass, or an annotation that its fields may have here: str, bool, int (a number of things, so not
             below 0), float (NaN where the data has None), ``tuple[X, ...]``, ``tuple[X, Y]``, ``dict[str, X]`` and
-            unions of such, of which the first that fits is taken.
+            unions of these, of which the first that fits is taken.
     """
     if isinstance(kind, type) and is_dataclass(kind):
         return _dataclass(kind)

@@ -19,7 +19,7 @@ from ..models.isolation import callers_device, evaluating, preserved_random_stat
 from ..task import Task
 
 WARM_UP = 50
-"""Calls of each model that warm up at most: the first ones choose kernels, allocate, and wake the processor up."""
+"""The most warm-up calls of each model: the first ones choose kernels, allocate, and wake the processor up."""
 
 _RECENT = 3
 _SETTLED = 0.95
@@ -42,7 +42,7 @@ class Latency:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Latency:
-        """The latency that these calls, one at least, had."""
+        """The latency of these calls, at least one."""
         lower, median, upper = np.quantile(seconds, [0.25, 0.5, 0.75]).tolist()
         return cls(median, lower, upper, len(seconds))
 
@@ -57,9 +57,9 @@ def latency(model: nn.Module, example: Any, *, forward: Forward | None = None, r
     Args:
         model: any module with its parameters on one device, wrapped or compiled too; runs as it is, in eval mode and
             without gradients. Its train mode and the random state are as before when this returns.
-        example: a batch x as ``model(x)`` takes it, of as many samples as the answer is wanted for; moved to the
-            model's device before the clock starts.
-        forward: (model, example) -> outputs, for a model that is not ``model(x)``; the example is then any nested
+        example: a batch x as ``model(x)`` takes it, with as many samples as the latency is for; moved to the model's
+            device before the clock starts.
+        forward: (model, example) -> outputs, for a model not called as ``model(x)``; the example is then any nested
             tensors.
         rounds: how many calls are timed, once times have settled.
 
@@ -75,9 +75,9 @@ def latency(model: nn.Module, example: Any, *, forward: Forward | None = None, r
 def latencies(
     models: Sequence[nn.Module], example: Any, *, forward: Forward | None = None, rounds: int = 30
 ) -> list[Latency]:
-    """How long a forward pass of each model takes, in turns: what slows the machine down slows down all of them.
+    """How long a forward pass of each model takes, in turns: anything that slows the machine slows all of them.
 
-    So their ratios hold where the times themselves do not. Arguments and errors are those of :func:`latency`.
+    So their ratios hold even where the times themselves do not. Arguments and errors are those of :func:`latency`.
     """
     if isinstance(models, nn.Module):
         raise TypeError(f"expected a list of modules, got {type(models).__name__}; one model is for singe.latency")
@@ -99,7 +99,7 @@ def in_turns(calls: Sequence[Callable[[], float]], rounds: int) -> list[Latency]
     """Makes calls in turns, first until their times have settled, then ``rounds`` times.
 
     Args:
-        calls: each says how many seconds it took.
+        calls: each returns how many seconds it took.
         rounds: how many calls of each count.
     """
     warm_up: list[list[float]] = [[] for _ in calls]

@@ -1,4 +1,4 @@
-"""Where in a network the time of a forward pass goes: module by module."""
+"""How the time of a forward pass is spread over a network: module by module."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _WARM_UP = 3
 def module_times(models: Sequence[nn.Module], batch: Batch, task: Task, rounds: int) -> list[dict[str, float]]:
     """How long each module takes by itself, without the modules that it calls; in eval mode, models in turns.
 
-    What disturbs a forward pass falls into a few of its modules, other ones each time. So their medians are steadier
-    than the median of the whole.
+    A disturbance of a forward pass hits only a few of its modules, different ones each time. So their medians are
+    steadier than the median of the whole.
 
     Args:
         models: on one device each; not modified.
         batch: what they are called with.
         task: how they are called.
-        rounds: how many calls of each are timed, after a few that warm up.
+        rounds: how many calls of each are timed, after a few warm-up calls.
 
     Returns:
-        of each model, module name -> median seconds; its own name is "". Modules that are not called are left out.
+        for each model, module name -> median seconds; its own name is "". Modules that are not called are left out.
     """
     with evaluating(models), preserved_random_state(), torch.no_grad():
         turns = [[_once(model, batch, task) for model in models] for _ in range(_WARM_UP + rounds)][_WARM_UP:]

@@ -1,1 +1,1 @@
-"""Batches, steps of training, and what they do to a network."""
+"""Batches, steps of training, and their effect on a network."""

@@ -1,4 +1,4 @@
-"""How much of what a network is asked it answers right."""
+"""The share of samples that a network classifies correctly."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> floa
     """The share of labels that are the class of the largest logit, in [0, 1], in eval mode.
 
     Args:
-        model: puts out logits [B, classes, ...]; in the mode that it was in afterwards.
+        model: returns logits [B, classes, ...]; its mode is restored afterwards.
         batches: pairs of inputs x [B, ...] and labels y, int [B, ...].
 
     Raises:
-        TypeError, ValueError: no batches, or other ones; or outputs that are no logits for such labels.
+        TypeError, ValueError: no batches, or other ones; or outputs that are not logits for such labels.
     """
     device, task, right, total = checks.device_of(model), Task(), 0, 0
     with evaluating([model]):

@@ -1,4 +1,4 @@
-"""Whether a pruned network still knows what it knew: a warning, since accuracy can go without a word."""
+"""Whether a pruned network still knows what it knew: a warning, since accuracy can be lost unnoticed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Watch:
             return math.nan
 
     def loss_after(self, model: nn.Module, remedies: Sequence[str]) -> float:
-        """The loss now; warns where more than half of what was known beyond a constant answer is gone.
+        """The loss now; warns if more than half of what was known beyond a constant answer is lost.
 
         Args:
             model: after pruning, in eval mode.

@@ -21,13 +21,13 @@ _END = object()
 
 
 class Stream:
-    """Draws batches from a loader again and again; restarting with a seed makes what follows repeatable.
+    """Draws batches from a loader repeatedly; restarting with a seed makes later batches repeatable.
 
     Args:
-        loader: any iterable of batches that can be iterated anew, such as a ``DataLoader``.
+        loader: any iterable of batches that can be iterated again, such as a ``DataLoader``.
         device: where batches go.
-        task: what batches must be: pairs (x, y), or nested tensors where it has a ``forward`` of its own.
-        ranks: that draw at the same time, each from a loader of its own, which may hold all samples or a share of them.
+        task: decides what batches must be: pairs (x, y), or nested tensors if it has a ``forward``.
+        ranks: that draw at the same time, each from its own loader, which may hold all samples or a share of them.
 
     Raises:
         TypeError: not an iterable, or one that can be iterated only once.
@@ -56,7 +56,7 @@ class Stream:
         seed_everything(seed, self._loader)
 
     def next(self) -> Batch:
-        """The next batch; a new epoch begins where one ends.
+        """The next batch; when an epoch ends a new one begins.
 
         Raises:
             ValueError: the loader is empty, or the batch holds NaN.
@@ -75,7 +75,7 @@ class Stream:
         """One batch of exactly ``images`` samples, joined from as many batches as that needs; the same on all ranks.
 
         Raises:
-            ValueError: batches differ in more than their length, or ranks in more than what samples hold.
+            ValueError: batches differ in more than their length, or ranks in more than the values of samples.
         """
         batches, found = [], 0
         while found < images:
@@ -84,10 +84,10 @@ class Stream:
         return self._common(head(joined(batches), images))
 
     def next_share(self) -> tuple[Batch, float]:
-        """This rank's part of what all ranks train on at a time, and what the mean over it counts in theirs.
+        """This rank's part of the samples that all ranks train on together, and its weight in their mean.
 
-        Where all N ranks draw the same batches, each gets every Nth sample; else its own batch, whole. To be
-        called behind :meth:`take`, which finds out.
+        Where all N ranks draw the same batches, each gets every Nth sample; otherwise its own batch, whole. Call
+        :meth:`take` before, which finds out which case it is.
 
         Raises:
             ValueError: there are fewer samples than ranks.
@@ -102,7 +102,7 @@ class Stream:
         return own, length(own) * size / count
 
     def _epoch(self) -> Iterator[Any]:
-        """An iterator over a new epoch, with other samples first than in those before where the loader shuffles."""
+        """An iterator over a new epoch, in a different order from earlier ones if the loader shuffles."""
         for sampler in counting_epochs(self._loader):
             sampler.set_epoch((self._seed * 1_000_003 + self._epochs) % 2**31)
         self._epochs += 1

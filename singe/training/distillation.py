@@ -1,4 +1,4 @@
-"""What the unpruned network answers and what its layers read, for a pruned one to learn from."""
+"""Learning from the unpruned network: from its answers and from the inputs of its layers."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from ..task import Task
 from .hints import Hints, Reads, reading
 
 TEMPERATURE = 4.0
-"""What logits are divided by, so that answers which are not the likeliest count, too."""
+"""The temperature that logits are divided by, so that answers which are not the likeliest count, too."""
 
 
 class Teacher:
-    """A network as it was, whose answers are targets.
+    """The unpruned network, whose answers are targets.
 
     Args:
         model: copied, and put into eval mode.
         task: how it is called.
         share: of the loss that is the divergence from its answers.
-        weight: of the distance from what its layers read, beside the loss.
+        weight: of an added loss term, the distance from the inputs of its layers.
         ranks: that train together.
     """
 
@@ -37,24 +37,24 @@ class Teacher:
         self._hints = Hints(self._model, ranks)
 
     def keep(self, removed: Removed) -> None:
-        """Says what of the network is gone in the one that learns: (tensor name, axis) -> indices."""
+        """Sets what has been removed in the learning network: (tensor name, axis) -> indices."""
         self._hints.keep(removed)
 
     def reading(self, model: nn.Module) -> AbstractContextManager[Reads]:
-        """Notes what the layers of the network that learns read, if that counts."""
+        """Records the inputs of the learning network's layers, if they count."""
         return reading(model) if self._weight else nullcontext({})
 
     def loss(self, loss: Tensor, outputs: Any, reads: Reads, batch: Batch) -> Tensor:
-        """What is to be learnt on a batch.
+        """The loss to train with on a batch.
 
         Args:
             loss: without a teacher.
             outputs: logits [B, classes, ...], if answers count.
-            reads: what layers have read on the way there.
-            batch: what the outputs answer.
+            reads: inputs of the layers on the way there.
+            batch: that the outputs belong to.
 
         Raises:
-            ValueError: the outputs are no logits, or not of the unpruned network's shape; or no layer's reads can be
+            ValueError: the outputs are not logits, or not of the unpruned network's shape; or no layer's inputs can be
                 compared.
         """
         with torch.no_grad(), self.reading(self._model) as theirs:
@@ -74,7 +74,7 @@ def divergence(outputs: Any, wanted: Any) -> Tensor:
         wanted: those of the unpruned network.
 
     Raises:
-        ValueError: they are no logits, or differ in shape.
+        ValueError: they are not logits, or differ in shape.
     """
     for answer in (outputs, wanted):
         if not isinstance(answer, Tensor) or answer.dim() < 2 or not answer.is_floating_point():

@@ -1,4 +1,4 @@
-"""The built-in training loop that runs between removals."""
+"""The built-in training loop, which runs after pruning or between removals."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ADAM_LR = 0.01
 """The most that AdamW, whose steps are about as long as that in every weight, may move a trained network by."""
 
 DISTILLED = 0.5
-"""The share of the loss that the unpruned network's answers are by default."""
+"""The default share of the loss that is the divergence from the unpruned network's answers."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class FineTune:
         momentum: of SGD, or the first of Adam's betas, in [0, 1).
         weight_decay: on weights of two and more axes; biases and batch norms are not decayed.
         decay: share of the steps, the last ones, over which the learning rate falls to zero, in [0, 1].
-        distill: share of the loss, in [0, 1], that is the divergence from what the unpruned network answers (see
+        distill: share of the loss, in [0, 1], that is the divergence from the unpruned network's answers (see
             ``singe.training.distillation``), for networks that return logits [B, classes, ...]; None for a half with
             the default loss and for nothing with one of the user's own.
         hints: weight, beside the loss, of how far what layers read is from what they read in the unpruned network (see
             ``singe.training.hints``). 50 makes the most of a few hundred steps where batch norms keep them small.
         optimizer: "sgd", with Nesterov momentum; or "adamw", for networks that SGD trains badly, such as transformers.
         precision: of the training steps: "bfloat16", autocast; "float32" without or "tf32" with TF32 on CUDA; None for
-            the model's own dtype as torch's settings have it.
+            the model's own dtype with torch's current settings.
     """
 
     steps: int = 1000
@@ -91,14 +91,14 @@ class FineTune:
             check_name(self.precision)
 
     def distilled(self, task: Task) -> float:
-        """The share of the loss that is learnt from the unpruned network."""
+        """The share of the loss that comes from the unpruned network."""
         if self.distill is None:
             return DISTILLED if task.loss is cross_entropy else 0.0
         return self.distill
 
 
 class Tuner:
-    """One optimiser and one schedule over a whole run, whose pauses ask for a few steps each.
+    """One optimiser and one schedule over a whole run, which trains a few steps in each of its pauses.
 
     Args:
         plan: steps and learning rate.
@@ -107,7 +107,7 @@ class Tuner:
         task: how the model is called and judged.
         still: names of modules that stay in eval mode.
         unpruned: the network to learn from; not modified.
-        removed: says what of it is gone in the model by now.
+        removed: returns what has been removed from it in the model so far.
         progress: whether pauses show a bar.
         ranks: that train together, each on its share of the stream; gradients are averaged over them.
 
@@ -172,14 +172,14 @@ class Tuner:
                     self._train_step()
                     self._step += 1
         finally:
-            self._outputs = None  # an error that is looked at keeps no other rank waiting
+            self._outputs = None  # so that an exception that is kept does not keep other ranks waiting
             self._model.eval()
             self.optimizer.zero_grad(set_to_none=True)
         self._ranks.synchronise(dict(self._model.named_buffers()))  # statistics of batch norms are of a rank's share
         return steps
 
     def rehearse(self) -> None:
-        """One step forward and backward on a copy, before anything is pruned, so that what fails is refused in time.
+        """One forward and backward step on a copy, before anything is pruned, so that failures come early.
 
         Raises:
             ValueError: the network or the loss cannot be trained on the loader's batches.
@@ -202,9 +202,9 @@ class Tuner:
             model.get_submodule(name).training = False
 
     def _distributed(self) -> Callable[[Batch], Any]:
-        """What answers to a batch, with gradients that are averaged over the ranks where there are several.
+        """A function from a batch to outputs, with gradients that are averaged over the ranks if there are several.
 
-        Made anew for every pause: pruning has changed parameters since.
+        Rebuilt for every pause, since pruning has changed parameters.
         """
         if self._ranks.size == 1:
             return partial(self._task.outputs, self._model)
@@ -270,7 +270,7 @@ def _optimizer(plan: FineTune, trained: Sequence[nn.Parameter]) -> torch.optim.O
 
 
 class _Answering(nn.Module):
-    """A model as the user has it called, so that one wrapper serves every way to call it."""
+    """A model as the user calls it, so that one wrapper serves every way of calling it."""
 
     def __init__(self, model: nn.Module, task: Task) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What the layers of the unpruned network read, for those of a pruned one to read the same (Romero et al. 2015)."""
+"""The inputs of the unpruned network's layers, as targets for those of a pruned one (Romero et al. 2015)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Reads = Mapping[str, Sequence[Tensor]]
 
 @contextlib.contextmanager
 def reading(model: nn.Module) -> Iterator[Reads]:
-    """Notes what convolutions and linear layers of a network read while this lasts."""
+    """Records the inputs of convolutions and linear layers of a network while this lasts."""
     seen: dict[str, list[Tensor]] = {}
 
     def note(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -41,10 +41,10 @@ def reading(model: nn.Module) -> Iterator[Reads]:
 
 
 class Hints:
-    """Compares what layers of a pruned network read with what they read in the unpruned one.
+    """Compares the inputs of layers of a pruned network with those in the unpruned one.
 
-    Compared are the channels that are left, in every layer whose input is the output of something that is trained;
-    convolutions in groups are left out, and so is what is read more often, or in other shapes, in one of the networks.
+    It compares the channels that are left, in every layer whose input depends on something that is trained. Grouped
+    convolutions are left out, and so are inputs that are read more often, or in other shapes, in one of the networks.
 
     Args:
         unpruned: the network as it was.
@@ -60,8 +60,8 @@ class Hints:
         self._told: set[str] = set()
 
     def keep(self, removed: Removed) -> None:
-        """Says what of the unpruned network is gone: (tensor name, axis) -> indices. Squares are measured anew then."""
-        self._kept, self._scales = {}, None  # of every pause, so that a run goes on from any as if nothing had been
+        """Sets what is removed from the unpruned network: (tensor name, axis) -> indices; restarts the mean squares."""
+        self._kept, self._scales = {}, None  # in every pause, so that a run can be resumed from any of them
         for name, module in self._modules.items():
             axis = 0 if isinstance(module, _ConvNd) and module.transposed else 1
             gone = removed.get((self._weights[name], axis))
@@ -73,8 +73,8 @@ class Hints:
     def distance(self, ours: Reads, theirs: Reads) -> Tensor:
         """The mean over layers of mean((x - y)^2) / s: a scalar.
 
-        x is what a layer of the pruned network reads, y what it reads in the unpruned one, and s the mean square of
-        all of the latter on the first batches since ``keep``, of all ranks.
+        x is the input of a layer in the pruned network, y its input in the unpruned one, and s the mean square of
+        all of y on the first batches since ``keep``, over all ranks.
 
         Raises:
             ValueError: nothing can be compared.
@@ -91,7 +91,7 @@ class Hints:
         }
         if not apart:
             raise ValueError(
-                "expected layers behind trained ones that read as much as in the unpruned network, got none among "
+                "expected layers after trained ones that read as much as in the unpruned network, got none among "
                 f"{', '.join(theirs) or 'no layers'}; pass hints=0"
             )
         if left_out := theirs.keys() - {name for name, _ in apart} - self._told:
@@ -100,7 +100,7 @@ class Hints:
         return torch.stack(list(apart.values())).mean()
 
     def _left(self, name: str, y: Tensor) -> Tensor:
-        """Of what a layer of the unpruned network reads, the channels that are left."""
+        """The channels that are left of the input of a layer of the unpruned network."""
         if name not in self._kept:
             return y
         module = self._modules[name]
@@ -108,7 +108,7 @@ class Hints:
         return y.index_select(-1 - positions, self._kept[name])
 
     def _measured(self, theirs: Reads) -> dict[str, float]:
-        """The mean square of what every layer reads."""
+        """The mean square of every layer's input."""
         if not theirs:
             return {}
         sums = torch.stack([torch.stack([_squares(y) for y in calls]).sum() for calls in theirs.values()])

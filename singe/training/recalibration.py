@@ -18,7 +18,7 @@ log = logging.getLogger("singe")
 
 
 def running_norms(model: nn.Module, still: Sequence[str] = ()) -> list[_BatchNorm]:
-    """The batch norms that keep statistics, but for those that are ``still``."""
+    """The batch norms that keep statistics, except for those that are ``still``."""
     norms = [(name, m) for name, m in model.named_modules() if isinstance(m, _BatchNorm)]
     return [norm for name, norm in norms if norm.running_mean is not None and name not in still]
 
@@ -27,13 +27,13 @@ def running_norms(model: nn.Module, still: Sequence[str] = ()) -> list[_BatchNor
 def recalibrate(model: nn.Module, stream: Stream, task: Task, images: int, still: Sequence[str] = ()) -> None:
     """Replaces the running mean and variance of every batch norm by their average over some batches.
 
-    Only batch norms are in train mode meanwhile, so that dropout does not disturb what they see.
+    Only batch norms are in train mode meanwhile, so that dropout does not disturb their inputs.
 
     Args:
         model: in eval mode, changed in place.
         stream: of batches.
         task: how the model is called.
-        images: at least so many samples are drawn, in whole batches.
+        images: the least number of samples to draw, in whole batches.
         still: names of modules that keep their statistics.
 
     Raises:

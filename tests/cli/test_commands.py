@@ -106,7 +106,7 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(run, place, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(Turn, "take", first_only)
         code, out, err = run(*words, "--out", "pruned")
-    assert (code, out) == (130, "") and err.endswith("singe: interrupted; the same command goes on from run\n")
+    assert (code, out) == (130, "") and err.endswith("singe: interrupted; the same command resumes from run\n")
     assert run(*words, "--out", "pruned")[0] == 0
     for name in ("plan.json", "model.safetensors"):
         assert (place / "pruned" / name).read_bytes() == (place / "whole" / name).read_bytes()

@@ -22,7 +22,7 @@ def test_cifar10_is_augmented_to_train_on_and_in_order_to_test_on(cifar):
 
 @pytest.mark.parametrize("settings", [Settings(workers=2), Settings(image_size=64)])
 def test_what_cifar10_does_not_have_cannot_be_said(cifar, settings):
-    with pytest.raises(ValueError, match=r"(workers|image_size) means nothing to cifar10:DIR"):
+    with pytest.raises(ValueError, match=r"(workers|image_size) does not apply to cifar10:DIR"):
         load("cifar10:cifar", settings, CPU)
 
 
@@ -38,7 +38,7 @@ def test_loaders_of_ones_own(place):
     "reference, settings, message",
     [
         ("nets:split", Settings(workers=2, image_size=3), "nets:split takes no workers and no image_size"),
-        ("nets:some", Settings(batch_size=2), "batch_size cannot be said of nets:some"),
+        ("nets:some", Settings(batch_size=2), "batch_size cannot be passed to nets:some"),
         ("nets:number", Settings(), "expected batches .* from nets:number, got int"),
         ("nets:broken", Settings(), "nets:broken failed"),
         ("cifar10", Settings(), r"expected cifar10:DIR, imagefolder:DIR or package\.module:loader, got 'cifar10'"),

@@ -50,7 +50,7 @@ def test_layers_that_cannot_change_are_obstacles():
     graph = trace(model, normal(2, 3, dtype=torch.float64))
     (call,) = graph.calls("leaf.weight")
     channels = find_channels(graph, {call: "the leaf"})
-    with pytest.raises(Unfoldable, match=r"in front of it lies the leaf; behind it lies aten\.relu"):
+    with pytest.raises(Unfoldable, match=r"before it comes the leaf; after it comes aten\.relu"):
         change_without(channels, "n", affine_of(model.n))
 
 

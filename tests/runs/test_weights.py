@@ -318,7 +318,7 @@ def test_what_is_ignored_stays_whole_and_the_others_lose_more():
     assert prune(mlp(), rho=0.4, allocation={"layers.0": 0}).frozen == {
         "layers.0.weight": "the allocation gives it no share"
     }
-    with pytest.raises(ValueError, match=r"expected rho <= 0\.4053, which takes all that may go, got 0\.9"):
+    with pytest.raises(ValueError, match=r"expected rho <= 0\.4053, which removes all that can be removed, got 0\.9"):
         prune(mlp(), rho=0.9, ignore=["layers.0", "layers.4.weight"])
     with pytest.raises(ValueError, match="match one in ignore, got 'nothing'"):
         prune(mlp(), ignore=["nothing"])

@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import singe
 
-COMPENSATE, RECALIBRATE = "compensate='least_squares'", "measure batch norms anew with recalibrate_bn="
+COMPENSATE, RECALIBRATE = "compensate='least_squares'", "re-estimate batch norms with recalibrate_bn="
 
 
 @pytest.mark.parametrize(

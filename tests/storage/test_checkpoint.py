@@ -234,7 +234,7 @@ def test_without_room_on_the_disk_a_run_goes_on_and_says_so(tmp_path, monkeypatc
     monkeypatch.setattr(Checkpoint, "write", full)
     result = prune(mlp(), vectors(), tmp_path)
     assert written.count(True) == len(result.history), "once before all groups, and behind all but one"
-    (message,) = [r.getMessage() for r in caplog.records if "no checkpoint behind" in r.getMessage()]
+    (message,) = [r.getMessage() for r in caplog.records if "no checkpoint after" in r.getMessage()]
     assert result.history[0].group in message and "No space left" in message
     assert os.listdir(tmp_path) == [FILE]
 

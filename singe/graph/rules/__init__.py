@@ -33,7 +33,7 @@ from ..trace import Trace, evaluate
 from .layers import Layers
 from .moves import Moves
 
-# take their argument for numbers, which owners are not
+# treat their argument as numbers, which owners are not
 _BY_VALUE = (aten.view.dtype, aten.repeat_interleave.Tensor)
 
 

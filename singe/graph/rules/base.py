@@ -1,4 +1,4 @@
-"""What all rules share: the owners, what they claim, and what becomes of operators without a rule."""
+"""What all rules share: the owners, their claims, and the treatment of operators without a rule."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Base:
             self._claims.freeze(Weight(self._trace.state[source], tuple(source.meta["val"].shape)), reason)
 
     def _note_widths(self, node: fx.Node, *mirrors: Tensor) -> None:
-        """Remembers the attributes that the module's code may have taken for the length of an axis of neurons."""
+        """Remembers the attributes that the module's code may use as the length of an axis of neurons."""
         place = place_of(node)
         for name, value in self._trace.attributes.get(place, {}).items():
             for owners in mirrors:

@@ -17,7 +17,7 @@ from .base import Base
 
 
 class Combinations(Base):
-    """What stands in one sum or product is one neuron, or terms of which each may go."""
+    """Elements of one sum or product are one neuron, or terms that can each be removed."""
 
     def _pointwise(self, node: fx.Node, *args: Any, **kwargs: Any) -> Tensor:
         result = torch.tensor(NOBODY).expand(self._shape(node))
@@ -56,7 +56,7 @@ class Combinations(Base):
         return x
 
     def _per_channel(self, x: Tensor, values: Tensor) -> None:
-        """Says that values, [C], belong to the channels at axis 1."""
+        """Records that values, [C], belong to the channels at axis 1."""
         self._owners.unite(x, along(values, 1, x.dim()).expand_as(x))
 
     def _pool(self, node: fx.Node, x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -65,7 +65,7 @@ class Combinations(Base):
         return self._filled(node, first)
 
     def _sample(self, node: fx.Node, x: Tensor, places: Tensor, *args: Any) -> Tensor:
-        """Looks up positions of every channel; what says where is no channel."""
+        """Looks up positions of every channel; the positions themselves are no channels."""
         self._owners.freeze(places, f"tells {described(node)} where to look")
         sampled: Tensor = self._filled(node, self._owners.unite_along(x, range(2, x.dim())))
         return sampled
@@ -101,8 +101,8 @@ class Combinations(Base):
         return x
 
     def _product(self, rule: Callable[..., Tensor], node: fx.Node, *args: Any, **kwargs: Any) -> Tensor:
-        """Applies a rule for activations; a parameter among the factors stays, and so does what it is multiplied by."""
-        factors = [i for i in pytree.tree_leaves(node.args[:3]) if isinstance(i, fx.Node)]  # behind them, a mask
+        """Applies a rule for activations; a parameter among the factors stays, and so do the other factors."""
+        factors = [i for i in pytree.tree_leaves(node.args[:3]) if isinstance(i, fx.Node)]  # after them, a mask
         stored = [self._stored.holds(i) for i in factors]
         if any(stored) and not all(stored):
             reason = f"{described(node)} multiplies with a parameter"

@@ -28,7 +28,7 @@ class Layers(Combinations):
         return x
 
     def _group_norm(self, node: fx.Node, x: Tensor, groups: int, *args: Any) -> Tensor:
-        """Channels that share statistics go together; all of them never do."""
+        """Channels that share statistics are removed together, but never all of them."""
         channels = self._owners.channels(x, 1)
         if groups == 1:
             self._owners.freeze(channels, f"normalised across channels by {described(node)}")
@@ -54,7 +54,7 @@ class Layers(Combinations):
         return along(channels, 1, x.dim()).expand_as(x)
 
     def _batch_norm_in_training(self, node: fx.Node, x: Any, *args: Any) -> Any:
-        """Puts out the batch's statistics and the new running ones beside."""
+        """Also returns the batch's statistics and the new running ones."""
         statistics = pytree.tree_leaves(node.meta["val"])[1:]
         nobody = [torch.tensor(NOBODY).expand(self._concrete(s.shape)) for s in statistics]
         return [self._batch_norm(node, x, *args), *nobody]
@@ -63,7 +63,7 @@ class Layers(Combinations):
         self, node: fx.Node, x: Tensor, weight: Any, bias: Any = None, *args: Any, **kwargs: Any
     ) -> Tensor:
         transposed = packet_of(node) in TRANSPOSED
-        # behind stride, padding, and dilation or output_padding
+        # after stride, padding, and dilation or output_padding
         groups = args[3] if len(args) > 3 else kwargs.get("groups", 1)
         return self._affine(node, x, weight, bias, 1, groups, transposed)
 

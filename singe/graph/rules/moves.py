@@ -1,4 +1,4 @@
-"""Operators that only move what is there."""
+"""Operators that only move elements."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Moves(Base):
         return moved
 
     def _known(self, argument: Any, source: Any) -> Any:
-        """An argument that says which elements are picked, as its value; its node where that is not known."""
+        """The value of an argument that says which elements to pick; its node where the value is not known."""
         if not isinstance(argument, Tensor):
             return argument
         value = self._stored.value(source)
         return source if value is None else value
 
     def _view(self, node: fx.Node, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """An axis that a view splits stays rectangular: each of its parts loses the same, or whole parts go."""
+        """An axis that a view splits stays rectangular: all parts lose the same, or whole parts are removed."""
         out: Tensor = evaluate(node, (x, *args), kwargs)
         self._note_widths(node, x, out)
         for axes in _axes_of_parts(x.shape, out.shape):
@@ -53,7 +53,7 @@ class Moves(Base):
         return size in [v for n, v in attributes.items() if "head" in n and "dim" not in n and "size" not in n]
 
     def _split(self, node: fx.Node, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Parts of one size are halves, thirds ...: a channel goes from all of them or the split moves."""
+        """Parts of one size are halves, thirds ...: all of them lose a channel or the split would move."""
         parts = evaluate(node, (x, *args), kwargs)
         self._note_widths(node, x, *parts)
         for part in parts[1:]:
@@ -62,7 +62,7 @@ class Moves(Base):
         return parts
 
     def _shuffle(self, node: fx.Node, x: Tensor, groups: int) -> Tensor:
-        """Parts are interleaved: a channel goes from all of them or the others change places."""
+        """Parts are interleaved: all of them lose a channel or the others would change places."""
         first, *others = x.chunk(groups, 1)
         for other in others:
             self._owners.unite(first, other)
@@ -110,7 +110,7 @@ class Moves(Base):
         return source.expand(x.shape)
 
     def _beside_constants(self, node: fx.Node, owners: Tensor, inside: Tensor) -> Tensor:
-        """Issues frozen owners for constants that lie along an axis of neurons: what joins them could go, they stay.
+        """Issues frozen owners for constants that lie along an axis of neurons: the others could be removed, not these.
 
         Constants beside positions of one neuron, such as the zeros around an image, belong to nobody.
         """
@@ -132,7 +132,7 @@ class Moves(Base):
 
 
 def _axes_of_parts(before: torch.Size, after: torch.Size) -> list[list[int]]:
-    """For each axis (or run of axes) that a view takes apart, the axes of the result that it becomes."""
+    """For each axis (or run of axes) that a view splits, the axes of the result that it becomes."""
     parts, i, j = [], 0, 0
     if 0 in before:
         return []
