@@ -12,7 +12,7 @@ from .criteria import (
     Reconstruction,
     SummedGradient,
 )
-from .folding import Folding, fold_batchnorm
+from .folding.fold import Folding, fold_batchnorm
 from .forecast import Forecast, forecast
 from .gradual import GradualPruner
 from .inspection import GroupInfo, Inspection, inspect

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -233,6 +233,23 @@ def resolve(criterion: str | Criterion) -> Criterion:
     if not isinstance(criterion, known):
         raise TypeError(f"expected a criterion's name or object, got {type(criterion).__name__}")
     return criterion
+
+
+def resolve_elementwise(criterion: str | Criterion) -> Criterion:
+    """The criterion of a name, on the path of the layer where it has a path; or the object itself.
+
+    Raises:
+        ValueError: unknown name, a criterion that cannot score single weights, or an object on another path.
+        TypeError: neither a name nor a criterion.
+    """
+    found = resolve(criterion)
+    if not isinstance(found, (Magnitude, PathCriterion, Random)):
+        raise ValueError(f"expected a criterion that scores single weights with structured=False, got {criterion!r}")
+    if isinstance(found, FadingCriterion) and found.path != "layer":
+        if not isinstance(criterion, str):
+            raise ValueError(f"expected path='layer' with structured=False, single weights have no other, got {found}")
+        return replace(found, path="layer")
+    return found
 
 
 def identity(criterion: Criterion) -> str:

@@ -15,7 +15,7 @@ from torch.utils.data import SequentialSampler
 
 from . import checks
 from .allocation.goal import Allocation, Goal, Target
-from .criteria import Criterion, resolve
+from .criteria import Criterion, resolve, resolve_elementwise
 from .graph.trace import Forward, named_tensors
 from .models.copies import copy_of
 from .models.isolation import plain_torch, preserved_random_state
@@ -28,7 +28,6 @@ from .result import PruneResult
 from .runs.neurons import NeuronRun
 from .runs.options import Options
 from .runs.weights import WeightRun
-from .scoring.elementwise import resolve_elementwise
 from .scoring.engine import DEFAULT_MEMORY
 from .scoring.selection import Refresh
 from .sparse import SparseResult

@@ -24,18 +24,17 @@ from .criteria import (
     Reconstruction,
     WeightCriterion,
     resolve,
+    resolve_elementwise,
 )
 from .graph import batchnorm
 from .graph.analysis import find_groups
-from .graph.groups import Group, module_of
+from .graph.groups import Group, groups_of, in_layer_order, module_of
 from .graph.riders import find_riders
 from .graph.trace import Forward, Trace, trace
 from .models.batches import Batch
 from .models.copies import copy_of
 from .models.weightnorm import plain_copy
 from .models.wrappers import unwrapped
-from .score import groups_of, in_layer_order
-from .scoring.elementwise import resolve_elementwise
 from .task import Loss, Task, cross_entropy
 
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from . import checks
 from .criteria import Criterion, resolve
 from .graph.analysis import find_groups
-from .graph.groups import Group, module_of
+from .graph.groups import groups_of, in_layer_order
 from .graph.trace import Forward, trace
 from .models.isolation import plain_torch, preserved_random_state
 from .models.precision import Precision, check_precision
 from .models.weightnorm import without_weight_norms
-from .models.wrappers import remark_on, unwrapped
+from .models.wrappers import unwrapped
 from .scoring.engine import DEFAULT_MEMORY
 from .scoring.scores import scores_of
 from .task import Loss, Task, cross_entropy
@@ -70,29 +68,3 @@ def score(
         groups = groups_of(layer, find_groups(graph), work)
         scores = scores_of(work, graph, groups, here, task, chosen, memory, precision)
     return in_layer_order(layer, list(zip(groups, scores, strict=True)))
-
-
-def groups_of(layer: str, groups: Iterable[Group], model: nn.Module) -> list[Group]:
-    """The groups that own rows of a module.
-
-    Raises:
-        ValueError: no such module, or one that has no neurons.
-    """
-    if not isinstance(layer, str) or layer not in dict(model.named_modules()):
-        remark = remark_on(layer) if isinstance(layer, str) else ""
-        raise ValueError(f"expected the name of a module of {type(model).__name__}, got {layer!r}{remark}")
-    found = [g for g in groups if layer in g.members]
-    if not found:
-        raise ValueError(
-            f"expected a layer with neurons (convolution, linear or batch norm with weights of its own), got {layer!r}"
-        )
-    return found
-
-
-def in_layer_order(layer: str, parts: list[tuple[Group, Tensor]]) -> Tensor:
-    """Concatenates values per neuron of several groups, ordered by the neurons' first row in ``layer``."""
-    first_rows = []
-    for group, _ in parts:
-        tensor = next(s.tensor for s in group.slices if s.role == "writes" and module_of(s.tensor) == layer)
-        first_rows.append(group.rows(tensor)[:, 0])
-    return torch.cat([values for _, values in parts])[torch.cat(first_rows).argsort()]

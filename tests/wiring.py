@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from singe.graph.analysis import find_groups
 from singe.graph.groups import Group
-from singe.graph.trace import Trace, trace
+from singe.graph.trace import Trace, plain, trace
+from singe.removal.trial import Trials
 
 
 class Wired(nn.Module):
@@ -92,3 +93,8 @@ class BiasedAttention(Attention):
         bias = self.table[self.places.view(-1)].view(n, n, -1).permute(2, 0, 1).contiguous()
         mixed = ((q @ k.transpose(-2, -1)) + bias.unsqueeze(0)).softmax(-1) @ v
         return self.proj(mixed.transpose(1, 2).flatten(2))
+
+
+def unsafe_groups(model, groups, inputs, forward=plain):
+    """The groups whose removal does not equal masking them -> why."""
+    return Trials(model, inputs, forward).unsafe(groups)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..models.wrappers import remark_on
 
 Role = Literal["writes", "reads", "width"]
 """What a slice is to its neurons: rows, biases and norms that ride along "write" them, columns "read" them, and a
@@ -78,15 +81,7 @@ class Group:
     @property
     def members(self) -> tuple[str, ...]:
         """Module names whose outputs are the group's neurons: the writers and the norms that ride along."""
-        return self._modules("writes")
-
-    @property
-    def readers(self) -> tuple[str, ...]:
-        """Module names whose weights read the group's neurons."""
-        return self._modules("reads")
-
-    def _modules(self, role: Role) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(module_of(s.tensor) for s in self.slices if s.role == role))
+        return tuple(dict.fromkeys(module_of(s.tensor) for s in self.slices if s.role == "writes"))
 
 
 def rows_by_neuron(neuron: Tensor, size: int) -> Tensor:
@@ -99,3 +94,29 @@ def rows_by_neuron(neuron: Tensor, size: int) -> Tensor:
 def module_of(tensor: str) -> str:
     """Name of the module that holds a parameter or buffer."""
     return tensor.rpartition(".")[0]
+
+
+def groups_of(layer: str, groups: Iterable[Group], model: nn.Module) -> list[Group]:
+    """The groups that own rows of a module.
+
+    Raises:
+        ValueError: no such module, or one that has no neurons.
+    """
+    if not isinstance(layer, str) or layer not in dict(model.named_modules()):
+        remark = remark_on(layer) if isinstance(layer, str) else ""
+        raise ValueError(f"expected the name of a module of {type(model).__name__}, got {layer!r}{remark}")
+    found = [g for g in groups if layer in g.members]
+    if not found:
+        raise ValueError(
+            f"expected a layer with neurons (convolution, linear or batch norm with weights of its own), got {layer!r}"
+        )
+    return found
+
+
+def in_layer_order(layer: str, parts: list[tuple[Group, Tensor]]) -> Tensor:
+    """Concatenates values per neuron of several groups, ordered by the neurons' first row in ``layer``."""
+    first_rows = []
+    for group, _ in parts:
+        tensor = next(s.tensor for s in group.slices if s.role == "writes" and module_of(s.tensor) == layer)
+        first_rows.append(group.rows(tensor)[:, 0])
+    return torch.cat([values for _, values in parts])[torch.cat(first_rows).argsort()]

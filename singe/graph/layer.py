@@ -80,12 +80,6 @@ class Layer:
             return value
         return value.movedim(-1, 1).flatten(2) if value.dim() > 2 else value.unsqueeze(2)
 
-    def restored(self, value: Tensor, like: Tensor) -> Tensor:
-        """Undoes ``channels_first`` for a value whose batch may differ from that of ``like``."""
-        if self.axis == 1:
-            return value
-        return value.movedim(1, -1).reshape(-1, *like.shape[1:])
-
     def padded(self, x: Tensor) -> Tensor:
         """X [B, C, ...] with the padding that ``geometry.padding`` cannot express (the uneven half of 'same')."""
         extra = self._uneven()

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..graph import batchnorm
-from ..graph.budget import CPU_VALUE
 from ..graph.layer import is_affine
 from ..graph.point import Point, find_point
-from ..graph.trace import Trace, named_tensors
+from ..graph.trace import CPU_VALUE, Trace, named_tensors
 from ..models.batches import Batch, length, tensors
 from ..removal.surgery import Removed
 from ..task import Task

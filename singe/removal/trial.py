@@ -166,11 +166,6 @@ class Trials:
         return answer(network, self._inputs, self._forward)
 
 
-def unsafe_groups(model: nn.Module, groups: Sequence[Group], inputs: Any, forward: Forward = plain) -> dict[str, str]:
-    """The groups whose physical removal does not equal masking them -> why; see :meth:`Trials.unsafe`."""
-    return Trials(model, inputs, forward).unsafe(groups)
-
-
 def _share(order: Tensor, which: int) -> Tensor:
     """The first sixth, the next third, or the remaining half of an order."""
     cuts = [0, len(order) // 6, len(order) // 2, len(order)]

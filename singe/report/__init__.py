@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from . import facts as _facts
+from . import page
 from .facts import Facts, save
 from .table import table
 
@@ -36,6 +37,4 @@ def write(facts: Facts, directory: str | os.PathLike[str]) -> Path:
     Raises:
         ImportError: matplotlib is missing.
     """
-    from . import page  # matplotlib is looked for when it is needed
-
     return page.write(facts, Path(directory))

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from functools import cached_property
 
 import torch
 from torch import Tensor, fx, nn
 
-from ..criteria import Criterion, FadingCriterion, Magnitude, PathCriterion, Random, resolve
+from ..criteria import Criterion, Magnitude, PathCriterion, Random
 from ..graph.suffix import cut
 from ..graph.trace import Env, Trace
 from ..models.batches import Batch, length
@@ -29,23 +28,6 @@ from .shortage import Memory
 from .stacking import Stacking
 
 log = logging.getLogger("singe")
-
-
-def resolve_elementwise(criterion: str | Criterion) -> Criterion:
-    """The criterion of a name, on the path of the layer where it has a path; or the object itself.
-
-    Raises:
-        ValueError: unknown name, a criterion that cannot score single weights, or an object on another path.
-        TypeError: neither a name nor a criterion.
-    """
-    found = resolve(criterion)
-    if not isinstance(found, (Magnitude, PathCriterion, Random)):
-        raise ValueError(f"expected a criterion that scores single weights with structured=False, got {criterion!r}")
-    if isinstance(found, FadingCriterion) and found.path != "layer":
-        if not isinstance(criterion, str):
-            raise ValueError(f"expected path='layer' with structured=False, single weights have no other, got {found}")
-        return replace(found, path="layer")
-    return found
 
 
 class WeightScorer:

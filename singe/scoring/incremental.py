@@ -1,6 +1,6 @@
 """The layer after the faded one without running it: each neuron's contribution to it is known.
 
-With y the next layer's output and c_n what neuron n contributes to it (see ``graph/front.py``), fading n to t gives
+With y the next layer's output and c_n what neuron n contributes to it (see ``front.py``), fading n to t gives
 y + (t - 1) c_n, and removing n leaves y - c_n. Backwards, only the faded neuron's channel of the gradient is needed.
 """
 
@@ -13,10 +13,10 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from .. import ops
-from ..graph.front import Front
 from ..graph.layer import Layer, geometry_of
 from ..graph.operators import aten
 from ..graph.trace import Env, evaluate
+from .front import Front
 from .jobs import Jobs
 
 

@@ -19,21 +19,21 @@ import torch
 from torch import Tensor, fx, nn
 
 from .. import ops
-from ..graph.budget import Budget
 from ..graph.groups import Group
 from ..graph.layer import Layer
 from ..graph.riders import Rider
-from ..graph.stretch import Stretch
 from ..graph.trace import Env, Trace
 from ..models.batches import Batch, length, tensors
 from ..models.precision import Precision, prefers_channels_last
 from ..task import Task
+from .budget import Budget
 from .incremental import Incremental
 from .jobs import Jobs, spread, whole_group
 from .judging import Judge
 from .prefix import Prefix
 from .samples import Samples
 from .stacking import Stacking
+from .stretch import Stretch
 
 log = logging.getLogger("singe")
 

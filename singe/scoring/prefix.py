@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..graph import batchnorm
-from ..graph.downstream import Downstream
 from ..graph.groups import Group
 from ..graph.operators import CONVOLUTIONS
 from ..graph.trace import Env, Trace
+from .downstream import Downstream
 
 
 class Prefix:

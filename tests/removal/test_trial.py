@@ -4,14 +4,14 @@ import pytest
 import torch
 from networks import DigitNet, images, randomised
 from torch import nn
-from wiring import Wired, groups_of, normal
+from wiring import Wired, groups_of, normal, unsafe_groups
 
 from singe.graph.analysis import find_groups
 from singe.graph.groups import Group, Slice
 from singe.graph.trace import named_tensors, trace
 from singe.removal.plan import Plan
 from singe.removal.surgery import mask
-from singe.removal.trial import check_result, difference, expanded, unsafe_groups
+from singe.removal.trial import check_result, difference, expanded
 
 
 def able(model, x):

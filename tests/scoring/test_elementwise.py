@@ -10,10 +10,11 @@ from wiring import Wired, normal
 
 import singe
 from singe import reference
+from singe.criteria import resolve_elementwise
 from singe.graph.trace import trace
 from singe.removal.weights import find_weights
 from singe.scoring import elementwise
-from singe.scoring.elementwise import Gradients, WeightScorer, resolve_elementwise
+from singe.scoring.elementwise import Gradients, WeightScorer
 from singe.task import Task
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}

@@ -4,8 +4,8 @@ from networks import DigitNet, images, randomised
 from torch.nn import functional as F
 
 from singe.graph.analysis import find_groups
-from singe.graph.downstream import Downstream
 from singe.graph.trace import trace
+from singe.scoring.downstream import Downstream
 from singe.scoring.judging import Judge
 from singe.scoring.stacking import Stacking
 from singe.task import Task

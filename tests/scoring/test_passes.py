@@ -12,11 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import singe
 from singe.graph.analysis import find_groups
-from singe.graph.stretch import stretch
 from singe.graph.suffix import cut
 from singe.graph.trace import trace
 from singe.removal.surgery import mask
 from singe.scoring.engine import Engine
+from singe.scoring.stretch import stretch
 from singe.task import Task
 
 FEW = singe.GaussLegendre(2)

@@ -3,9 +3,7 @@ import torch
 from networks import images
 from torch import nn
 from torch.nn import functional as F
-from wiring import Attention, BiasedAttention, Wired, free, frozen, groups_of, normal, once, owned
-
-from singe.removal.trial import unsafe_groups
+from wiring import Attention, BiasedAttention, Wired, free, frozen, groups_of, normal, once, owned, unsafe_groups
 
 
 def gate(self, x):

@@ -3,9 +3,7 @@ import torch
 from networks import images
 from torch import nn
 from torch.nn import functional as F
-from wiring import Wired, free, frozen, groups_of, normal, owned
-
-from singe.removal.trial import unsafe_groups
+from wiring import Wired, free, frozen, groups_of, normal, owned, unsafe_groups
 
 
 def test_a_weight_under_two_names_is_one():

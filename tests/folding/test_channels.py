@@ -1,6 +1,6 @@
 import torch
 
-from singe.graph.channels import ZERO, Channels
+from singe.folding.channels import ZERO, Channels
 
 
 def groups(labels, channels):

@@ -4,9 +4,9 @@ from networks import images, randomised
 from torch import nn
 
 from singe.graph.analysis import find_groups
-from singe.graph.budget import Budget
-from singe.graph.downstream import Downstream
 from singe.graph.trace import trace
+from singe.scoring.budget import Budget
+from singe.scoring.downstream import Downstream
 
 CPU = torch.device("cpu")
 FLOAT, IMAGES, AREA = 4, 10, 64

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from ..graph.groups import module_of
+from ..graph.mirrors import along
+from ..graph.nodes import argument, described, packet_of
+from ..graph.operators import CONVOLUTIONS, TRANSPOSED, aten
+from ..graph.trace import Env, Trace, evaluate
 from .channels import ZERO, AffineLayer, Channels
-from .groups import module_of
-from .mirrors import along
-from .nodes import argument, described, packet_of
-from .operators import CONVOLUTIONS, TRANSPOSED, aten
-from .trace import Env, Trace, evaluate
 
 _CONVOLUTIONS = (*CONVOLUTIONS, *TRANSPOSED)
 

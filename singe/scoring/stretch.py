@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .nodes import packet_of
-from .operators import CONVOLUTIONS, aten
-from .suffix import Suffix
-from .trace import Trace, evaluate
+from ..graph.nodes import packet_of
+from ..graph.operators import CONVOLUTIONS, aten
+from ..graph.suffix import Suffix
+from ..graph.trace import Trace, evaluate
 
 _IN_PLACE: dict[Any, Any] = {aten.relu.default: aten.relu_.default, aten.add.Tensor: aten.add_.Tensor}
 # their gradient does not need their output, and nothing else holds it

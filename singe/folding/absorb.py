@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from .batchnorm import affine_of
+from ..graph.batchnorm import affine_of
 from .channels import AffineLayer
 from .roots import Change
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from ..graph.trace import CPU_VALUE, Trace
 from .downstream import Downstream
 from .stretch import Stretch
-from .trace import Trace
-
-CPU_VALUE = 2 << 20
-"""Bytes of one value for each thread of a CPU: larger ones leave the caches, and are freed every time."""
 
 
 class Budget:

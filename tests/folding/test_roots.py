@@ -3,9 +3,9 @@ import torch
 from torch import nn
 from wiring import Wired, normal
 
+from singe.folding.flow import find_channels
+from singe.folding.roots import Unfoldable, _solved, change_without
 from singe.graph.batchnorm import affine_of
-from singe.graph.flow import find_channels
-from singe.graph.roots import Unfoldable, _solved, change_without
 from singe.graph.trace import trace
 
 

@@ -4,9 +4,9 @@ from networks import randomised
 from torch import nn
 from wiring import normal
 
-from singe.graph.absorb import absorbed
-from singe.graph.channels import AffineLayer
-from singe.graph.roots import Change
+from singe.folding.absorb import absorbed
+from singe.folding.channels import AffineLayer
+from singe.folding.roots import Change
 
 LAYERS = {
     "linear": (nn.Linear(6, 4), (3, 6)),

@@ -13,19 +13,19 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from . import checks
-from .graph.ability import unable, why_it_stays
-from .graph.absorb import absorbed
-from .graph.batchnorm import affine_of
-from .graph.channels import Channels
-from .graph.flow import find_channels
-from .graph.roots import Unfoldable, change_without
-from .graph.trace import Forward, Trace, trace
-from .models.batches import Batch
-from .models.isolation import plain_torch, preserved_random_state, same_modes
-from .models.numerics import alike, distance
-from .models.wrappers import unwrapped
-from .task import Task
+from .. import checks
+from ..graph.batchnorm import affine_of
+from ..graph.trace import Forward, Trace, trace
+from ..models.batches import Batch
+from ..models.isolation import plain_torch, preserved_random_state, same_modes
+from ..models.numerics import alike, distance
+from ..models.wrappers import unwrapped
+from ..task import Task
+from .ability import unable, why_it_stays
+from .absorb import absorbed
+from .channels import Channels
+from .flow import find_channels
+from .roots import Unfoldable, change_without
 
 log = logging.getLogger("singe")
 

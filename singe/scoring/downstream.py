@@ -6,14 +6,14 @@ from collections.abc import Iterable
 
 from torch import fx
 
-from . import batchnorm
+from ..graph import batchnorm
+from ..graph.groups import Group
+from ..graph.layer import find_layers, is_affine
+from ..graph.riders import find_riders
+from ..graph.suffix import cut
+from ..graph.trace import Env, Trace
 from .front import find_front
-from .groups import Group
-from .layer import find_layers, is_affine
-from .riders import find_riders
 from .stretch import Stretch, stretch
-from .suffix import cut
-from .trace import Env, Trace
 
 
 class Downstream:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from .batchnorm import following
-from .layer import Layer
-from .operators import aten
-from .suffix import Suffix
-from .trace import Trace
+from ..graph.batchnorm import following
+from ..graph.layer import Layer
+from ..graph.operators import aten
+from ..graph.suffix import Suffix
+from ..graph.trace import Trace
 
 _POINTWISE = {aten.relu.default, aten.leaky_relu.default, aten.clone.default}
 _POOLS = {aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .batchnorm import Affine
+from ..graph.batchnorm import Affine
 from .channels import ZERO, AffineLayer, Channels
 
 

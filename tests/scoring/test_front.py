@@ -8,12 +8,13 @@ from torch import nn
 import singe
 from singe.graph import batchnorm
 from singe.graph.analysis import find_groups
-from singe.graph.front import find_front
 from singe.graph.layer import find_layers, is_affine
 from singe.graph.suffix import cut
 from singe.graph.trace import trace
 from singe.removal.surgery import mask
+from singe.scoring import stretch
 from singe.scoring.engine import Engine
+from singe.scoring.front import find_front
 
 
 def conv(inputs, outputs, **options):
@@ -141,7 +142,7 @@ CRITERIA = [
 def test_through_the_front_scores_are_those_of_running_the_next_layer(setting, monkeypatch, memory):
     engine = setting.engine(memory=memory)
     with monkeypatch.context() as without:
-        without.setattr("singe.graph.downstream.find_front", lambda *_: None)
+        without.setattr("singe.scoring.downstream.find_front", lambda *_: None)
         plain = setting.engine()
         assert plain.loss > 0  # which makes its passes
     has_front = engine._passes._all.front is not None
@@ -184,8 +185,8 @@ def test_the_next_layer_does_not_run_per_job(monkeypatch):
     engine.scores(CRITERIA[0])
     seen = []
     conv2d = torch.ops.aten.conv2d.default
-    evaluate = singe.graph.stretch.evaluate
-    monkeypatch.setattr("singe.graph.stretch.evaluate", lambda node, *a: seen.append(node.target) or evaluate(node, *a))
+    evaluate = stretch.evaluate
+    monkeypatch.setattr(stretch, "evaluate", lambda node, *a: seen.append(node.target) or evaluate(node, *a))
     engine.scores(CRITERIA[0])
     assert seen and conv2d not in seen
 

@@ -10,11 +10,11 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from .batchnorm import is_batch_norm
+from ..graph.batchnorm import is_batch_norm
+from ..graph.groups import module_of
+from ..graph.nodes import described, place_of
+from ..graph.trace import Trace
 from .flow import is_layer
-from .groups import module_of
-from .nodes import described, place_of
-from .trace import Trace
 
 
 def unable(model: nn.Module, graph: Trace) -> dict[fx.Node, str]:

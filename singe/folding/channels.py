@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from .mirrors import NO_PAIRS, NOBODY, collapsed, linked, pairs
+from ..graph.mirrors import NO_PAIRS, NOBODY, collapsed, linked, pairs
 
 ZERO = NOBODY
 """The channel of elements that are zero whatever happens, such as padding."""
