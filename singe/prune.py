@@ -52,6 +52,7 @@ def prune(
     criterion: str | Criterion = ...,
     allocation: Allocation | None = ...,
     round_to: int = ...,
+    max_rate: float = ...,
     refresh: Refresh = ...,
     compensate: Compensate | None = ...,
     compensation_images: int = ...,
@@ -82,6 +83,7 @@ def prune(
     structured: Literal[False],
     criterion: str | Criterion = ...,
     allocation: Allocation | None = ...,
+    max_rate: float = ...,
     finetune: FineTune | None = ...,
     images: int = ...,
     loss: Loss | None = ...,
@@ -107,6 +109,7 @@ def prune(
     criterion: str | Criterion = "integrated_gradient",
     allocation: Allocation | None = None,
     round_to: int = 1,
+    max_rate: float = 1,
     refresh: Refresh = "lazy",
     compensate: Compensate | None = None,
     compensation_images: int = 1024,
@@ -169,6 +172,8 @@ def prune(
             ``structured=False`` the same holds for weights instead of neurons and tensors instead of groups, with
             "uniform" as the default and without "sensitivity".
         round_to: a layer that loses rows keeps a multiple of this many; one that has no more is left whole.
+        max_rate: share of its neurons (or weights) that a group (or tensor) loses at most, in (0, 1], so that a ranking
+            does not leave a single one; less where ``round_to`` asks for it.
         refresh: after a removal, re-score all of the group ("full", the paper's) or only the least relevant
             candidates until the least is up to date ("lazy").
         compensate: how the layers that read a group are changed once it is pruned, before any later fine-tuning:
@@ -267,7 +272,7 @@ def _options(arguments: Mapping[str, Any], ranks: Ranks) -> Options:
     allocation = ("sensitivity" if a.structured else "uniform") if a.allocation is None else a.allocation
     compensate: Compensate = "least_squares" if a.structured else "none"
     return Options(
-        goal=Goal(a.rho, a.target, allocation, a.round_to, a.ignore, a.latency_batch),
+        goal=Goal(a.rho, a.target, allocation, a.round_to, a.ignore, a.latency_batch, a.max_rate),
         criterion=resolve(a.criterion) if a.structured else resolve_elementwise(a.criterion),
         compensate=compensate if a.compensate is None else a.compensate, compensation_images=a.compensation_images,
         refresh=a.refresh, finetune=a.finetune, images=a.images,

@@ -159,6 +159,27 @@ def test_global_is_the_ranking_of_first_scores_for_what_a_neuron_saves(target):
     assert (result.params_removed if bias else result.macs_removed) == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.parametrize("options", [{"target": "params"}, {"target": "macs"}, {"round_to": 3}], ids=str)
+def test_no_group_loses_more_than_max_rate(options):
+    free, held = (
+        prune(deep(24, 20, 7, 16, 8), rho=0.45, allocation={"0": 9}, criterion="random", max_rate=rate, **options)
+        for rate in (1, 0.5)
+    )
+    shares = [[len(r.removed) / r.size for r in result.history] for result in (free, held)]
+    assert max(shares[0]) > 0.5 >= max(shares[1])
+    with pytest.raises(ValueError, match="expected rho <= "):
+        prune(mlp(), rho=0.9, max_rate=0.5)
+    with pytest.raises(ValueError, match=r"max_rate=0\.01 leaves it \d+ neurons"):
+        prune(mlp(), max_rate=0.01)
+
+
+def test_no_layer_of_single_weights_loses_more_than_max_rate():
+    options = {"structured": False, "allocation": "global", "criterion": "random", "compensate": "none"}
+    held = prune(deep(24, 20, 7, 16, 8), rho=0.5, max_rate=0.6, **options)
+    assert max(r.removed / r.size for r in held.history) <= 0.6
+    assert held.weights_removed == pytest.approx(0.5, abs=1e-2)
+
+
 def test_round_to_leaves_multiples_in_every_layer_that_loses_any():
     result = prune(deep(24, 20, 7, 16, 8), rho=0.4, round_to=8, criterion="magnitude")
     widths = {r.group: r.size - len(r.removed) for r in result.history}

@@ -11,11 +11,23 @@ from .cost import Cost
 from .schedules import Schedule
 
 
-def removable(group: Group, round_to: int) -> list[int]:
-    """How many neurons a group may lose, ascending from 0, so that all its layers keep a multiple of round_to rows."""
+def removable(group: Group, round_to: int, max_rate: float = 1) -> list[int]:
+    """How many neurons a group may lose, ascending from 0.
+
+    Args:
+        group: with its neurons.
+        round_to: all its layers keep a multiple of so many rows.
+        max_rate: share of its neurons that it loses at most.
+    """
     rows = [group.written(writer).multiplicity for writer in group.writers]
     step = math.lcm(*(round_to // math.gcd(round_to, r) for r in rows))
-    return [0, *sorted(group.size - kept for kept in range(step, group.size, step))]
+    counts = sorted(group.size - kept for kept in range(step, group.size, step))
+    return [0, *(count for count in counts if count <= most(group.size, max_rate))]
+
+
+def most(size: int, max_rate: float) -> int:
+    """How many of ``size`` units, at least one of which stays, a share ``max_rate`` is."""
+    return min(size - 1, math.floor(max_rate * size + 1e-9))  # .9 of 10 is 9
 
 
 def reach(cost: Cost, choices: Sequence[Sequence[int]]) -> float:

@@ -34,6 +34,7 @@ class Goal:
     round_to: int
     ignore: Collection[str]
     latency_batch: int = 1
+    max_rate: float = 1
 
     def __post_init__(self) -> None:
         if not 0 < checks.number("rho", self.rho) < 1:
@@ -44,12 +45,15 @@ class Goal:
         checks.integer("round_to", self.round_to, 1)
         checks.patterns("ignore", self.ignore)
         checks.integer("latency_batch", self.latency_batch, 1)
+        if not 0 < checks.number("max_rate", self.max_rate) <= 1:
+            raise ValueError(f"expected max_rate in (0, 1], got {self.max_rate}")
 
     def described(self) -> dict[str, Any]:
         """The arguments as plain data, the same for all values that mean the same."""
         rates = self.allocation
         return asdict(self) | {
             "rho": float(self.rho),
+            "max_rate": float(self.max_rate),
             "ignore": sorted(self.ignore),
             "allocation": rates if isinstance(rates, str) else {name: float(rate) for name, rate in rates.items()},
         }
@@ -63,8 +67,14 @@ class Goal:
         whole = left_alone(model, groups, self.ignore)
         able = [g for g in groups if g.name not in whole]
         whole |= self.without_share(model, able)
-        narrow = [g.name for g in able if len(removable(g, self.round_to)) == 1]
-        return whole | dict.fromkeys(narrow, f"has no more than round_to={self.round_to} rows")
+        wide = [g for g in able if g.name not in whole]
+        stuck = {g.name: self._narrow(g) for g in wide if len(removable(g, self.round_to, self.max_rate)) == 1}
+        return whole | stuck
+
+    def _narrow(self, group: Group) -> str:
+        if len(removable(group, self.round_to)) == 1:
+            return f"has no more than round_to={self.round_to} rows"
+        return f"max_rate={self.max_rate} leaves it {group.size} neurons"
 
     def without_share(self, model: nn.Module, parts: Sequence[Part]) -> dict[str, str]:
         """Names of the parts that the allocation leaves whole -> why.
@@ -93,7 +103,7 @@ class Goal:
             ValueError: rho is out of reach.
         """
         cost = mac_cost(model, groups, trace, macs) if self.target == "macs" else parameter_cost(model, groups)
-        choices = [removable(g, self.round_to) for g in groups]
+        choices = [removable(g, self.round_to, self.max_rate) for g in groups]
         return self.fitted(model, groups, cost, choices, scores)
 
     def fitted(

@@ -97,7 +97,7 @@ def counts_within(
     Raises:
         ValueError: rho is out of reach.
     """
-    choices = [removable(g, goal.round_to) for g in groups]
+    choices = [removable(g, goal.round_to, goal.max_rate) for g in groups]
     cost = _measured(model, groups, choices, meter)
     check_reach(cost, choices, goal.rho)
     schedule, whole = goal.schedule(model, groups, cost, scores), [0] * len(groups)

@@ -12,8 +12,9 @@ from ..training.finetune import FineTune
 from .references import find
 
 _PASSED = (
-    "target", "round_to", "ignore", "structured", "images", "refresh", "precision", "memory", "analysis_seconds",
-    "latency_batch", "seed", "progress", "compensate", "compensation_images", "recalibrate_bn", "checkpoint",
+    "target", "round_to", "max_rate", "ignore", "structured", "images", "refresh", "precision", "memory",
+    "analysis_seconds", "latency_batch", "seed", "progress", "compensate", "compensation_images", "recalibrate_bn",
+    "checkpoint",
 )  # fmt: skip
 _REFERENCES = ("loss", "forward", "evaluate")
 

@@ -117,6 +117,9 @@ def _prune(parser: Parser) -> None:
     )  # fmt: skip
     _whole(group, "latency_batch", "samples in the forward pass that --target latency measures")
     _whole(group, "round_to", "layers keep a multiple of this many channels")
+    group.add_argument(
+        "--max-rate", type=float, metavar="SHARE", help="what a group loses at most" + _default("max_rate")
+    )
     _ignore(group)
     group.add_argument(
         "--structured", action=argparse.BooleanOptionalAction, help="remove whole neurons, or mask single weights"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..allocation.cost import WeightCost
+from ..allocation.fit import most
 from ..allocation.goal import ignored
 from ..bars import bar, standing
 from ..models.batches import Batch
@@ -74,7 +75,7 @@ class WeightRun:
         if not able:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in whole.items())
             raise ValueError(f"expected a model with weights to prune, found none ({reasons or 'no layers'})")
-        cost, choices = WeightCost(self.weights.total), [range(w.size) for w in able]
+        cost, choices = WeightCost(self.weights.total), [range(most(w.size, goal.max_rate) + 1) for w in able]
         with space.timed("ranking"):
             counts = goal.fitted(space.given, able, cost, choices, lambda: self._first_scores(able))
         self.todo = [(weight, count) for weight, count in zip(able, counts, strict=True) if count]

@@ -30,6 +30,21 @@ def test_what_a_group_may_lose_leaves_a_multiple_of_rows_or_all(size, rows, roun
 
 
 @pytest.mark.parametrize(
+    ("size", "round_to", "max_rate", "left"),
+    [
+        (10, 1, 0.9, range(10, 0, -1)),
+        (10, 1, 0.3, (10, 9, 8, 7)),
+        (10, 1, 0.05, (10,)),
+        (10, 4, 0.5, (10, 8)),
+        (10, 1, 1, range(10, 0, -1)),
+        (3, 1, 1 / 3, (3, 2)),
+    ],
+)
+def test_a_group_loses_no_larger_share_than_it_may(size, round_to, max_rate, left):
+    assert removable(group_of("a", size=size), round_to, max_rate) == [size - kept for kept in left]
+
+
+@pytest.mark.parametrize(
     ("size", "rows", "round_to", "widths"),
     [
         (12, 1, 1, range(12, 0, -1)),

@@ -22,11 +22,11 @@ def test_only_what_was_said_is_passed_on():
 
 def test_every_argument_of_prune_can_be_said(place):
     words = {
-        "target": ["macs"], "allocation": ["fc=0"], "round_to": ["8"], "ignore": ["a", "b.*"], "images": ["32"],
+        "target": ["macs"], "allocation": ["fc=0"], "round_to": ["8"], "max_rate": ["0.9"], "images": ["32"],
         "criterion": ["magnitude"], "refresh": ["full"], "precision": ["bfloat16"], "memory": ["512MiB"], "seed": ["3"],
         "analysis_seconds": ["9.5"], "finetune": ["steps=10", "lr=1e-3"], "compensate": ["mean"],
         "compensation_images": ["64"], "recalibrate_bn": ["256"], "loss": ["nets:squares"], "forward": ["nets:call"],
-        "latency_batch": ["8"], "checkpoint": ["run"], "evaluate": ["nets:number"],
+        "ignore": ["a", "b.*"], "latency_batch": ["8"], "checkpoint": ["run"], "evaluate": ["nets:number"],
     }  # fmt: skip
     line = [word for name, value in words.items() for word in ("--" + name.replace("_", "-"), *value)]
     found = prune_arguments(said("--structured", "--no-progress", *line))
