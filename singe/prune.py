@@ -253,6 +253,11 @@ def prepared(
             "and again",
             "group of neurons" if structured else "layer",
         )
+    if options.checkpoint is not None and getattr(loader, "persistent_workers", False):
+        log.warning(
+            "the loader's workers persist, and torch does not seed them again: a run that continues from its checkpoint "
+            "sees other samples if they draw at random; try persistent_workers=False"
+        )
     with plain_torch(device), preserved_random_state(loader):
         if not structured:
             sparse = of_weights(model, stream, options)

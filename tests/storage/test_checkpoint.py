@@ -436,3 +436,14 @@ def test_progress_that_contradicts_itself_is_refused(progress, change):
     change(data)
     with pytest.raises(ValueError, match="damaged"):
         Progress.from_json(data)
+
+
+def test_workers_that_persist_are_warned_about_where_a_run_may_continue(tmp_path, caplog):
+    class Persistent(list):
+        persistent_workers = True
+
+    loader = Persistent(vectors())
+    for directory, expected in ((None, 0), (tmp_path, 1)):
+        caplog.clear()
+        prune(mlp(), loader, directory, finetune=None)
+        assert sum("workers persist" in message for message in caplog.messages) == expected
