@@ -255,8 +255,8 @@ def prepared(
         )
     if options.checkpoint is not None and getattr(loader, "persistent_workers", False):
         log.warning(
-            "the loader's workers persist, and torch does not seed them again: a run that continues from its checkpoint "
-            "sees other samples if they draw at random; try persistent_workers=False"
+            "the loader's workers persist, and torch does not seed them again: a run that continues from its "
+            "checkpoint sees other samples if they draw at random; try persistent_workers=False"
         )
     with plain_torch(device), preserved_random_state(loader):
         if not structured:
