@@ -119,7 +119,7 @@ class PruneResult:
             ["loss", f"{self.loss_before:.4f}", f"{self.loss_after:.4f}", ""],
         ]
         if self.latency is not None:
-            name, change = f"latency of {self.latency.samples}", f"{-self.latency.removed:+.1%}"
+            name, change = f"latency, batch of {self.latency.samples}", f"{-self.latency.removed:+.1%}"
             rows.insert(2, [name, str(self.latency.before), str(self.latency.after), change])
         frozen = "".join(f"\nleft whole: {name} ({reason})" for name, reason in self.frozen.items())
         return table(["", "before", "after", "change"], rows) + frozen
