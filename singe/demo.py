@@ -113,7 +113,10 @@ def run(say: Say, rhos: tuple[float, ...] = (0.5, 0.8), epochs: int = 12) -> Non
     for name, net, s in zip(["unpruned", *(f"rho = {rho:g}" for rho in rhos)], models, seconds, strict=True):
         correct, macs = accuracy(net, [(images, labels)]), count_macs(net, images[:1])
         rows.append([name, f"{correct:.1%}", f"{count_parameters(net):,}", f"{macs:,}", f"{s * 1e3:.1f} ms"])
-    say("\n" + table(["network", "test accuracy", "parameters", "multiply-adds", f"latency, batch of {len(images)}"], rows))
+    say(
+        "\n"
+        + table(["network", "test accuracy", "parameters", "multiply-adds", f"latency, batch of {len(images)}"], rows)
+    )
 
     with tempfile.TemporaryDirectory() as directory:
         pruned[-1].save(directory)
