@@ -40,7 +40,7 @@ def test_latency_is_shown_where_it_was_measured():
     faster = LatencyChange(Latency(0.02, 0.019, 0.022, 9), Latency(0.015, 0.014, 0.0161, 9), 8)
     assert faster.removed == pytest.approx(0.25)
     lines = str(result(latency=faster)).splitlines()
-    assert lines[4].split() == "latency, batch of 8 20 ms (19 to 22) 15 ms (14 to 16.1) -25.0%".split()
+    assert " ".join(lines[4].split()) == "latency, batch of 8 20 ms (19 to 22) 15 ms (14 to 16.1) -25.0%"
     slower = LatencyChange(Latency(1, 1, 1, 9), Latency(1.1, 1, 2, 9), 1)
     assert slower.removed == pytest.approx(-0.1) and "+10.0%" in str(result(latency=slower))
 
