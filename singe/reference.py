@@ -33,6 +33,7 @@ from .graph.riders import find_riders
 from .graph.trace import Forward, Trace, trace
 from .models.batches import Batch
 from .models.copies import copy_of
+from .models.patterns import first_name
 from .models.weightnorm import plain_copy
 from .models.wrappers import unwrapped
 from .task import Loss, Task, cross_entropy
@@ -132,9 +133,9 @@ def score(
     graph = trace(work, task.inputs(batch), task.call)
     if fold(work, graph):
         graph = trace(work, task.inputs(batch), task.call)  # in which every batch norm has a shift of its own
-    parts = [
-        (g, _Literal(work, graph, g, batch, task).scores(chosen)) for g in groups_of(layer, find_groups(graph), work)
-    ]
+    layer = first_name(work, layer)
+    groups = groups_of(layer, find_groups(graph))
+    parts = [(group, _Literal(work, graph, group, batch, task).scores(chosen)) for group in groups]
     return in_layer_order(layer, parts)
 
 

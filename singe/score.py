@@ -12,6 +12,7 @@ from .graph.analysis import find_groups
 from .graph.groups import groups_of, in_layer_order
 from .graph.trace import Forward, trace
 from .models.isolation import plain_torch, preserved_random_state
+from .models.patterns import first_name
 from .models.precision import Precision, check_precision
 from .models.weightnorm import without_weight_norms
 from .models.wrappers import unwrapped
@@ -65,6 +66,7 @@ def score(
         work = without_weight_norms(checks.copied(model))
         checks.runs(work, here, task)
         graph = trace(work, task.inputs(here), task.call)
-        groups = groups_of(layer, find_groups(graph), work)
+        layer = first_name(work, layer)
+        groups = groups_of(layer, find_groups(graph))
         scores = scores_of(work, graph, groups, here, task, chosen, memory, precision)
     return in_layer_order(layer, list(zip(groups, scores, strict=True)))

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
-
-from ..models.wrappers import remark_on
+from torch import Tensor
 
 Role = Literal["writes", "reads", "width"]
 """What a slice is to its neurons: rows, biases and norms that ride along "write" them, columns "read" them, and a
@@ -96,15 +94,12 @@ def module_of(tensor: str) -> str:
     return tensor.rpartition(".")[0]
 
 
-def groups_of(layer: str, groups: Iterable[Group], model: nn.Module) -> list[Group]:
-    """The groups that own rows of a module.
+def groups_of(layer: str, groups: Iterable[Group]) -> list[Group]:
+    """The groups that own rows of a module, by its first name.
 
     Raises:
-        ValueError: no such module, or one that has no neurons.
+        ValueError: it has no neurons.
     """
-    if not isinstance(layer, str) or layer not in dict(model.named_modules()):
-        remark = remark_on(layer) if isinstance(layer, str) else ""
-        raise ValueError(f"expected the name of a module of {type(model).__name__}, got {layer!r}{remark}")
     found = [g for g in groups if layer in g.members]
     if not found:
         raise ValueError(

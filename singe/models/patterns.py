@@ -31,6 +31,19 @@ class Part(Protocol):
         """Names of its weights, in execution order."""
 
 
+def first_name(model: nn.Module, name: str) -> str:
+    """The first name of the module that goes by a name.
+
+    Raises:
+        ValueError: there is no such module.
+    """
+    known = dict(model.named_modules(remove_duplicate=False))
+    if not isinstance(name, str) or name not in known:
+        remark = remark_on(name) if isinstance(name, str) else ""
+        raise ValueError(f"expected the name of a module of {type(model).__name__}, got {name!r}{remark}")
+    return next(first for first, module in known.items() if module is known[name])
+
+
 def named_parts(model: nn.Module, parts: Iterable[Part], pattern: str, argument: str) -> set[str]:
     """Names of the parts with a member that a pattern names.
 

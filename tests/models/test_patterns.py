@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 from wiring import Wired
 
+import singe
 from singe.graph.analysis import find_groups
 from singe.graph.trace import trace
 from singe.models.patterns import named_parts
@@ -62,4 +63,7 @@ def test_brackets_in_a_name_and_second_names_are_names():
                   heads=nn.ModuleDict({"[a]": nn.Linear(5, 3)}))  # fmt: skip
     parts = find_groups(trace(model, torch.rand(4, 4)))
     assert named_parts(model, parts, "heads.[a]", "ignore") == {"heads.[a]"}
+    batch = torch.rand(6, 4), torch.arange(6) % 3
+    assert torch.equal(singe.score(model, batch, "again"), singe.score(model, batch, "body"))
+    assert torch.allclose(singe.reference.score(model, batch, "again"), singe.score(model, batch, "body"), rtol=1e-4)
     assert named_parts(model, parts, "again", "ignore") == named_parts(model, parts, "body", "ignore") == {"body"}
