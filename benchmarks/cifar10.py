@@ -47,7 +47,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--nodes", type=int, default=2, help="of integrated_gradient")
     parser.add_argument("--steps", type=int, default=1000, help="of fine-tuning in total; 0 for none")
     parser.add_argument("--when", default=singe.FineTune.when, help="to fine-tune: layer, neuron or after")
-    parser.add_argument("--lr", type=float, default=singe.FineTune.lr)
+    parser.add_argument("--lr", type=float, default=singe.FineTune().learning_rate)
     parser.add_argument("--compensate", default="least_squares", help="none, mean or least_squares")
     parser.add_argument("--compensation-images", type=int, default=1024)
     parser.add_argument("--recalibrate-bn", type=int, default=0, help="images to re-estimate batch norms on")

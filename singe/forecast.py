@@ -318,7 +318,7 @@ def _time_evaluations(space: Workspace, narrow: nn.Module | None, records: int, 
         records: of the run.
         seconds: what takes time -> how long; added to.
     """
-    observer, once = space.options.observer, space.seconds["evaluate"]
+    observer, once = space.options.observer, space.seconds_evaluating
     space.options = replace(space.options, observer=Observer())
     if space.evaluation_before is None:
         return

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, overload
 
 from torch import nn
 from torch.utils.data import SequentialSampler
@@ -35,10 +35,41 @@ from .task import Loss, Task, cross_entropy
 from .training.data import Stream
 from .training.finetune import FineTune
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # torch brings it
+
 log = logging.getLogger("singe")
 
 Neurons = TypeVar("Neurons", bound=NeuronRun)
 Weights = TypeVar("Weights", bound=WeightRun)
+
+
+class Arguments(TypedDict, total=False):
+    """Those of :func:`prune` that have defaults, for type checkers; see there."""
+
+    target: Target
+    criterion: str | Criterion
+    allocation: Allocation | None
+    round_to: int
+    max_rate: float
+    refresh: Refresh
+    compensate: Compensate | None
+    compensation_images: int
+    finetune: FineTune | None
+    images: int
+    loss: Loss | None
+    forward: Forward | None
+    ignore: Sequence[str]
+    recalibrate_bn: int
+    analysis_seconds: float
+    seed: int
+    memory: int
+    precision: Precision
+    latency_batch: int
+    progress: bool
+    checkpoint: str | os.PathLike[str] | None
+    evaluate: Evaluate | None
+    callbacks: Iterable[Callback]
 
 
 @overload
@@ -48,55 +79,20 @@ def prune(
     rho: float,
     *,
     structured: Literal[True] = ...,
-    target: Target = ...,
-    criterion: str | Criterion = ...,
-    allocation: Allocation | None = ...,
-    round_to: int = ...,
-    max_rate: float = ...,
-    refresh: Refresh = ...,
-    compensate: Compensate | None = ...,
-    compensation_images: int = ...,
-    finetune: FineTune | None = ...,
-    images: int = ...,
-    loss: Loss | None = ...,
-    forward: Forward | None = ...,
-    ignore: Sequence[str] = ...,
-    recalibrate_bn: int = ...,
-    analysis_seconds: float = ...,
-    seed: int = ...,
-    memory: int = ...,
-    precision: Precision = ...,
-    latency_batch: int = ...,
-    progress: bool = ...,
-    checkpoint: str | os.PathLike[str] | None = ...,
-    evaluate: Evaluate | None = ...,
-    callbacks: Iterable[Callback] = ...,
+    **arguments: Unpack[Arguments],
 ) -> PruneResult: ...
 
 
 @overload
 def prune(
-    model: nn.Module,
-    loader: Iterable[Any],
-    rho: float,
-    *,
-    structured: Literal[False],
-    criterion: str | Criterion = ...,
-    allocation: Allocation | None = ...,
-    max_rate: float = ...,
-    finetune: FineTune | None = ...,
-    images: int = ...,
-    loss: Loss | None = ...,
-    forward: Forward | None = ...,
-    ignore: Sequence[str] = ...,
-    recalibrate_bn: int = ...,
-    seed: int = ...,
-    memory: int = ...,
-    precision: Precision = ...,
-    progress: bool = ...,
-    evaluate: Evaluate | None = ...,
-    callbacks: Iterable[Callback] = ...,
+    model: nn.Module, loader: Iterable[Any], rho: float, *, structured: Literal[False], **arguments: Unpack[Arguments]
 ) -> SparseResult: ...
+
+
+@overload
+def prune(
+    model: nn.Module, loader: Iterable[Any], rho: float, *, structured: bool, **arguments: Unpack[Arguments]
+) -> PruneResult | SparseResult: ...
 
 
 def prune(

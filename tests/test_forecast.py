@@ -1,5 +1,6 @@
 import copy
 import sys
+import time
 
 import pytest
 import torch
@@ -162,3 +163,27 @@ def test_samples_are_spread_and_what_lies_between_is_interpolated(monkeypatch):
     monkeypatch.setattr(forecast_module, "SAMPLED", -1)
     assert forecast_module._sampled(100, str) == {99: "99", 0: "0"}
     assert forecast_module._interpolated({4: 8.0, 0: 0.0, 2: 0.0}, 5) == [0, 0, 0, 4, 8]
+
+
+def test_what_evaluations_took_before_is_not_what_one_takes(model, loader, tmp_path, monkeypatch):
+    seconds = []
+
+    def evaluate(network):
+        time.sleep(0.05)
+        seconds.append(0.05)
+        return 1.0
+
+    arguments = {"images": 8, "finetune": None, "progress": False, "checkpoint": tmp_path, "evaluate": evaluate}
+    take, done = Turn.take, []
+
+    def interrupted(self):
+        if done:
+            raise KeyboardInterrupt
+        done.append(pruned := take(self))
+        return pruned
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Turn, "take", interrupted)
+        singe.prune(model, loader, 0.3, **arguments)
+    rest = singe.forecast(model, loader, 0.3, **arguments)
+    assert rest.seconds["evaluate"] / (len(rest.parts) + 1) == pytest.approx(0.05, rel=0.6)

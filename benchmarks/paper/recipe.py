@@ -26,7 +26,7 @@ from singe.training.finetune import Tuner, When
 from singe.training.recalibration import recalibrate, running_norms
 
 RECALIBRATION_IMAGES = 2048
-LR = singe.FineTune().lr
+LR = singe.FineTune().learning_rate
 """The default learning rate of fine-tuning."""
 _TUNING, _RECALIBRATION, SCORING = range(1 << 19, (1 << 19) + 3)
 """Phases of a seed that batches are drawn in; a run of singe.prune uses lower ones."""

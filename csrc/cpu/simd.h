@@ -26,13 +26,20 @@ namespace singe::simd {
 enum class Level { base, v3, v4 };
 
 // What this machine runs: v3 is AVX2 and what came with it, v4 is AVX-512. All that the targets above allow
-// is asked for: a virtual machine may hide any of it.
+// is asked for, as far as the compiler can: a virtual machine may hide any of it.
 inline Level level() {
 #if SINGE_X86
   static const Level best = [] {
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("x86-64-v4")) return Level::v4;
-    return __builtin_cpu_supports("x86-64-v3") ? Level::v3 : Level::base;
+#if defined(__clang__) || __GNUC__ < 12  // which do not know the levels by name
+    const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+    const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#else
+    const bool v3 = __builtin_cpu_supports("x86-64-v3"), v4 = __builtin_cpu_supports("x86-64-v4");
+#endif
+    return v4 ? Level::v4 : v3 ? Level::v3 : Level::base;
   }();
   return best;
 #else

@@ -116,7 +116,7 @@ def counts_within(
 
 def _measured(model: nn.Module, groups: Sequence[Group], choices: Sequence[Sequence[int]], meter: Meter) -> LatencyCost:
     """The cost of networks, from those at a few levels."""
-    networks = [[_level(own, g.size, level) for own, g in zip(choices, groups, strict=True)] for level in LEVELS]
+    networks = [[_level(own, level) for own in choices] for level in LEVELS]
     table = LatencyTable(model, groups, networks, meter.modules(networks))
     seconds = meter.whole(networks)
     cost = LatencyCost(table, seconds[0], networks[-1])
@@ -126,8 +126,8 @@ def _measured(model: nn.Module, groups: Sequence[Group], choices: Sequence[Seque
     return cost
 
 
-def _level(choices: Sequence[int], size: int, level: float) -> int:
-    return min(choices, key=lambda count: abs(count - level * size))
+def _level(choices: Sequence[int], level: float) -> int:
+    return min(choices, key=lambda count: abs(count - level * choices[-1]))
 
 
 def _halfway(shares: Sequence[float], rho: float) -> float:

@@ -56,7 +56,7 @@ class Claims:
         if name not in self._rows:
             return self.rows_of(name, dim, self._owners.issue((size,)))
         if "writes" in self._roles[name, dim]:
-            return self.rows_of(name, dim, self._rows[name])
+            return self._claims[name, dim]
         owners = self._owners.issue((size,))  # as a convolution's and a transposed one's, tied
         self.claim(name, dim, owners, "writes")
         self.freeze(weight, f"layers write along different axes of the weight {name}")

@@ -17,7 +17,7 @@ from ..graph.trace import Trace, named_tensors, trace
 from ..models.batches import Batch
 from ..removal.surgery import Removed
 from ..survey import few
-from ..timing.stopwatch import timed
+from ..timing.stopwatch import Stopwatch, timed
 from ..training.collapse import Watch
 from ..training.data import Stream
 from ..training.finetune import Tuner
@@ -42,6 +42,7 @@ class Workspace:
         watch: knows the loss before pruning.
         evaluation_before: what the user's ``evaluate`` says of the unpruned network; this and what follows once the
             run is rehearsed.
+        seconds_evaluating: that this took.
         tuner: what fine-tunes the model, if it is to be.
     """
 
@@ -49,6 +50,7 @@ class Workspace:
     sample: Any
     watch: Watch
     evaluation_before: float | None = None
+    seconds_evaluating: float = 0
     tuner: Tuner | None = None
 
     def __init__(self, given: nn.Module, model: nn.Module, stream: Stream, options: Options) -> None:
@@ -120,8 +122,10 @@ class Workspace:
             TypeError, ValueError: ``evaluate`` does not return a finite number, the model cannot be trained, or the
                 loader does not suit batch norms that are to be recalibrated.
         """
-        o = self.options
-        self.evaluation_before = self.evaluation()
+        o, watch = self.options, Stopwatch()
+        with watch:
+            self.evaluation_before = self.evaluation()
+        self.seconds_evaluating = watch.seconds
         if o.finetune is not None:
             self.tuner = Tuner(
                 o.finetune, self.model, self.stream, o.task, self.still,

@@ -160,7 +160,7 @@ class Checkpoint:
                 key, _, parameter = name.removeprefix("optimizer/").partition("/")
                 held = expected.get(f"model/{parameter}")
                 if optimizer is not None and held is not None:
-                    value = torch.empty(()) if file.scalar(name) else torch.empty_like(held)  # such as Adam's step
+                    value = torch.empty(()) if key == "step" else torch.empty_like(held)  # Adam's, on the CPU
                     expected[name] = optimizer.state[held][key] = value
             file.check(expected)
             file.copy(expected)

@@ -136,10 +136,6 @@ class TensorFile:
         self.metadata: dict[str, str] = file.metadata() or {}
         self.names = set(file.keys())
 
-    def scalar(self, name: str) -> bool:
-        """Whether a tensor has no axes."""
-        return not self._file.get_slice(name).get_shape()
-
     def check(self, tensors: Mapping[str, Tensor]) -> None:
         """Raises ValueError unless the file holds tensors of these names, shapes and dtypes, and no others."""
         if self.names != set(tensors):

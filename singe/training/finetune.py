@@ -26,8 +26,8 @@ from .distillation import Teacher
 
 When = Literal["after", "layer", "neuron"]
 
-ADAM_LR = 0.01
-"""The most that AdamW, whose steps are about as long as that in every weight, may move a trained network by."""
+LEARNING_RATES = {"sgd": 0.02, "adamw": 2e-4}
+"""By default."""
 
 DISTILLED = 0.5
 """The default share of the loss that is the divergence from the unpruned network's answers."""
@@ -40,7 +40,7 @@ class FineTune:
     Args:
         steps: optimiser steps in the whole run, spread evenly over its pauses.
         when: the pauses: all "after" pruning, after every "layer" (group of neurons), or after every "neuron".
-        lr: learning rate before it falls; with "adamw" at most .01, and rather 1e-5 to 1e-3.
+        lr: learning rate before it falls; None for .02 with "sgd" and 2e-4 with "adamw", where at most .01 is allowed.
         momentum: of SGD, or the first of Adam's betas, in [0, 1).
         weight_decay: on weights of two and more axes; biases and batch norms are not decayed.
         decay: share of the steps, the last ones, over which the learning rate falls to zero, in [0, 1].
@@ -56,7 +56,7 @@ class FineTune:
 
     steps: int = 1000
     when: When = "after"
-    lr: float = 0.02
+    lr: float | None = None
     momentum: float = 0.9
     weight_decay: float = 5e-4
     decay: float = 0.3
@@ -71,12 +71,13 @@ class FineTune:
             raise ValueError(f"expected optimizer 'sgd' or 'adamw', got {self.optimizer!r}")
         if self.when not in ("after", "layer", "neuron"):
             raise ValueError(f"expected when='after', 'layer' or 'neuron', got {self.when!r}")
-        for name in ("lr", "momentum", "weight_decay", "decay"):
+        for name in ("momentum", "weight_decay", "decay"):
             checks.number(name, getattr(self, name))
-        if not 0 < self.lr < math.inf:
+        checks.number("lr", self.learning_rate)
+        if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"expected lr > 0, got {self.lr!r}")
-        if self.optimizer == "adamw" and self.lr > ADAM_LR:
-            raise ValueError(f"expected lr <= {ADAM_LR} with optimizer='adamw', rather 1e-5 to 1e-3, got {self.lr!r}")
+        if self.optimizer == "adamw" and self.learning_rate > 0.01:  # a step moves every weight by about that much
+            raise ValueError(f"expected lr <= 0.01 with optimizer='adamw', rather 1e-5 to 1e-3, got {self.lr!r}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"expected momentum in [0, 1), got {self.momentum!r}")
         if not 0 <= self.decay <= 1:
@@ -89,6 +90,11 @@ class FineTune:
             raise ValueError(f"expected hints >= 0, got {self.hints!r}")
         if self.precision is not None:
             check_name(self.precision)
+
+    @property
+    def learning_rate(self) -> float:
+        """Before it falls: ``lr``, or what is usual with the optimiser."""
+        return LEARNING_RATES[self.optimizer] if self.lr is None else self.lr
 
     def distilled(self, task: Task) -> float:
         """The share of the loss that comes from the unpruned network."""
@@ -236,7 +242,7 @@ class Tuner:
         if not math.isfinite(value):
             raise ValueError(
                 f"expected a finite loss, got {value} at fine-tuning step {self._step + 1} of "
-                f"{self._plan.steps}; try a smaller lr than {self._plan.lr}"
+                f"{self._plan.steps}; try a smaller lr than {self._plan.learning_rate}"
             )
         self.optimizer.step()
 
@@ -255,7 +261,7 @@ class Tuner:
     def _learning_rate(self) -> float:
         falling = self._plan.decay * self._plan.steps
         left = self._plan.steps - self._step
-        return self._plan.lr * (min(1.0, left / falling) if falling else 1.0)
+        return self._plan.learning_rate * (min(1.0, left / falling) if falling else 1.0)
 
 
 def _optimizer(plan: FineTune, trained: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
@@ -265,8 +271,8 @@ def _optimizer(plan: FineTune, trained: Sequence[nn.Parameter]) -> torch.optim.O
     ]
     groups = [g for g in groups if g["params"]]
     if plan.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=plan.lr, betas=(plan.momentum, 0.999))
-    return torch.optim.SGD(groups, lr=plan.lr, momentum=plan.momentum, nesterov=plan.momentum > 0)
+        return torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(plan.momentum, 0.999))
+    return torch.optim.SGD(groups, lr=plan.learning_rate, momentum=plan.momentum, nesterov=plan.momentum > 0)
 
 
 class _Answering(nn.Module):

@@ -173,3 +173,15 @@ def test_a_convolution_and_a_transposed_one_with_one_weight_are_left_whole(rank)
         model, [(x, x)], 0.2, loss=lambda o, b: F.mse_loss(o, b[0]), images=4, finetune=None, progress=False
     )
     assert {record.group for record in result.history} == {"m"}
+
+
+@pytest.mark.parametrize("channels", [4, 6])
+def test_a_weight_that_a_convolution_and_two_transposed_ones_take_is_left_whole(channels):
+    def wiring(m, x):
+        y = F.conv_transpose2d(m.c(x).relu(), m.c.weight)
+        return m.d(y.relu() + F.conv_transpose2d(m.n(m.c(x).relu()).relu(), m.c.weight))
+
+    model = Wired(wiring, c=nn.Conv2d(channels, 6, 3), n=nn.Conv2d(6, 6, 1), d=nn.Conv2d(channels, 3, 1))
+    groups = find_groups(trace(model, normal(2, channels, 6, 6)))
+    assert all(group.frozen for group in groups if "c.weight" in {s.tensor for s in group.slices})
+    assert {group.size for group in groups} <= {3, channels, 6}

@@ -447,3 +447,29 @@ def test_workers_that_persist_are_warned_about_where_a_run_may_continue(tmp_path
         caplog.clear()
         prune(mlp(), loader, directory, finetune=None)
         assert sum("workers persist" in message for message in caplog.messages) == expected
+
+
+class Scaled(MLP):
+    """With a parameter of no axes, whose momentum has none either."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x):
+        return self.scale * super().forward(x)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_run_with_a_parameter_of_no_axes_goes_on(tmp_path, monkeypatch, optimizer):
+    def run(directory):
+        x, y = vectors().dataset.tensors
+        loader = DataLoader(TensorDataset(x.double(), y), batch_size=8, shuffle=True)
+        tuned = FineTune(20, "layer", 0.002, optimizer=optimizer)
+        return prune(randomised(Scaled()).double(), loader, directory, finetune=tuned)
+
+    undisturbed = run(None)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_after(patch, 2)
+        run(tmp_path)
+    same_runs(run(tmp_path), undisturbed)

@@ -192,8 +192,10 @@ def test_bad_arguments_are_refused_by_name(option, value, kind):
 
 
 def test_learning_rates_of_sgd_are_refused_for_adamw():
+    assert singe.FineTune(optimizer="adamw").learning_rate == 2e-4 and singe.FineTune().learning_rate == 0.02
+    assert singe.FineTune(optimizer="adamw", lr=1e-3).learning_rate == 1e-3
     with pytest.raises(ValueError, match=r"expected lr <= 0\.01 with optimizer='adamw', .* got 0\.02"):
-        singe.FineTune(optimizer="adamw")
+        singe.FineTune(optimizer="adamw", lr=0.02)
 
 
 def test_the_boundaries_of_the_arguments_are_allowed():
