@@ -94,9 +94,8 @@ def test_the_model_the_random_state_and_the_checkpoint_stay_as_they_are(model, l
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_that_was_interrupted_is_told_the_rest(model, loader, tmp_path, monkeypatch):
-    arguments = {"images": 8, "finetune": FineTune(steps=12), "progress": False, "checkpoint": tmp_path}
-    whole = singe.forecast(model, loader, 0.3, **arguments)
+def interrupted_after_a_group(monkeypatch, *arguments, **options):
+    """A run that ends when its first group is pruned."""
     take, done = Turn.take, []
 
     def one_group(self):
@@ -107,7 +106,13 @@ def test_a_run_that_was_interrupted_is_told_the_rest(model, loader, tmp_path, mo
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Turn, "take", one_group)
-        singe.prune(model, loader, 0.3, **arguments)
+        singe.prune(*arguments, **options)
+
+
+def test_a_run_that_was_interrupted_is_told_the_rest(model, loader, tmp_path, monkeypatch):
+    arguments = {"images": 8, "finetune": FineTune(steps=12), "progress": False, "checkpoint": tmp_path}
+    whole = singe.forecast(model, loader, 0.3, **arguments)
+    interrupted_after_a_group(monkeypatch, model, loader, 0.3, **arguments)
     (file,) = tmp_path.iterdir()
     written = file.read_bytes()
     rest = singe.forecast(model, loader, 0.3, **arguments)
@@ -166,24 +171,12 @@ def test_samples_are_spread_and_what_lies_between_is_interpolated(monkeypatch):
 
 
 def test_what_evaluations_took_before_is_not_what_one_takes(model, loader, tmp_path, monkeypatch):
-    seconds = []
+    arguments = {"images": 8, "finetune": None, "progress": False, "checkpoint": tmp_path}
 
-    def evaluate(network):
-        time.sleep(0.05)
-        seconds.append(0.05)
+    def slow(network):
+        time.sleep(0.5)
         return 1.0
 
-    arguments = {"images": 8, "finetune": None, "progress": False, "checkpoint": tmp_path, "evaluate": evaluate}
-    take, done = Turn.take, []
-
-    def interrupted(self):
-        if done:
-            raise KeyboardInterrupt
-        done.append(pruned := take(self))
-        return pruned
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Turn, "take", interrupted)
-        singe.prune(model, loader, 0.3, **arguments)
-    rest = singe.forecast(model, loader, 0.3, **arguments)
-    assert rest.seconds["evaluate"] / (len(rest.parts) + 1) == pytest.approx(0.05, rel=0.6)
+    interrupted_after_a_group(monkeypatch, model, loader, 0.3, evaluate=slow, **arguments)
+    rest = singe.forecast(model, loader, 0.3, evaluate=lambda network: 1.0, **arguments)
+    assert 0 < rest.seconds["evaluate"] / (len(rest.parts) + 1) < 0.25
