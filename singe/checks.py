@@ -187,7 +187,7 @@ def patterns(name: str, value: Any) -> None:
         raise TypeError(f"expected a list of module names for {name}, got {value!r}")
 
 
-def copied(model: nn.Module) -> nn.Module:
+def working_copy(model: nn.Module) -> nn.Module:
     """A copy in eval mode, to work on.
 
     Raises:

@@ -147,7 +147,7 @@ class GradualPruner:
 
     def _look(self, batch: Batch, seconds: float) -> None:
         """Finds the groups that may lose neurons, and refuses a network that cannot be scored."""
-        work = checks.copied(self._model)
+        work = checks.working_copy(self._model)
         checks.runs(work, batch, self._task)
         self._trace = trace(work, self._task.inputs(batch), self._task.call)
         checks.own_weights(self._model, self._trace)
@@ -195,7 +195,7 @@ class GradualPruner:
         return done
 
     def _round(self, stream: Stream, epoch: int) -> RoundRecord:
-        began, batch, work = time.perf_counter(), self._samples(stream, epoch), checks.copied(self._model)
+        began, batch, work = time.perf_counter(), self._samples(stream, epoch), checks.working_copy(self._model)
         groups = list(self._groups.values())
         loss_start, evaluation_start = self._evaluate(work, batch), self._observer.evaluation(work)
         found = scores_of(work, self._trace, groups, batch, self._task, self._criterion, self._memory)
@@ -278,7 +278,7 @@ class GradualPruner:
             log.warning("nothing is removed: no round has taken place until epoch %d", self.epoch)
         with plain_torch(self._device), torch.no_grad(), preserved_random_state(self._loader):
             zero(self._model, self._zeros)
-            work = checks.copied(self._model)
+            work = checks.working_copy(self._model)
             compact(work, plan.removed())
             check_result(self._model, work, plan, self._sample, task.call)
             loss_before, loss_after = self._losses(work)

@@ -128,7 +128,7 @@ def inspect(
     task, device = Task(forward), checks.sound_model(model)
     with plain_torch(device), torch.no_grad(), preserved_random_state():
         batch = checks.example(example, device, task)
-        work = without_weight_norms(checks.copied(model))
+        work = without_weight_norms(checks.working_copy(model))
         checks.runs(work, batch, task)
         graph = trace(work, task.inputs(batch), task.call)
         checks.own_weights(model, graph)

@@ -127,7 +127,7 @@ class PruneResult:
 
 def compared(before: nn.Module, after: nn.Module, inputs: Any, task: Task) -> LatencyChange:
     """How long a forward pass of two networks takes; in eval mode, on copies of the first."""
-    first, second = latencies([checks.copied(before), after], inputs, forward=task.forward, rounds=ROUNDS)
+    first, second = latencies([checks.working_copy(before), after], inputs, forward=task.forward, rounds=ROUNDS)
     return LatencyChange(first, second, length(inputs))
 
 

@@ -63,7 +63,7 @@ def score(
     with plain_torch(device), preserved_random_state():
         task = Task(forward, loss or cross_entropy)
         here = checks.batch_of(batch, device, task)
-        work = without_weight_norms(checks.copied(model))
+        work = without_weight_norms(checks.working_copy(model))
         checks.runs(work, here, task)
         graph = trace(work, task.inputs(here), task.call)
         layer = first_name(work, layer)

@@ -108,7 +108,7 @@ class SingeImportance:
 
     def _scores(self, group: Any) -> Tensor | None:
         batch = checks.batch_of(self.batch, self._device, self._task)
-        work = checks.copied(self._model)
+        work = checks.working_copy(self._model)
         graph, groups = self._look(work, batch)
         writers = self._writers(group)
         own = [g for g in groups if any(_written(g, name) for name, _, _ in writers)]

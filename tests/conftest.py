@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import settings
 from torch import Tensor, nn
+from torch._C import DispatchKey
+from torch.export import exported_program
 from torch.utils.data import DataLoader, TensorDataset
 
 from singe import demo
@@ -19,6 +21,11 @@ settings.load_profile("repeatable")
 # what imports made, and the graphs of networks, are looked through again and again otherwise: a tenth of all time
 gc.freeze()
 gc.set_threshold(100_000, 50, 100)
+
+# each export prepares some 500 operators for every backend that torch knows: a fifth of an export of a small network
+for keys in ("_AUTOGRAD_ALIAS_BACKEND_KEYS_TO_OVERRIDE", "_BACKEND_KEYS_TO_OVERRIDE"):
+    backends: list[DispatchKey] = getattr(exported_program, keys, [])
+    backends[:] = [key for key in backends if key.name.endswith(("CPU", "CUDA", "Meta"))]
 
 
 @pytest.fixture(scope="session")

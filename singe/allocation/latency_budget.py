@@ -19,7 +19,7 @@ from ..timing.latency import latencies
 from ..timing.module_times import module_times
 from .fit import check_reach, fit, reach, removable
 from .goal import Goal
-from .latency_cost import LatencyCost, LatencyTable, Removed
+from .latency_cost import LatencyCost, LatencyTable, Lost
 
 log = logging.getLogger("singe")
 
@@ -39,10 +39,10 @@ _ROUNDS_WHOLE = 30
 class Meter(Protocol):
     """Measures how long networks take that have lost neurons; the networks of one call are measured in turns."""
 
-    def modules(self, networks: Sequence[Removed]) -> list[dict[str, float]]:
+    def modules(self, networks: Sequence[Lost]) -> list[dict[str, float]]:
         """For each network, module name -> seconds that it takes without the modules that it calls."""
 
-    def whole(self, networks: Sequence[Removed]) -> list[float]:
+    def whole(self, networks: Sequence[Lost]) -> list[float]:
         """Seconds of a forward pass of each network."""
 
 
@@ -59,20 +59,20 @@ class Machine:
     def __init__(self, model: nn.Module, groups: Sequence[Group], batch: Batch, task: Task) -> None:
         self._model, self._groups, self._batch, self._task = model, groups, batch, task
 
-    def modules(self, networks: Sequence[Removed]) -> list[dict[str, float]]:
+    def modules(self, networks: Sequence[Lost]) -> list[dict[str, float]]:
         """See :class:`Meter`."""
         return module_times(self._made(networks), self._batch, self._task, _ROUNDS_MODULES)
 
-    def whole(self, networks: Sequence[Removed]) -> list[float]:
+    def whole(self, networks: Sequence[Lost]) -> list[float]:
         """See :class:`Meter`."""
         example, forward = self._task.inputs(self._batch), self._task.forward
         found = latencies(self._made(networks), example, forward=forward, rounds=_ROUNDS_WHOLE)
         return [latency.median for latency in found]
 
-    def _made(self, networks: Sequence[Removed]) -> list[nn.Module]:
+    def _made(self, networks: Sequence[Lost]) -> list[nn.Module]:
         return [self._cut(removed) for removed in networks]
 
-    def _cut(self, removed: Removed) -> nn.Module:
+    def _cut(self, removed: Lost) -> nn.Module:
         plan = Plan()
         for group, count in zip(self._groups, removed, strict=True):
             plan.add(group, list(range(count)))

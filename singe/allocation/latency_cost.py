@@ -11,7 +11,7 @@ from ..graph.groups import Group, module_of
 from .cost import parameter_cost
 from .isotonic import Rising
 
-Removed = Sequence[int]
+Lost = Sequence[int]
 """How many neurons each group has lost."""
 
 
@@ -32,7 +32,7 @@ class LatencyTable:
         self,
         model: nn.Module,
         groups: Sequence[Group],
-        measured: Sequence[Removed],
+        measured: Sequence[Lost],
         seconds: Sequence[Mapping[str, float]],
     ) -> None:
         self._elements = parameter_cost(model, groups)
@@ -50,7 +50,7 @@ class LatencyTable:
                 points[module].append((self._left(module, self._elements.saved(removed)), taken))
         self._curves = {module: Rising(own) for module, own in points.items() if self._held[module]}
 
-    def saved(self, removed: Removed) -> float:
+    def saved(self, removed: Lost) -> float:
         """Seconds that are saved."""
         gone = self._elements.saved(removed)
         return sum(curve(1.0) - curve(self._left(module, gone)) for module, curve in self._curves.items())
@@ -81,7 +81,7 @@ class LatencyCost:
         most: how many neurons each group may lose.
     """
 
-    def __init__(self, table: LatencyTable, seconds: float, most: Removed) -> None:
+    def __init__(self, table: LatencyTable, seconds: float, most: Lost) -> None:
         self.total = round(1e9 * seconds)
         self.grain = self.total // 200
         self._table = table
@@ -90,7 +90,7 @@ class LatencyCost:
         alone = [table.saved([n * (i == part) for i, n in enumerate(most)]) for part in range(len(most))]
         self._units = [round(1e9 * s / max(1, n)) for s, n in zip(alone, most, strict=True)]
 
-    def learn(self, removed: Removed, share: float) -> None:
+    def learn(self, removed: Lost, share: float) -> None:
         """Learns which share of the latency was gone when a network was measured as a whole."""
         self._learned.append((self._table.saved(removed), max(0.0, share)))
         self._share = Rising(self._learned)
@@ -100,11 +100,11 @@ class LatencyCost:
         """All that has been learned, in the order of removal."""
         return [share for _, share in sorted(self._learned)]
 
-    def gone(self, removed: Removed) -> int:
+    def gone(self, removed: Lost) -> int:
         """See :class:`singe.allocation.cost.Cost`."""
         return round(self.total * self._share(self._table.saved(removed)))
 
-    def unit(self, removed: Removed, part: int) -> int:
+    def unit(self, removed: Lost, part: int) -> int:
         """What a neuron of a group saves on average: time falls in steps, which one neuron triggers or does not."""
         return self._units[part]
 

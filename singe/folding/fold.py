@@ -73,7 +73,7 @@ def fold_batchnorm(model: nn.Module, example: Any, *, forward: Forward | None = 
     task, device = Task(forward), checks.sound_model(model)
     with plain_torch(device), torch.no_grad(), preserved_random_state():
         batch = checks.example(example, device, task)
-        work = checks.copied(model)
+        work = checks.working_copy(model)
         checks.runs(work, batch, task)
         folded, unfolded = _fold_all(work, trace(work, task.inputs(batch), task.call), _Answers(work, batch, task))
         same_modes(work, model)

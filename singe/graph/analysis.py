@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from .claims import Claims, Weight
+from .claims import Claims, StoredTensor
 from .groups import Group
 from .mirrors import NOBODY
 from .nodes import place_of
@@ -50,7 +50,7 @@ def analyse(trace: Trace, training: Trace | None = None) -> tuple[list[Group], d
 def _follow(trace: Trace, owners: Owners, claims: Claims) -> None:
     """Runs a trace on owners."""
     rules = Rules(owners, claims, trace)
-    env: Env = {node: Weight(name, tuple(node.meta["val"].shape)) for node, name in trace.state.items()}
+    env: Env = {node: StoredTensor(name, tuple(node.meta["val"].shape)) for node, name in trace.state.items()}
     env |= {node: torch.tensor(NOBODY).expand(value.shape) for node, value in trace.constants.items()}
     env |= {node: fixed(owners, trace.shape(node, trace.example_batch), "network input") for node in trace.inputs}
 
@@ -68,7 +68,7 @@ def _follow(trace: Trace, owners: Owners, claims: Claims) -> None:
 
     trace.run(trace.nodes, env, trace.example_batch, keep=trace.outputs, call=call)
     for node in trace.outputs:
-        if isinstance(env[node], Weight):
+        if isinstance(env[node], StoredTensor):
             claims.freeze(env[node], "network output")
         else:
             owners.freeze(env[node], "network output")

@@ -22,7 +22,7 @@ Footprint = tuple[tuple[Axis, int], ...]
 
 
 @dataclass(frozen=True)
-class Weight:
+class StoredTensor:
     """Stands for a parameter or buffer while the graph runs on owners."""
 
     name: str
@@ -43,14 +43,14 @@ class Claims:
         self._rows: dict[str, Tensor] = {}
         self._elements: dict[str, Tensor] = {}
         self._widths: dict[str, list[Tensor]] = defaultdict(list)
-        self._frozen: dict[str, tuple[Weight, str]] = {}
+        self._frozen: dict[str, tuple[StoredTensor, str]] = {}
 
     def claim(self, tensor: str, dim: int, owners: Tensor, role: Role) -> None:
         """Records that index i along ``dim`` of a parameter or buffer belongs to owners[i]."""
         self._owners.unite(self._claims.setdefault((tensor, dim), owners), owners)
         self._roles[tensor, dim].add(role)
 
-    def rows(self, weight: Weight, dim: int) -> Tensor:
+    def rows(self, weight: StoredTensor, dim: int) -> Tensor:
         """int64 [rows]: the owners of a weight's rows, which lie along ``dim``; the same whenever it is used."""
         name, size = weight.name, weight.shape[dim]
         if name not in self._rows:
@@ -68,7 +68,7 @@ class Claims:
         self.claim(weight, dim, owners, "writes")
         return owners
 
-    def elements(self, weight: Weight) -> Tensor:
+    def elements(self, weight: StoredTensor) -> Tensor:
         """An owner for each element of a parameter or buffer that is an operand like any other."""
         if weight.name not in self._elements:
             self._elements[weight.name] = self._owners.issue(weight.shape)
@@ -78,7 +78,7 @@ class Claims:
         """Records that an integer attribute may be the number of ``owners`` (int64 [size])."""
         self._widths[attribute].append(owners)
 
-    def freeze(self, weight: Weight, reason: str) -> None:
+    def freeze(self, weight: StoredTensor, reason: str) -> None:
         """Marks every neuron that owns a part of a parameter as not removable."""
         self._frozen.setdefault(weight.name, (weight, reason))
 

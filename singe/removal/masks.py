@@ -23,7 +23,7 @@ Masks = Mapping[str, Tensor]
 
 
 @torch.no_grad()
-def zero(parameter: Tensor, kept: Tensor, optimizer: Optimizer | None = None) -> None:
+def zero_out(parameter: Tensor, kept: Tensor, optimizer: Optimizer | None = None) -> None:
     """Zeroes a parameter where a mask says so, and the optimiser's state for these weights."""
     state = optimizer.state.get(parameter, {}) if optimizer is not None else {}
     for tensor in (parameter, *state.values()):

@@ -50,7 +50,7 @@ class NeuronWorkspace(Workspace):
 
     def __init__(self, given: nn.Module, stream: Stream, options: Options) -> None:
         self.norms = weight_norms(given)
-        super().__init__(given, without_weight_norms(checks.copied(given)), stream, options)
+        super().__init__(given, without_weight_norms(checks.working_copy(given)), stream, options)
         self.original = plain_copy(given) if self.norms else given
 
     def begin(self, progress: Progress) -> None:

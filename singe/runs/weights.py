@@ -48,7 +48,7 @@ class WeightRun:
     """
 
     def __init__(self, model: nn.Module, stream: Stream, options: Options) -> None:
-        self.space = Workspace(model, checks.copied(model), stream, options)
+        self.space = Workspace(model, checks.working_copy(model), stream, options)
         self.space.analyse()
         self.weights = find_weights(self.space.trace, self.space.model)
         self.todo: list[tuple[Weight, int]] = []
@@ -127,7 +127,7 @@ class WeightRun:
         """Zeroes what is masked."""
         tuner = self.space.tuner
         for name, kept in self._kept.items():
-            masks.zero(self.space.model.get_parameter(name), kept, None if tuner is None else tuner.optimizer)
+            masks.zero_out(self.space.model.get_parameter(name), kept, None if tuner is None else tuner.optimizer)
 
     def _first_scores(self, weights: Sequence[Weight]) -> list[Tensor]:
         """Every weight's scores in the unpruned network, on one batch."""

@@ -86,7 +86,7 @@ def export_onnx(
         raise ValueError(f"expected at most {LARGEST} bytes of weights for one ONNX file, got {size}")
     with plain_torch(device), preserved_random_state(), torch.no_grad():
         batch = checks.example(inputs, device, task)
-        work = without_weight_norms(checks.copied(model))
+        work = without_weight_norms(checks.working_copy(model))
         checks.runs(work, batch, task)
         example = task.inputs(batch)
         if dynamic_batch and length(example) == 1:  # a single sample would be taken for a constant

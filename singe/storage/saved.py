@@ -108,7 +108,7 @@ def _load_masked(model: nn.Module, path: Path) -> nn.Module:
     _read_weights(model, path, "masks", digest("", kept))
     for name, mask in kept.items():
         kept[name] = mask.to(parameters[name].device)
-        masks.zero(parameters[name], kept[name])
+        masks.zero_out(parameters[name], kept[name])
     return model if permanent else masks.put_on(model, kept)
 
 

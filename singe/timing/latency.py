@@ -92,7 +92,7 @@ def latencies(
     with evaluating(models), preserved_random_state(), torch.no_grad():
         for model, batch in zip(models, batches, strict=True):
             checks.answers(model, batch, task)
-        return in_turns([partial(timed, m, b, task) for m, b in zip(models, batches, strict=True)], rounds)
+        return in_turns([partial(call_seconds, m, b, task) for m, b in zip(models, batches, strict=True)], rounds)
 
 
 def in_turns(calls: Sequence[Callable[[], float]], rounds: int) -> list[Latency]:
@@ -110,7 +110,7 @@ def in_turns(calls: Sequence[Callable[[], float]], rounds: int) -> list[Latency]
     return [Latency.of(seconds) for seconds in zip(*turns, strict=True)]
 
 
-def timed(model: nn.Module, batch: Batch, task: Task) -> float:
+def call_seconds(model: nn.Module, batch: Batch, task: Task) -> float:
     """Seconds of one call, until its last kernel is done; the batch is copied before, as some models write into it."""
     inputs, device = copied(task.inputs(batch)), checks.device_of(model)
     with callers_device():

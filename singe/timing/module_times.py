@@ -15,7 +15,7 @@ from .. import checks
 from ..models.batches import Batch
 from ..models.isolation import evaluating, preserved_random_state
 from ..task import Task
-from .latency import now, timed
+from .latency import call_seconds, now
 
 _WARM_UP = 3
 
@@ -45,7 +45,7 @@ def module_times(models: Sequence[nn.Module], batch: Batch, task: Task, rounds: 
 
 def _once(model: nn.Module, batch: Batch, task: Task) -> dict[str, float]:
     with _clocked(model) as seconds:
-        timed(model, batch, task)
+        call_seconds(model, batch, task)
     return dict(seconds)
 
 

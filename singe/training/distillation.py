@@ -33,7 +33,7 @@ class Teacher:
     """
 
     def __init__(self, model: nn.Module, task: Task, share: float, weight: float, ranks: Ranks = ALONE) -> None:
-        self._model, self._task, self._share, self._weight = checks.copied(model), task, share, weight
+        self._model, self._task, self._share, self._weight = checks.working_copy(model), task, share, weight
         self._hints = Hints(self._model, ranks)
 
     def keep(self, removed: Removed) -> None:

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from singe.graph.claims import Claims, Weight
+from singe.graph.claims import Claims, StoredTensor
 from singe.graph.mirrors import NOBODY
 from singe.graph.owners import Owners
 
@@ -11,7 +11,7 @@ def written_and_read(count):
     """Owners of one weight's rows, all of them read by the columns of another."""
     owners = Owners()
     claims = Claims(owners)
-    rows = claims.rows(Weight("a.weight", (count,)), 0)
+    rows = claims.rows(StoredTensor("a.weight", (count,)), 0)
     claims.claim("b.weight", 1, rows, "reads")
     return owners, claims, rows
 
@@ -80,7 +80,7 @@ def test_the_first_reason_is_the_one_given():
     owners, claims, rows = written_and_read(3)
     owners.freeze(rows[:1], "first")
     owners.freeze(rows[:2], "second")
-    claims.freeze(Weight("b.weight", (3, 3)), "third")
+    claims.freeze(StoredTensor("b.weight", (3, 3)), "third")
     assert [(g.size, g.frozen) for g in claims.groups({})] == [(1, "first"), (1, "second"), (1, "third")]
 
 
@@ -96,7 +96,7 @@ def test_freezing_a_neuron_freezes_all_that_it_is_united_with():
 
 def test_groups_of_one_writer_get_names_of_their_own():
     claims = Claims(Owners())
-    rows = claims.rows(Weight("a.weight", (5,)), 0)
+    rows = claims.rows(StoredTensor("a.weight", (5,)), 0)
     claims.claim("b.weight", 1, rows[:2], "reads")
     claims.claim("c.weight", 1, rows[2:], "reads")
     assert [(g.name, g.size) for g in claims.groups({})] == [("a", 2), ("a#2", 3)]

@@ -32,7 +32,7 @@ def test_masks_are_torchs_own_and_the_model_computes_with_zeros():
     kept = {n: half(model.get_parameter(n)) for n in ("features.0.weight", "classifier.3.weight")}
     zeroed = copy.deepcopy(model)
     for name, mask in kept.items():
-        masks.zero(zeroed.get_parameter(name), mask)
+        masks.zero_out(zeroed.get_parameter(name), mask)
     masks.put_on(model, kept)
     assert torch_prune.is_pruned(model.features[0]) and not torch_prune.is_pruned(model.features[4])
     assert torch.equal(model.features[0].weight_mask, kept["features.0.weight"].float())
@@ -61,7 +61,7 @@ def test_what_an_optimiser_remembers_goes_too():
     optimizer = torch.optim.Adam([weight, other])
     (weight.sum() + other.sum()).backward()
     optimizer.step()
-    masks.zero(weight, kept, optimizer)
+    masks.zero_out(weight, kept, optimizer)
     for tensor in (weight, optimizer.state[weight]["exp_avg"], optimizer.state[weight]["exp_avg_sq"]):
         assert torch.equal(tensor != 0, kept)
     assert optimizer.state[weight]["step"] == 1 and bool(optimizer.state[other]["exp_avg"].all())

@@ -14,7 +14,7 @@ import singe
 from singe.graph.analysis import find_groups
 from singe.graph.groups import Group, Slice
 from singe.graph.trace import named_tensors, trace
-from singe.removal.masks import put_on, zero
+from singe.removal.masks import put_on, zero_out
 from singe.removal.plan import Plan
 from singe.storage import files
 from singe.storage.saved import load, load_plan, save, save_masked
@@ -289,7 +289,7 @@ def masked(tmp_path):
     model = randomised(PlainNet())
     kept = {n: normal(*model.get_parameter(n).shape) > 0 for n in ("features.0.weight", "classifier.3.weight")}
     for name, mask in kept.items():
-        zero(model.get_parameter(name), mask)
+        zero_out(model.get_parameter(name), mask)
     save_masked(put_on(model, kept), kept, tmp_path / "sparse")
     return model, tmp_path / "sparse"
 

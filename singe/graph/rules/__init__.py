@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from ..claims import Claims, Weight
+from ..claims import Claims, StoredTensor
 from ..mirrors import tidied
 from ..nodes import packet_of
 from ..operators import (
@@ -97,7 +97,7 @@ class Rules(Moves, Layers):
             rule = _run  # getitem and the like
         if rule is None or node.target in _BY_VALUE:
             return self._unknown(node, *args, **kwargs)
-        args, kwargs = pytree.tree_map_only(Weight, self._claims.elements, (args, kwargs))
+        args, kwargs = pytree.tree_map_only(StoredTensor, self._claims.elements, (args, kwargs))
         return rule(node, *args, **kwargs)
 
 

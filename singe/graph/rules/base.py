@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from ..claims import Claims, Weight
+from ..claims import Claims, StoredTensor
 from ..mirrors import representative, varies
 from ..nodes import described, place_of
 from ..owners import Owners
@@ -33,7 +33,7 @@ class Base:
         """Freezes every neuron an operator without a rule reads, and issues frozen ids for what it writes."""
         reason = reason or f"no rule for {described(node)}"
         for value in pytree.tree_leaves((args, kwargs)):
-            if isinstance(value, Weight):
+            if isinstance(value, StoredTensor):
                 self._claims.freeze(value, reason)
             elif isinstance(value, Tensor):
                 self._owners.freeze(value, reason)
@@ -46,7 +46,7 @@ class Base:
     def _freeze_sources(self, node: fx.Node, reason: str) -> None:
         """Freezes the parameters that a stored value is computed from."""
         for source in self._stored.sources(node):
-            self._claims.freeze(Weight(self._trace.state[source], tuple(source.meta["val"].shape)), reason)
+            self._claims.freeze(StoredTensor(self._trace.state[source], tuple(source.meta["val"].shape)), reason)
 
     def _note_widths(self, node: fx.Node, *mirrors: Tensor) -> None:
         """Remembers the attributes that the module's code may use as the length of an axis of neurons."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from ..claims import Weight
+from ..claims import StoredTensor
 from ..mirrors import NOBODY, along, varies
 from ..nodes import described, packet_of
 from ..operators import TRANSPOSED, aten
@@ -45,7 +45,7 @@ class Layers(Combinations):
         self._note_widths(node, channels)
         sources: Any = node.args[1:]
         for vector, source in zip(args[:4], sources, strict=False):
-            if isinstance(vector, Weight):
+            if isinstance(vector, StoredTensor):
                 self._claims.claim(vector.name, 0, channels, "writes")
             elif isinstance(vector, Tensor):
                 reason = f"the weight of {described(node)} is computed"
@@ -74,7 +74,11 @@ class Layers(Combinations):
         self, node: fx.Node, x: Tensor, weight: Any, bias: Any, axis: int, groups: int = 1, transposed: bool = False
     ) -> Tensor:
         """Reads owners along ``axis`` as the weight's columns and writes its rows there."""
-        if not isinstance(weight, Weight) or not isinstance(bias, Weight | None) or not isinstance(x, Tensor):
+        if (
+            not isinstance(weight, StoredTensor)
+            or not isinstance(bias, StoredTensor | None)
+            or not isinstance(x, Tensor)
+        ):
             reason = f"the weight of {described(node)} is computed"
             if any(packet_of(source) is aten._to_copy for source in node.all_input_nodes[1:]):
                 reason += ", in another dtype; leave autocast to precision= and FineTune(precision=)"
@@ -90,7 +94,7 @@ class Layers(Combinations):
         shape = self._shape(node)
         return along(rows, axis, len(shape)).expand(shape)
 
-    def _rows(self, weight: Weight, channels: Tensor, groups: int) -> Tensor:
+    def _rows(self, weight: StoredTensor, channels: Tensor, groups: int) -> Tensor:
         if groups > 1 and weight.shape[1] == 1:
             return self._claims.rows_of(weight.name, 0, channels.repeat_interleave(weight.shape[0] // groups))
         # a kernel spans as many columns in every group of a convolution: they lose the same ones
@@ -99,7 +103,7 @@ class Layers(Combinations):
         self._owners.unite_parts(rows, groups)
         return rows
 
-    def _transposed_rows(self, weight: Weight, channels: Tensor, groups: int) -> Tensor:
+    def _transposed_rows(self, weight: StoredTensor, channels: Tensor, groups: int) -> Tensor:
         if groups > 1 and groups == weight.shape[0]:
             self._claims.rows_of(weight.name, 0, channels)
             return channels.repeat_interleave(weight.shape[1])
