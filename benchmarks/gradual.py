@@ -84,7 +84,7 @@ def run(
     pruner = None
     if score != "none":
         pruner = singe.GradualPruner(
-            model, example, score=score, images=options.images, ignore=options.ignore, **schedule(options)
+            model, example, criterion=score, images=options.images, ignore=options.ignore, **schedule(options)
         )
     torch.manual_seed(options.seed)
     start = time.perf_counter()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from .criteria import Criterion
 from .graph.groups import Group
 from .models.copies import copy_of
 from .observer import Observer
-from .prune import prepared, prune
+from .prune import Arguments, prepared, prune
 from .ranks import ALONE
 from .records import GroupRecord
 from .refit.compensation import reached
@@ -32,10 +33,14 @@ from .runs.options import Options
 from .runs.weights import WeightRun
 from .runs.workspace import Workspace
 from .scoring.selection import Refresh
+from .storage.checkpoint import Checkpoint
 from .timing.stopwatch import Stopwatch, duration
 from .training.data import Stream
 from .training.finetune import Tuner
 from .training.recalibration import recalibrate
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # torch brings it
 
 SAMPLED = 15.0
 """Seconds in which parts of the network are sampled: as many as there is time for, at least two."""
@@ -54,20 +59,27 @@ _STILL = 1e-30
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+class Part(NamedTuple):
+    """A group of neurons, or a weight tensor: its name, how many there are, and how many of them will be removed."""
+
+    name: str
+    size: int
+    removed: int
+
+
+@dataclass(frozen=True, repr=False)
 class Forecast:
     """What :func:`singe.prune` would do; ``print`` it for a table.
 
     Attributes:
-        parts: name, number of units and how many of them will be removed, for each group of neurons (or weight tensor)
-            that loses some and is still to be pruned.
+        parts: the groups of neurons (or weight tensors) that lose some and are still to be pruned.
         frozen: what is left whole -> why.
         sizes: of the network: "parameters" and "multiply-adds", or "weights" -> before and after.
         seconds: activity -> how long it takes, estimated.
         measured: what the estimates are based on.
     """
 
-    parts: tuple[tuple[str, int, int], ...]
+    parts: tuple[Part, ...]
     frozen: dict[str, str]
     sizes: dict[str, tuple[int, int]]
     seconds: dict[str, float]
@@ -78,7 +90,7 @@ class Forecast:
         """Seconds that the run would take."""
         return sum(self.seconds.values())
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         goes = [[name, f"{size:,}", f"{gone:,}", f"{size - gone:,}"] for name, size, gone in self.parts]
         sizes = [
             [name, f"{before:,}", f"{after:,}", f"-{1 - after / before:.1%}" if before else ""]
@@ -96,7 +108,9 @@ class Forecast:
         ])  # fmt: skip
 
 
-def forecast(model: nn.Module, loader: Iterable[Any], rho: float, **arguments: Any) -> Forecast:
+def forecast(
+    model: nn.Module, loader: Iterable[Any], rho: float, *, structured: bool = True, **arguments: Unpack[Arguments]
+) -> Forecast:
     """What :func:`singe.prune` would remove with the same arguments, and how long that would take on this machine.
 
     The groups and their numbers of neurons are those that the run would decide on; the neurons themselves are not
@@ -110,12 +124,13 @@ def forecast(model: nn.Module, loader: Iterable[Any], rho: float, **arguments: A
         model: as for :func:`singe.prune`; not modified.
         loader: likewise.
         rho: likewise.
+        structured: likewise.
         arguments: the others of :func:`singe.prune`, under their names.
 
     Raises:
         Exception: what :func:`singe.prune` raises before it starts work.
     """
-    given = inspect.signature(prune).bind(model, loader, rho, **arguments)
+    given = inspect.signature(prune).bind(model, loader, rho, structured=structured, **arguments)
     given.apply_defaults()
     start = time.perf_counter()
     with prepared(Rehearsal, WeightRehearsal, given.arguments, ALONE) as run:
@@ -143,10 +158,15 @@ class Rehearsal(NeuronRun):
         macs = count_macs(narrow, self.space.sample, self.space.options.task.call)
         parameters = count_parameters(self.space.given), count_parameters(narrow)
         return Forecast(
-            parts=tuple((group.name, group.size, count) for group, count in todo), frozen=self.frozen,
+            parts=tuple(Part(group.name, group.size, count) for group, count in todo), frozen=self.frozen,
             sizes={"parameters": parameters, "multiply-adds": (self.space.macs, macs)},
             seconds=seconds, measured=tuple(measured),
         )  # fmt: skip
+
+    def _opened(self) -> Checkpoint | None:
+        """A run would make the directory if there is none."""
+        directory = self.space.options.checkpoint
+        return super()._opened() if directory is not None and os.path.exists(directory) else None
 
     def _plan(self) -> Plan:
         """A plan that makes a network as narrow as the result will be."""
@@ -262,7 +282,7 @@ class WeightRehearsal(WeightRun):
             _time_evaluations(self.space, None, len(todo), seconds)
         gone = sum(count for _, count in todo)
         return Forecast(
-            parts=tuple((weight.name, weight.size, count) for weight, count in todo), frozen=self.frozen,
+            parts=tuple(Part(weight.name, weight.size, count) for weight, count in todo), frozen=self.frozen,
             sizes={"weights": (self.weights.total, self.weights.total - gone)},
             seconds=seconds, measured=tuple(measured),
         )  # fmt: skip

@@ -35,7 +35,7 @@ from .scoring.rounds import channels, comparable, least
 from .scoring.scores import scores_of, unscorable
 from .storage.rounds import read, state_of
 from .survey import few, survey
-from .task import Loss, Task, cross_entropy
+from .task import Loss, Task
 from .timing.stopwatch import timed
 from .training.data import Stream
 from .version import surroundings
@@ -76,7 +76,7 @@ class GradualPruner:
         every: int,
         per_round: int,
         until: int,
-        score: str | Criterion = "feature_relevance",
+        criterion: str | Criterion = "feature_relevance",
         ignore: Sequence[str] = (),
         images: int = 1024,
         loss: Loss | None = None,
@@ -98,7 +98,7 @@ class GradualPruner:
             per_round: the most output channels to mask in a round. A neuron that several layers write together, as in a
                 residual stream, counts once for each of its channels in each of them.
             until: the last epoch that may end with a round, counted from 1.
-            score: the measure of relevance: a name or an object of ``singe.criteria``.
+            criterion: what relevance is: a name or an object of ``singe.criteria``.
             ignore: module names or glob patterns; a group with a member among them is left alone.
             images: number of samples to score on, drawn afresh in each round.
             loss: (outputs, batch) -> scalar; mean cross-entropy by default.
@@ -131,9 +131,9 @@ class GradualPruner:
             raise ValueError(f"expected a model without weight norms, got one in {norms[0].module}")
         self._every, self._per_round, self._until = every, per_round, until
         self._criterion, self._ignore, self._images, self._seed, self._memory = (
-            resolve(score), tuple(ignore), images, seed, memory,
+            resolve(criterion), tuple(ignore), images, seed, memory,
         )  # fmt: skip
-        self._task = Task(forward, cross_entropy if loss is None else loss)
+        self._task = Task(forward, loss)
         self._observer = Observer(evaluate, callbacks)
         with plain_torch(self._device), torch.no_grad(), preserved_random_state():
             self._look(checks.example(example, self._device, self._task), analysis_seconds)
@@ -260,7 +260,7 @@ class GradualPruner:
 
     # -- the end ---------------------------------------------------------------------------------------------
 
-    def finish(self) -> PruneResult:
+    def finish(self) -> PruneResult[RoundRecord]:
         """Cuts the masked channels out of a copy of the model; masks are no longer held.
 
         Returns:
@@ -343,7 +343,7 @@ class GradualPruner:
     def _settings(self) -> dict[str, Any]:
         return {
             "every": self._every, "per_round": self._per_round, "until": self._until,
-            "score": identity(self._criterion), "ignore": sorted(self._ignore),
+            "criterion": identity(self._criterion), "ignore": sorted(self._ignore),
             "images": self._images, "seed": self._seed,
         }  # fmt: skip
 

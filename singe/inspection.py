@@ -57,7 +57,7 @@ class GroupInfo:
     note: str | None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Inspection:
     """The groups of a network, as :func:`singe.prune` sees them; ``print`` it for a table.
 
@@ -87,7 +87,7 @@ class Inspection:
         """Groups that are left whole and modules that are not followed -> why, as in ``PruneResult.frozen``."""
         return self.unfollowed | {g.name: g.frozen for g in self.groups if g.frozen is not None}
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         header = ["group", "units", "read by", "params/unit", "macs/unit", "params", "macs", "left whole, or note"]
         rows = [_row(g) for g in self.groups]
         taken = len(table(header[:-1], [row[:-1] for row in rows]).partition("\n")[0]) + 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypedDict
 
 from . import checks
 
@@ -27,7 +28,15 @@ _PUBLISHED = {
 }
 
 
-def gradual_preset(name: str, epochs: int | None = None) -> dict[str, int]:
+class Schedule(TypedDict):
+    """When a ``GradualPruner`` masks channels, and how many; see there."""
+
+    every: int
+    per_round: int
+    until: int
+
+
+def gradual_preset(name: str, epochs: int | None = None) -> Schedule:
     """Published settings as arguments: ``GradualPruner(model, x, **gradual_preset("resnet110_cifar"))``.
 
     Args:

@@ -23,6 +23,7 @@ from .models.precision import Precision, check_precision
 from .models.wrappers import unwrapped
 from .observer import Callback, Evaluate, Observer
 from .ranks import Ranks, meeting
+from .records import GroupRecord
 from .refit.compensation import Compensate
 from .result import PruneResult
 from .runs.neurons import NeuronRun
@@ -31,7 +32,7 @@ from .runs.weights import WeightRun
 from .scoring.engine import DEFAULT_MEMORY
 from .scoring.selection import Refresh
 from .sparse import SparseResult
-from .task import Loss, Task, cross_entropy
+from .task import Loss, Task
 from .training.data import Stream
 from .training.finetune import FineTune
 
@@ -48,7 +49,7 @@ class Arguments(TypedDict, total=False):
     """Those of :func:`prune` that have defaults, for type checkers; see there."""
 
     target: Target
-    criterion: str | Criterion
+    criterion: str | Criterion | None
     allocation: Allocation | None
     round_to: int
     max_rate: float
@@ -80,7 +81,7 @@ def prune(
     *,
     structured: Literal[True] = ...,
     **arguments: Unpack[Arguments],
-) -> PruneResult: ...
+) -> PruneResult[GroupRecord]: ...
 
 
 @overload
@@ -92,7 +93,7 @@ def prune(
 @overload
 def prune(
     model: nn.Module, loader: Iterable[Any], rho: float, *, structured: bool, **arguments: Unpack[Arguments]
-) -> PruneResult | SparseResult: ...
+) -> PruneResult[GroupRecord] | SparseResult: ...
 
 
 def prune(
@@ -102,7 +103,7 @@ def prune(
     *,
     structured: bool = True,
     target: Target = "params",
-    criterion: str | Criterion = "integrated_gradient",
+    criterion: str | Criterion | None = None,
     allocation: Allocation | None = None,
     round_to: int = 1,
     max_rate: float = 1,
@@ -124,7 +125,7 @@ def prune(
     checkpoint: str | os.PathLike[str] | None = None,
     evaluate: Evaluate | None = None,
     callbacks: Iterable[Callback] = (),
-) -> PruneResult | SparseResult:
+) -> PruneResult[GroupRecord] | SparseResult:
     """Removes whole neurons until a share ``rho`` of the parameters (or other costs) is gone; fine-tunes afterwards.
 
     With ``structured=False`` it masks single weights instead, layer by layer in execution order, the least relevant
@@ -156,9 +157,10 @@ def prune(
             number of threads. Networks of several widths are then measured before anything is removed, and the result
             has the times before and after. As measurements vary, so may the widths: the same seed then does not promise
             the same plan, but a checkpoint keeps the widths once they are chosen.
-        criterion: the measure of relevance: a name or an object of ``singe.criteria``. For single weights it uses the
-            absolute values of the weight and of its gradient, on the path that fades the whole layer: names then mean
-            that, and an object needs ``path="layer"``; "loss_change" and "reconstruction" are refused.
+        criterion: the measure of relevance: a name or an object of ``singe.criteria``; "integrated_gradient" by
+            default, and for single weights "magnitude". For these it uses the absolute values of the weight and of its
+            gradient, on the path that fades the whole layer: names then mean that, and an object needs
+            ``path="layer"``; "loss_change" and "reconstruction" are refused.
         allocation: how rho is shared among groups. "sensitivity", the default, ranks the neurons of all groups by the
             rise of the loss per parameter (or other cost) saved when their group alone loses more and more neurons, in
             the order of first scores and compensated as ``compensate`` says, measured on 256 samples at eight widths;
@@ -271,13 +273,14 @@ def _options(arguments: Mapping[str, Any], ranks: Ranks) -> Options:
     """What a run is asked for, with the defaults that depend on what is pruned."""
     a = SimpleNamespace(**arguments)
     allocation = ("sensitivity" if a.structured else "uniform") if a.allocation is None else a.allocation
+    criterion = ("integrated_gradient" if a.structured else "magnitude") if a.criterion is None else a.criterion
     compensate: Compensate = "least_squares" if a.structured else "none"
     return Options(
         goal=Goal(a.rho, a.target, allocation, a.round_to, a.ignore, a.latency_batch, a.max_rate),
-        criterion=resolve(a.criterion) if a.structured else resolve_elementwise(a.criterion),
+        criterion=(resolve if a.structured else resolve_elementwise)(criterion),
         compensate=compensate if a.compensate is None else a.compensate, compensation_images=a.compensation_images,
         refresh=a.refresh, finetune=a.finetune, images=a.images,
-        task=Task(a.forward, cross_entropy if a.loss is None else a.loss), recalibrate_bn=a.recalibrate_bn, seed=a.seed,
+        task=Task(a.forward, a.loss), recalibrate_bn=a.recalibrate_bn, seed=a.seed,
         precision=a.precision, memory=a.memory,
         progress=a.progress and ranks.first, checkpoint=a.checkpoint,
         observer=Observer(a.evaluate, a.callbacks, a.loader, tells=ranks.first), ranks=ranks,

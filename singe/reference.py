@@ -36,7 +36,7 @@ from .models.copies import copy_of
 from .models.patterns import first_name
 from .models.weightnorm import plain_copy
 from .models.wrappers import unwrapped
-from .task import Loss, Task, cross_entropy
+from .task import Loss, Task
 
 
 def fade_neurons(z: Tensor, neuron: Tensor, t: Tensor, *, axis: int = 1) -> Tensor:
@@ -129,7 +129,7 @@ def score(
     if isinstance(chosen, (Reconstruction, FeatureRelevance)):
         raise ValueError(f"expected a criterion made of losses, gradients or weights, got {chosen}")
     work = plain_copy(model).eval()  # batch norms are folded in here
-    task = Task(forward, loss or cross_entropy)
+    task = Task(forward, loss)
     graph = trace(work, task.inputs(batch), task.call)
     if fold(work, graph):
         graph = trace(work, task.inputs(batch), task.call)  # in which every batch norm has a shift of its own
@@ -154,7 +154,7 @@ def weight_scores(
         float64, of the parameter's shape.
     """
     work, chosen = copy_of(unwrapped(model)).eval(), resolve_elementwise(criterion)
-    judged, weight = _Judged(work, Task(forward, loss or cross_entropy)), work.get_parameter(parameter).detach()
+    judged, weight = _Judged(work, Task(forward, loss)), work.get_parameter(parameter).detach()
     if isinstance(chosen, Random):
         return torch.rand(weight.shape, dtype=torch.float64)
     if isinstance(chosen, Magnitude):

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -24,13 +24,15 @@ from .storage import saved
 from .task import Task
 from .timing.latency import latencies
 
+R = TypeVar("R", GroupRecord, RoundRecord)
+
 ROUNDS, TIMED = 20, 8
 """Rounds in which latencies are measured at the end of a run, and samples in a batch, where the model takes any
 number."""
 
 
-@dataclass(frozen=True, eq=False)
-class PruneResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class PruneResult(Generic[R]):
     """A pruned network and how it came about; ``print`` it for a summary.
 
     Attributes:
@@ -59,7 +61,7 @@ class PruneResult:
     macs_after: int
     loss_before: float
     loss_after: float
-    history: list[GroupRecord] | list[RoundRecord]
+    history: list[R]
     frozen: dict[str, str]
     uncompensated: dict[str, str] = field(default_factory=dict)
     evaluation_before: float | None = None
@@ -104,10 +106,10 @@ class PruneResult:
             parameters=(self.params_before, self.params_after), macs=(self.macs_before, self.macs_after),
             loss=(self.loss_before, self.loss_after), evaluation=(self.evaluation_before, self.evaluation_after),
             latency=self.latency, widths=self.widths, history=tuple(self.history), frozen=self.frozen,
-            settings=self.settings, seconds=self.seconds,
+            uncompensated=self.uncompensated, settings=self.settings, seconds=self.seconds,
         )  # fmt: skip
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         rows = [
             [
                 "parameters",
@@ -122,7 +124,8 @@ class PruneResult:
             name, change = f"latency, batch of {self.latency.samples}", f"{-self.latency.removed:+.1%}"
             rows.insert(2, [name, str(self.latency.before), str(self.latency.after), change])
         frozen = "".join(f"\nleft whole: {name} ({reason})" for name, reason in self.frozen.items())
-        return table(["", "before", "after", "change"], rows) + frozen
+        refused = "".join(f"\nnot refitted: {name} ({reason})" for name, reason in self.uncompensated.items())
+        return table(["", "before", "after", "change"], rows) + frozen + refused
 
 
 def compared(before: nn.Module, after: nn.Module, inputs: Any, task: Task) -> LatencyChange:

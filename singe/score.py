@@ -18,7 +18,7 @@ from .models.weightnorm import without_weight_norms
 from .models.wrappers import unwrapped
 from .scoring.engine import DEFAULT_MEMORY
 from .scoring.scores import scores_of
-from .task import Loss, Task, cross_entropy
+from .task import Loss, Task
 
 
 def score(
@@ -61,7 +61,7 @@ def score(
     device = checks.sound_model(model)
     check_precision(precision, model, device)
     with plain_torch(device), preserved_random_state():
-        task = Task(forward, loss or cross_entropy)
+        task = Task(forward, loss)
         here = checks.batch_of(batch, device, task)
         work = without_weight_norms(checks.working_copy(model))
         checks.runs(work, here, task)

@@ -15,7 +15,7 @@ from .report import Facts, table
 from .storage import saved
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SparseResult:
     """A network with single weights masked, and how it came about; ``print`` it for a summary.
 
@@ -89,7 +89,7 @@ class SparseResult:
             history=tuple(self.history), frozen=self.frozen, settings=self.settings, seconds=self.seconds,
         )  # fmt: skip
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         rows = [
             ["weights", f"{self.weights_before:,}", f"{self.weights_after:,}", f"-{self.weights_removed:.1%}"],
             ["parameters", f"{self.params_before:,}", f"{self.params_after:,}", f"-{self.params_removed:.1%}"],

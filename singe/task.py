@@ -59,7 +59,7 @@ class Task:
     """
 
     forward: Forward | None = None
-    loss: Loss = cross_entropy
+    loss: Loss | None = None
 
     def __post_init__(self) -> None:
         for name in ("forward", "loss"):
@@ -71,6 +71,11 @@ class Task:
     def call(self) -> Forward:
         """(model, inputs) -> outputs."""
         return plain if self.forward is None else self.forward
+
+    @property
+    def objective(self) -> Loss:
+        """(outputs, batch) -> scalar."""
+        return cross_entropy if self.loss is None else self.loss
 
     def inputs(self, batch: Batch) -> Batch:
         """The part of a batch that the network sees: x of (x, y), or all of it where ``forward`` is the user's."""
@@ -89,9 +94,9 @@ class Task:
         """
         try:
             with callers_device():
-                value = self.loss(outputs, pytree.tree_map(lambda t: t, batch))  # containers of its own
+                value = self.objective(outputs, pytree.tree_map(lambda t: t, batch))  # containers of its own
         except (TypeError, AttributeError) as error:
-            if self.loss is cross_entropy:
+            if self.loss is None:
                 raise
             raise TypeError(
                 f"expected loss(outputs, batch) -> scalar, with batch as the loader yields it, but calling "

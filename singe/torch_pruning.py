@@ -21,7 +21,7 @@ from .models.precision import Precision, check_precision
 from .models.wrappers import unwrapped
 from .scoring.engine import DEFAULT_MEMORY
 from .scoring.scores import scores_of, unscorable
-from .task import Loss, Task, cross_entropy
+from .task import Loss, Task
 
 log = logging.getLogger("singe")
 
@@ -83,7 +83,7 @@ class SingeImportance:
         Importance.register(type(self))
         self._model, self._criterion = unwrapped(model), resolve(criterion)
         self._memory, self._precision = checks.integer("memory", memory, 1), precision
-        self._task = Task(forward, loss or cross_entropy)
+        self._task = Task(forward, loss)
         self._device = checks.sound_model(self._model)
         check_precision(precision, self._model, self._device)
         checks.batch_of(batch, self._device, self._task)

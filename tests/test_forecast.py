@@ -87,7 +87,9 @@ def test_single_weights_are_told_layer_by_layer(model, loader):
 def test_the_model_the_random_state_and_the_checkpoint_stay_as_they_are(model, loader, tmp_path):
     model = copy.deepcopy(model).train()
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    singe.forecast(model, loader, 0.3, images=8, finetune=FineTune(steps=4), progress=False, checkpoint=tmp_path)
+    singe.forecast(
+        model, loader, 0.3, images=8, finetune=FineTune(steps=4), progress=False, checkpoint=tmp_path / "run"
+    )
     assert torch.equal(torch.get_rng_state(), state)
     assert model.training and all(torch.equal(v, before[name]) for name, v in model.state_dict().items())
     assert not any(p.grad is not None for p in model.parameters())

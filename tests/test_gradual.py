@@ -109,7 +109,7 @@ def test_the_least_relevant_of_all_groups_go():
     scale = model[1].weight / (model[1].running_var + model[1].eps).sqrt()
     norms["0"] = norms["0"] * scale.detach().double()
     ranked = sorted((v, name, n) for name, s in norms.items() for n, v in enumerate((s / s.norm()).tolist()))
-    record = pruner(model, score="magnitude", per_round=5).epoch_end(batch)
+    record = pruner(model, criterion="magnitude", per_round=5).epoch_end(batch)
     expected = {}
     for _, name, n in ranked[:5]:
         expected.setdefault(name, []).append(n)
@@ -131,7 +131,7 @@ def test_the_last_of_a_group_stays(caplog):
 
 def test_a_coupled_neuron_counts_once_for_each_layer_that_writes_it():
     model, (x, y) = randomised(DigitNet(6)), images(24, channels=1, classes=10)
-    held = singe.GradualPruner(model, x, every=1, per_round=20, until=2, score="magnitude", images=24)
+    held = singe.GradualPruner(model, x, every=1, per_round=20, until=2, criterion="magnitude", images=24)
     writers = {name: len(group.writers) for name, group in held._groups.items()}
     assert set(writers.values()) == {1, 2}
     for _ in range(2):
@@ -146,7 +146,7 @@ def test_a_coupled_neuron_counts_once_for_each_layer_that_writes_it():
 )
 def test_any_criterion_scores(score):
     model = mlp()
-    held = pruner(model, score=score)
+    held = pruner(model, criterion=score)
     records = [held.epoch_end(loader()) for _ in range(2)]
     assert [record.channels for record in records] == [4, 4]
     assert held.finish().params_removed > 0.2
@@ -196,7 +196,7 @@ def test_masks_hold_where_an_activation_makes_something_of_zero():
     model, batches = mlp(), loader()
     model[2], model[4] = nn.Sigmoid(), nn.Softplus()
     optimizer = torch.optim.SGD(model.parameters(), **SGD)
-    held = pruner(model, score="magnitude")
+    held = pruner(model, criterion="magnitude")
     held.epoch_end(batches)
     train(model, optimizer, batches)
     assert zeros(model, masked(held))
@@ -378,8 +378,10 @@ def other_pruner():
 
 
 def test_a_state_of_other_settings_is_refused(state):
-    with pytest.raises(ValueError, match=r"per_round was 4 and is 5; score was 'FeatureRelevance\(alpha=2\)' and is"):
-        pruner(mlp(), per_round=5, score="magnitude").load_state_dict(state)
+    with pytest.raises(
+        ValueError, match=r"per_round was 4 and is 5; criterion was 'FeatureRelevance\(alpha=2\)' and is"
+    ):
+        pruner(mlp(), per_round=5, criterion="magnitude").load_state_dict(state)
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------
@@ -395,7 +397,7 @@ def test_a_state_of_other_settings_is_refused(state):
         ({"images": 0}, ValueError, "images >= 1"),
         ({"seed": -1}, ValueError, "seed >= 0"),
         ({"seed": 2**40}, ValueError, r"seed < 2\*\*40"),
-        ({"score": "gradients"}, ValueError, "criterion among"),
+        ({"criterion": "gradients"}, ValueError, "criterion among"),
         ({"ignore": "3"}, TypeError, "list of module names"),
         ({"ignore": ["nothing"]}, ValueError, "nothing"),
         ({"ignore": ["*"]}, ValueError, "neurons to prune"),
@@ -445,7 +447,7 @@ def test_of_a_parallel_model_the_module_inside_is_masked():
 
 
 def test_of_several_processes_the_first_decides(monkeypatch):
-    first, other = pruner(mlp(), score="random"), pruner(mlp(), score="random", seed=1)
+    first, other = pruner(mlp(), criterion="random"), pruner(mlp(), criterion="random", seed=1)
     assert first.epoch_end(loader()).removed != other.epoch_end(loader()).removed
     sent = []
 
@@ -455,7 +457,7 @@ def test_of_several_processes_the_first_decides(monkeypatch):
         tensor.copy_(sent[0])
 
     monkeypatch.setattr(torch.distributed, "broadcast", broadcast)
-    pruners = [pruner(mlp(), score="random", seed=seed) for seed in (0, 1)]
+    pruners = [pruner(mlp(), criterion="random", seed=seed) for seed in (0, 1)]
     for held in pruners:
         held._processes = "all"
     records = [held.epoch_end(loader()) for held in pruners]
@@ -472,7 +474,7 @@ def zeros_in(model):
 
 def test_rounds_are_evaluated_and_handed_over():
     model, told = mlp(), []
-    held = pruner(model, score="magnitude", evaluate=zeros_in, callbacks=[told.append])
+    held = pruner(model, criterion="magnitude", evaluate=zeros_in, callbacks=[told.append])
     for _ in range(2):
         held.epoch_end(loader())
     result = held.finish()
@@ -487,7 +489,10 @@ def test_rounds_are_evaluated_and_handed_over():
 
 def test_an_epoch_whose_evaluation_fails_does_not_count():
     model, answers = mlp(), iter([0.5, math.nan])
-    held, before = pruner(model, score="magnitude", evaluate=lambda _: next(answers)), copy.deepcopy(model.state_dict())
+    held, before = (
+        pruner(model, criterion="magnitude", evaluate=lambda _: next(answers)),
+        copy.deepcopy(model.state_dict()),
+    )
     with pytest.raises(ValueError, match="finite number, got nan"):
         held.epoch_end(loader())
     assert (held.epoch, held.history) == (0, []) and same(dict(model.state_dict()), dict(before))
@@ -498,16 +503,16 @@ def test_an_exception_of_a_callback_comes_when_the_round_is_over():
         raise KeyError(record.epoch)
 
     model, state = mlp(), random_states()
-    held = pruner(model, score="magnitude", callbacks=[fails])
+    held = pruner(model, criterion="magnitude", callbacks=[fails])
     with pytest.raises(KeyError, match="1"):
         held.epoch_end(loader())
     assert held.epoch == len(held.history) == 1 and same(random_states(), state)
 
 
 def test_records_of_a_state_are_handed_over_first():
-    held, told = pruner(mlp(), score="magnitude"), []
+    held, told = pruner(mlp(), criterion="magnitude"), []
     held.epoch_end(loader())
-    pruner(mlp(), score="magnitude", callbacks=[told.append]).load_state_dict(held.state_dict())
+    pruner(mlp(), criterion="magnitude", callbacks=[told.append]).load_state_dict(held.state_dict())
     assert told == held.history
 
 

@@ -34,6 +34,13 @@ def test_printing_shows_the_numbers_and_what_was_left_whole():
     assert lines[3].split() == ["multiply-adds", "10,000", "4,000", "-60.0%"]
     assert lines[4].split() == ["loss", "0.2500", "0.5000"]
     assert lines[5:] == ["left whole: head (network output)"]
+    assert str(result(uncompensated={"fc": "too few"})).splitlines()[6:] == ["not refitted: fc (too few)"]
+
+
+def test_results_and_plans_are_short_in_a_notebook():
+    plan = Plan([Removal("a", 300, tuple(range(200)), ())])
+    assert repr(plan) == "Plan(removals=[1 groups, 200 neurons])"
+    assert repr(result(plan=plan)) == str(result(plan=plan))
 
 
 def test_latency_is_shown_where_it_was_measured():

@@ -190,6 +190,19 @@ def test_forward_may_rewrite_its_batch():
     assert result.params_removed > 0.2
 
 
+def test_a_loss_that_python_takes_for_false_is_a_loss():
+    class Empty(nn.ModuleList):
+        def forward(self, outputs, batch):
+            return outputs.square().mean()
+
+    model, batch = randomised(MLP()), (normal(10, 10), torch.arange(10) % 4)
+    for score in (singe.score, singe.reference.score):
+        expected = score(model, batch, "layers.0", loss=lambda outputs, batch: outputs.square().mean())
+        assert torch.equal(score(model, batch, "layers.0", loss=Empty()), expected)
+        with pytest.raises(TypeError, match="expected loss to be a function, got int"):
+            score(model, batch, "layers.0", loss=0)
+
+
 def test_a_pair_with_names_is_a_pair():
     Pair = namedtuple("Pair", "x y")
     model, (x, y) = randomised(MLP()), (normal(10, 10), torch.arange(10) % 4)

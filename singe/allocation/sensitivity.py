@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
@@ -101,14 +102,14 @@ def marginal(rises: Mapping[int, float], size: int) -> Tensor:
     """Slopes of the lower convex hull of a rising curve.
 
     Args:
-        rises: number of neurons gone -> rise of the loss; 0 -> 0. A fall counts as 0.
+        rises: number of neurons gone -> rise of the loss; 0 -> 0. A fall counts as 0, what is not finite as infinity.
         size: of the group.
 
     Returns:
         float64 [size], ascending, for each neuron removed; the slope at the end holds for those beyond.
     """
     hull: list[tuple[int, float]] = []
-    for point in sorted((count, max(0.0, rise)) for count, rise in rises.items()):
+    for point in sorted((n, max(0.0, rise) if math.isfinite(rise) else math.inf) for n, rise in rises.items()):
         while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-2], point):
             hull.pop()
         hull.append(point)

@@ -127,7 +127,8 @@ def _prune(parser: Parser) -> None:
     group = parser.add_argument_group("how it is chosen")
     group.add_argument(
         "--criterion", metavar="NAME",
-        help="a name such as magnitude, or package.module:criterion for an object" + _default("criterion"),
+        help="a name such as magnitude, or package.module:criterion for an object (default: integrated_gradient; of "
+        "single weights magnitude)",
     )  # fmt: skip
     _whole(group, "images", "samples that scores are computed on")
     _literal(group, "refresh", Refresh, "which neurons are scored again after a removal")

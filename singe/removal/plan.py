@@ -54,7 +54,7 @@ class Removal:
     cuts: tuple[Cut, ...]
 
 
-@dataclass
+@dataclass(repr=False)
 class Plan:
     """Which neurons were removed, and which parts of each tensor with them; independent of any export.
 
@@ -62,6 +62,10 @@ class Plan:
     """
 
     removals: list[Removal] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        neurons = sum(len(removal.neurons) for removal in self.removals)
+        return f"Plan(removals=[{len(self.removals)} groups, {neurons} neurons])"
 
     def add(self, group: Group, neurons: list[int]) -> Removal:
         """Records the removal of ``neurons`` of ``group``, whose slices count in the unpruned model."""

@@ -12,6 +12,7 @@ from typing import Any
 from ..records import GroupRecord, LatencyChange, Record, RoundRecord, WeightRecord
 from ..storage import typed
 from ..storage.files import digest, read_text, replace, tensor_file
+from ..storage.saved import MASKS_FILE, PLAN_FILE
 
 FILE = "report.json"
 VERSION = 1
@@ -32,6 +33,7 @@ class Facts:
         widths: layer -> output channels.
         history: records of one kind.
         frozen: what was left whole -> why.
+        uncompensated: layers that could not be refitted when all were -> why.
         settings: of the run, as text.
         seconds: activity -> the time it took.
     """
@@ -46,6 +48,7 @@ class Facts:
     widths: dict[str, tuple[int, int]] = field(default_factory=dict)
     history: tuple[Record, ...] = ()
     frozen: dict[str, str] = field(default_factory=dict)
+    uncompensated: dict[str, str] = field(default_factory=dict)
     settings: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -107,10 +110,10 @@ def load(directory: str | os.PathLike[str]) -> Facts:
 
 def _beside(path: Path) -> str:
     """The digest of what was removed: of the plan, else of the masks."""
-    if (path / "masks.safetensors").exists():
-        with tensor_file(path / "masks.safetensors") as file:
+    if (path / MASKS_FILE).exists():
+        with tensor_file(path / MASKS_FILE) as file:
             return file.digest("")
-    return digest(read_text(path / "plan.json"), {})
+    return digest(read_text(path / PLAN_FILE), {})
 
 
 def _check(facts: Facts) -> None:

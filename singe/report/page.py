@@ -240,9 +240,10 @@ def _frozen(facts: Facts) -> str:
 
 
 def _uncompensated(facts: Facts) -> str:
-    rows = [[g.group, name, reason] for g in facts.groups for name, reason in g.uncompensated.items()]
-    text = "Layers that read a pruned group and could not be refitted, and why."
-    return section("Not compensated", text, table(["group", "layer", "reason"], rows, numbers=False)) if rows else ""
+    rows = [[f"after {g.group}", name, reason] for g in facts.groups for name, reason in g.uncompensated.items()]
+    rows += [["at the end", name, reason] for name, reason in facts.uncompensated.items()]
+    text = "Layers that could not be refitted after a group was pruned, or when all layers were, and why."
+    return section("Not refitted", text, table(["when", "layer", "reason"], rows, numbers=False)) if rows else ""
 
 
 def _time(facts: Facts, plot: str) -> str:

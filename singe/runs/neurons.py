@@ -92,7 +92,7 @@ class NeuronRun:
 
     # -- the run ---------------------------------------------------------------------------------------------
 
-    def execute(self) -> PruneResult:
+    def execute(self) -> PruneResult[GroupRecord]:
         """Prunes group after group."""
         space, progress = self.space, self.space.progress
         tuner = space.tuner
@@ -188,7 +188,7 @@ class NeuronRun:
 
     # -- the end ---------------------------------------------------------------------------------------------
 
-    def _result(self) -> PruneResult:
+    def _result(self) -> PruneResult[GroupRecord]:
         space, progress, call = self.space, self.space.progress, self.space.options.task.call
         with_weight_norms(space.model, space.norms)
         check_result(space.original, space.model, progress.plan, space.sample, call)

@@ -59,7 +59,7 @@ class Options:
 
     def deciding(self) -> dict[str, Any]:
         """Those that decide the result of a run, as plain data."""
-        functions = {"loss": self.task.loss, "forward": self.task.forward}
+        functions = {"loss": self.task.objective, "forward": self.task.forward}
         return {
             **self.goal.described(), "criterion": identity(self.criterion), "refresh": self.refresh,
             "compensate": self.compensate, "compensation_images": self.compensation_images,

@@ -101,7 +101,7 @@ class Reconstructor:
         memory: int = 0,
     ) -> None:
         self.loss, self.memory = loss, memory
-        self._size = group.size
+        self._name, self._size = group.name, group.size
         self._systems: list[_System] = []
         if (reason := unfit(trace, group)) is not None:
             raise ValueError(f"expected a group that can be reconstructed, but of {group.name} {reason}")
@@ -114,7 +114,10 @@ class Reconstructor:
     def scores(self, criterion: Criterion, neurons: Tensor | None = None) -> Tensor:
         """float64 [len(neurons)] on the CPU: the error that refitting cannot make up for, summed over the readers."""
         neurons = torch.arange(self._size) if neurons is None else neurons
-        return torch.stack([system.costs(neurons) for system in self._systems]).sum(0).cpu()
+        scores = torch.stack([system.costs(neurons) for system in self._systems]).sum(0).cpu()
+        if not scores.isfinite().all():
+            raise ValueError(f"scores of {self._name} are not finite: what its readers read or write overflows")
+        return scores
 
     def lasting(self, criterion: Criterion) -> bool:
         """Whether scores stay the same when others are removed."""

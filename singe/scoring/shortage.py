@@ -30,7 +30,7 @@ class Memory:
         self._name, self._device = name, device
 
     def run(self, work: Callable[[], T], begin_anew: Callable[[], None] = lambda: None) -> T:
-        """What passes come to; they are made anew, half as large, until there is room for them.
+        """Runs ``work``, and again with half the memory each time that there is no room for its passes.
 
         Args:
             work: runs passes that take ``size`` bytes.
@@ -43,10 +43,11 @@ class Memory:
                 if not is_shortage(error) or self.size < 2:
                     raise
             begin_anew()  # here, where the exception holds on to nothing any more
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)  # raises if a kernel failed, which can look like a shortage
+                torch.cuda.empty_cache()
             self.size //= 2
             log.warning("%s: out of memory, passes may take %d bytes from now on", self._name, self.size)
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
 
 
 def is_shortage(error: BaseException) -> bool:

@@ -20,7 +20,7 @@ from ..models.batches import Batch, described, length
 from ..models.precision import Precision, arithmetic, check_name
 from ..ranks import ALONE, Ranks
 from ..removal.surgery import Removed
-from ..task import Task, cross_entropy, differentiable
+from ..task import Task, differentiable
 from .data import Stream
 from .distillation import Teacher
 
@@ -99,7 +99,7 @@ class FineTune:
     def distilled(self, task: Task) -> float:
         """The share of the loss that comes from the unpruned network."""
         if self.distill is None:
-            return DISTILLED if task.loss is cross_entropy else 0.0
+            return DISTILLED if task.loss is None else 0.0
         return self.distill
 
 

@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import torch
@@ -46,6 +47,12 @@ def test_marginal_rises_are_the_slopes_of_the_lower_convex_hull(rises):
     lowest = [interpolated(rises, k) for k in range(max(rises) + 1)]
     # a curve that falls is taken to be flat up to its lowest point
     assert sums[: max(rises) + 1] == pytest.approx([min(lowest[k:]) for k in range(len(lowest))], abs=1e-6)
+
+
+@pytest.mark.parametrize("lost", [math.nan, math.inf, -math.inf])
+def test_neurons_whose_removal_leaves_no_finite_loss_go_last(lost):
+    assert marginal({0: 0.0, 2: 0.5, 4: lost, 6: lost}, 7).tolist() == [0.25] * 2 + [math.inf] * 5
+    assert marginal({0: 0.0, 3: lost}, 4).tolist() == [math.inf] * 4
 
 
 def flattened():

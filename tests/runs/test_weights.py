@@ -53,7 +53,8 @@ def pictures():
 
 def prune(model, loader=None, rho=0.8, **options):
     """``singe.prune`` of single weights, small and quiet."""
-    options = {"structured": False, "finetune": None, "images": 20, "progress": False, **options}
+    quick = {"structured": False, "criterion": "integrated_gradient", "finetune": None, "images": 20}
+    options = quick | {"progress": False} | options
     return singe.prune(model, vectors() if loader is None else loader, rho, **options)
 
 
@@ -298,6 +299,11 @@ def test_allocations_share_out(allocation, rising):
     shares = [record.removed / record.size for record in result.history]
     assert (shares == sorted(shares)) == rising and shares[0] < shares[-1]
     assert result.weights_removed == pytest.approx(0.4, abs=1 / result.weights_before)
+
+
+def test_the_default_is_magnitude():
+    assert same_masks(prune(mlp(), criterion=None), prune(mlp(), criterion="magnitude"))
+    assert not same_masks(prune(mlp(), criterion=None), prune(mlp()))
 
 
 def test_one_ranking_of_all_weights():

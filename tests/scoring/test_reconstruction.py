@@ -108,6 +108,14 @@ def test_a_group_whose_readers_cannot_be_fitted_stays_whole_and_says_why():
     assert result.frozen["a"] == "no reader can be refitted (b: its weight is used at several places)"
 
 
+def test_scores_that_overflow_are_refused():
+    model, x = setting()
+    with torch.no_grad():
+        model[0].weight.fill_(1e200)
+    with pytest.raises(ValueError, match="scores of 0 are not finite"):
+        reconstructor(model, x, "0")[0].scores(CRITERION)
+
+
 def test_there_is_no_literal_version():
     model, x = setting()
     with pytest.raises(ValueError, match="Reconstruction"):

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import singe
-from singe.task import Task, cross_entropy
+from singe.task import Task
 from singe.training.data import Stream
 from singe.training.finetune import Tuner
 
@@ -26,7 +26,7 @@ def small_stream():
 
 def tuner_of(model, pauses=1, loss=None, **options):
     plan = singe.FineTune(**{"distill": 0, **options})
-    tuner = Tuner(plan, model, small_stream(), Task(loss=loss or cross_entropy), unpruned=model)
+    tuner = Tuner(plan, model, small_stream(), Task(loss=loss), unpruned=model)
     tuner.begin(pauses)
     return tuner
 
