@@ -1,38 +1,71 @@
-"""The score of one layer, without pruning anything."""
+"""The scores of one layer or of all of them, without pruning anything."""
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+from collections.abc import Sequence
+from typing import Any, overload
 
 from torch import Tensor, nn
 
 from . import checks
 from .criteria import Criterion, resolve
 from .graph.analysis import find_groups
-from .graph.groups import groups_of, in_layer_order
-from .graph.trace import Forward, trace
+from .graph.groups import Group, groups_of, in_layer_order, module_of
+from .graph.trace import Forward, Trace, trace
+from .models.batches import Batch
 from .models.isolation import plain_torch, preserved_random_state
 from .models.patterns import first_name
 from .models.precision import Precision, check_precision
 from .models.weightnorm import without_weight_norms
 from .models.wrappers import unwrapped
 from .scoring.engine import DEFAULT_MEMORY
-from .scoring.scores import scores_of
+from .scoring.scores import scores_of, unscorable
 from .task import Loss, Task
+
+log = logging.getLogger("singe")
+
+
+@overload
+def score(
+    model: nn.Module,
+    batch: Any,
+    layer: str,
+    *,
+    criterion: str | Criterion = ...,
+    loss: Loss | None = ...,
+    forward: Forward | None = ...,
+    memory: int = ...,
+    precision: Precision = ...,
+) -> Tensor: ...
+
+
+@overload
+def score(
+    model: nn.Module,
+    batch: Any,
+    layer: None = ...,
+    *,
+    criterion: str | Criterion = ...,
+    loss: Loss | None = ...,
+    forward: Forward | None = ...,
+    memory: int = ...,
+    precision: Precision = ...,
+) -> dict[str, Tensor]: ...
 
 
 def score(
     model: nn.Module,
     batch: Any,
-    layer: str,
+    layer: str | None = None,
     *,
     criterion: str | Criterion = "integrated_gradient",
     loss: Loss | None = None,
     forward: Forward | None = None,
     memory: int = DEFAULT_MEMORY,
     precision: Precision = "float32",
-) -> Tensor:
-    """Relevance of every neuron of a layer; the smallest is the first to prune.
+) -> Tensor | dict[str, Tensor]:
+    """Relevance of every neuron of a layer, or of all layers; the smallest of a layer is the first to prune.
 
     Where the layer is coupled to others (a residual stream), a score is that of the whole coupled neuron: the sum over
     all its rows in all those layers. The batch norm after a layer counts as folded into it. The path fades the layer's
@@ -42,7 +75,8 @@ def score(
     Args:
         model: not modified; scored in eval mode. If it is wrapped or compiled, the module inside is taken.
         batch: (x, y) with x [B, ...] and y [B, ...]; see ``forward``.
-        layer: module name of a convolution, linear layer or batch norm, as in ``model.named_modules()``.
+        layer: module name of a convolution, linear layer or batch norm, as in ``model.named_modules()``; None for all
+            convolutions and linear layers that the criterion can score.
         criterion: a name or an object of ``singe.criteria``.
         loss: (outputs, batch) -> scalar; mean cross-entropy by default.
         forward: (model, batch) -> outputs, for a model not called as ``model(x)``; a batch is then any nested tensors.
@@ -52,6 +86,7 @@ def score(
 
     Returns:
         float64 [n] on the CPU: one value per neuron, ordered by its first row in ``layer``; frozen neurons too.
+        Without ``layer``, module name -> that of each layer.
 
     Raises:
         TypeError, ValueError: bad input; see the message.
@@ -66,7 +101,20 @@ def score(
         work = without_weight_norms(checks.working_copy(model))
         checks.runs(work, here, task)
         graph = trace(work, task.inputs(here), task.call)
-        layer = first_name(work, layer)
-        groups = groups_of(layer, find_groups(graph))
-        scores = scores_of(work, graph, groups, here, task, chosen, memory, precision)
-    return in_layer_order(layer, list(zip(groups, scores, strict=True)))
+        every = find_groups(graph)
+        layers = [first_name(work, layer)] if layer is not None else _scorable(graph, every, chosen, here)
+        parts = {name: groups_of(name, every) for name in layers}
+        groups = [g for g in every if any(g in own for own in parts.values())]
+        found = dict(zip(groups, scores_of(work, graph, groups, here, task, chosen, memory, precision), strict=True))
+        scores = {name: in_layer_order(name, [(g, found[g]) for g in own]) for name, own in parts.items()}
+    return scores if layer is None else scores[layers[0]]
+
+
+def _scorable(graph: Trace, groups: Sequence[Group], criterion: Criterion, batch: Batch) -> list[str]:
+    """The convolutions and linear layers all of whose neurons a criterion can score."""
+    blind = unscorable(graph, groups, criterion, batch)
+    for name, reason in blind.items():
+        log.info("%s is not scored: %s", name, reason)
+    wholly = {module_of(weight): True for group in groups for weight in group.writers}
+    wholly |= {module_of(weight): False for group in groups if group.name in blind for weight in group.writers}
+    return [name for name, scorable in wholly.items() if scorable]

@@ -1,4 +1,5 @@
 import copy
+import logging
 import math
 import random
 from dataclasses import dataclass
@@ -573,7 +574,21 @@ def test_the_result_is_one_float64_per_neuron_on_the_cpu_without_history():
     assert not scores.requires_grad and (scores > 0).all()
 
 
-@pytest.mark.parametrize("layer", ["features.99", "conv", "", None, 3])
+@pytest.mark.parametrize("criterion", ["magnitude", "reconstruction", "feature_relevance"])
+def test_all_layers_are_scored_at_once_as_one_by_one(criterion, one_export, caplog):
+    model, batch = randomised(ResNeXt()), images(8)
+    with caplog.at_level(logging.INFO, "singe"):
+        scores = singe.score(model, batch, criterion=criterion)
+    layers = [name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    if criterion == "reconstruction":
+        layers.remove("head")
+        assert "head is not scored: no reader can be refitted" in caplog.text
+    assert sorted(scores) == sorted(layers)
+    for name, found in scores.items():
+        assert torch.equal(found, singe.score(model, batch, name, criterion=criterion)), name
+
+
+@pytest.mark.parametrize("layer", ["features.99", "conv", "", 3])
 def test_an_unknown_layer_is_named(layer):
     match = "neurons" if layer == "" else rf"PlainNet, got {layer!r}"
     with pytest.raises((ValueError, TypeError), match=match):
