@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from . import values
 from .quadrature import GaussLegendre, Nodes, Quadrature
 
 Path = Literal["neuron", "layer"]
@@ -194,7 +195,7 @@ class FeatureRelevance(Criterion):
     alpha: float = 2
 
     def __post_init__(self) -> None:
-        if not 1 <= self.alpha < math.inf:
+        if not 1 <= values.number("alpha", self.alpha) < math.inf:
             raise ValueError(f"expected alpha >= 1, got {self.alpha!r}")
 
 
@@ -231,7 +232,8 @@ def resolve(criterion: str | Criterion) -> Criterion:
         raise TypeError(f"expected a criterion's name or object, got the class {criterion.__name__}: call it first")
     known = (WeightCriterion, PathCriterion, LossChange, Random, Reconstruction, FeatureRelevance)
     if not isinstance(criterion, known):
-        raise TypeError(f"expected a criterion's name or object, got {type(criterion).__name__}")
+        bases = ", ".join(base.__name__ for base in known)
+        raise TypeError(f"expected a criterion's name, or an object of {bases}, got {type(criterion).__name__}")
     return criterion
 
 

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from . import checks
+from . import checks, values
 from .allocation.goal import left_alone
 from .criteria import Criterion, identity, resolve
 from .graph.trace import Forward, trace
@@ -118,12 +118,12 @@ class GradualPruner:
             TimeoutError: the trials take longer than ``analysis_seconds``.
         """
         for name, value in (("every", every), ("per_round", per_round), ("images", images), ("memory", memory)):
-            checks.integer(name, value, 1)
-        checks.seed(seed)
-        if checks.integer("until", until, 1) < every:
+            values.integer(name, value, 1)
+        values.seed(seed)
+        if values.integer("until", until, 1) < every:
             raise ValueError(f"expected until >= every, so that there is a round, got until={until} and every={every}")
-        checks.patterns("ignore", ignore)
-        checks.positive("analysis_seconds", analysis_seconds)
+        values.patterns("ignore", ignore)
+        values.positive("analysis_seconds", analysis_seconds)
         self._processes = model.process_group if isinstance(model, DistributedDataParallel) else None
         self._model = unwrapped(model)
         self._device = checks.sound_model(self._model)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import checks
+from . import checks, values
 from .allocation.cost import Cost, mac_cost, parameter_cost
 from .allocation.goal import left_alone
 from .graph.fading import ends_elsewhere, readers
@@ -123,8 +123,8 @@ def inspect(
         TimeoutError: the trials take longer than ``analysis_seconds``.
     """
     model = unwrapped(model)
-    checks.patterns("ignore", ignore)
-    checks.positive("analysis_seconds", analysis_seconds)
+    values.patterns("ignore", ignore)
+    values.positive("analysis_seconds", analysis_seconds)
     task, device = Task(forward), checks.sound_model(model)
     with plain_torch(device), torch.no_grad(), preserved_random_state():
         batch = checks.example(example, device, task)

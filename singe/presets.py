@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TypedDict
 
-from . import checks
+from . import values
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def gradual_preset(name: str, epochs: int | None = None) -> Schedule:
     if name not in _PUBLISHED:
         raise ValueError(f"expected a preset among {', '.join(_PUBLISHED)}, got {name!r}")
     published = _PUBLISHED[name]
-    total = published.epochs if epochs is None else checks.integer("epochs", epochs, 2)
+    total = published.epochs if epochs is None else values.integer("epochs", epochs, 2)
     every = max(1, round(published.every * total / published.epochs))
     until = max(every, published.until * total // published.epochs)
     rounds = published.until // published.every

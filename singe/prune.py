@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, overload
 from torch import nn
 from torch.utils.data import SequentialSampler
 
-from . import checks
+from . import checks, values
 from .allocation.goal import Allocation, Goal, Target
 from .criteria import Criterion, resolve, resolve_elementwise
 from .graph.trace import Forward, named_tensors
@@ -234,7 +234,7 @@ def prepared(
     structured, loader, finetune = (arguments[name] for name in ("structured", "loader", "finetune"))
     if not isinstance(structured, bool):
         raise TypeError(f"expected structured to be True or False, got {structured!r}")
-    checks.positive("analysis_seconds", arguments["analysis_seconds"])
+    values.positive("analysis_seconds", arguments["analysis_seconds"])
     options = _options(arguments, ranks)
     if not structured:
         _refuse_of_neurons(options, arguments["analysis_seconds"])
@@ -282,7 +282,7 @@ def _options(arguments: Mapping[str, Any], ranks: Ranks) -> Options:
         refresh=a.refresh, finetune=a.finetune, images=a.images,
         task=Task(a.forward, a.loss), recalibrate_bn=a.recalibrate_bn, seed=a.seed,
         precision=a.precision, memory=a.memory,
-        progress=a.progress and ranks.first, checkpoint=a.checkpoint,
+        progress=a.progress if ranks.first else False, checkpoint=a.checkpoint,
         observer=Observer(a.evaluate, a.callbacks, a.loader, tells=ranks.first), ranks=ranks,
     )  # fmt: skip
 

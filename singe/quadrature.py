@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import values
+
 Nodes = tuple[Tensor, Tensor]
 
 
@@ -41,10 +43,10 @@ class Geometric:
     tol: float = 0.01
 
     def __post_init__(self) -> None:
-        _require_unit_interval("mu", self.mu)
-        _require_unit_interval("tol", self.tol)
+        values.fraction("mu", self.mu)
+        values.fraction("tol", self.tol)
         if self.steps is not None:
-            _require_count("steps", self.steps)
+            values.integer("steps", self.steps, 1)
 
     def dt(self) -> Nodes:
         t = self._t()
@@ -77,8 +79,8 @@ class GaussLegendre:
     tol: float = 0.01
 
     def __post_init__(self) -> None:
-        _require_count("nodes", self.nodes)
-        _require_unit_interval("tol", self.tol)
+        values.integer("nodes", self.nodes, 1)
+        values.fraction("tol", self.tol)
 
     def dt(self) -> Nodes:
         return self._on(0.0, 1.0)
@@ -91,15 +93,3 @@ class GaussLegendre:
         x, w = np.polynomial.legendre.leggauss(self.nodes)
         half = (high - low) / 2
         return torch.from_numpy(low + half * (x + 1)), torch.from_numpy(half * w)
-
-
-def _require_unit_interval(name: str, value: float) -> None:
-    if not 0 < value < 1:
-        raise ValueError(f"expected {name} in (0, 1), got {value!r}")
-
-
-def _require_count(name: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"expected an int for {name}, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"expected {name} >= 1, got {value}")

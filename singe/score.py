@@ -8,7 +8,7 @@ from typing import Any, overload
 
 from torch import Tensor, nn
 
-from . import checks
+from . import checks, values
 from .criteria import Criterion, resolve
 from .graph.analysis import find_groups
 from .graph.groups import Group, groups_of, in_layer_order, module_of
@@ -92,7 +92,7 @@ def score(
         TypeError, ValueError: bad input; see the message.
     """
     model, chosen = unwrapped(model), resolve(criterion)
-    checks.integer("memory", memory, 1)
+    values.integer("memory", memory, 1)
     device = checks.sound_model(model)
     check_precision(precision, model, device)
     with plain_torch(device), preserved_random_state():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import checks
+from . import checks, values
 from .criteria import Criterion, resolve
 from .graph.analysis import find_groups
 from .graph.groups import Group, Slice
@@ -82,7 +82,7 @@ class SingeImportance:
             raise ImportError("SingeImportance is for Torch-Pruning: pip install torch-pruning") from error
         Importance.register(type(self))
         self._model, self._criterion = unwrapped(model), resolve(criterion)
-        self._memory, self._precision = checks.integer("memory", memory, 1), precision
+        self._memory, self._precision = values.integer("memory", memory, 1), precision
         self._task = Task(forward, loss)
         self._device = checks.sound_model(self._model)
         check_precision(precision, self._model, self._device)

@@ -149,7 +149,6 @@ def test_nothing_is_printed_without_progress_and_a_bar_goes_to_stderr_where_that
         ({"rho": "0.5"}, TypeError, r"rho.*str"),
         ({"rho": True}, TypeError, r"rho.*bool"),
         ({"criterion": "taylor"}, ValueError, "taylor"),
-        ({"criterion": None}, TypeError, "criterion"),
         ({"allocation": "even"}, ValueError, r"uniform.*'even'"),
         ({"refresh": "eager"}, ValueError, r"lazy.*'eager'"),
         ({"finetune": 100}, TypeError, r"FineTune.*int"),

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from .. import checks
+from .. import values
 from ..graph.groups import Group
 from ..graph.trace import Trace
 from ..models.patterns import Part, named_parts
@@ -37,15 +37,14 @@ class Goal:
     max_rate: float = 1
 
     def __post_init__(self) -> None:
-        if not 0 < checks.number("rho", self.rho) < 1:
-            raise ValueError(f"expected rho in (0, 1), got {self.rho}")
+        values.fraction("rho", self.rho)
         if self.target not in ("params", "macs", "latency"):
             raise ValueError(f"expected target 'params', 'macs' or 'latency', got {self.target!r}")
         schedules.check(self.allocation)
-        checks.integer("round_to", self.round_to, 1)
-        checks.patterns("ignore", self.ignore)
-        checks.integer("latency_batch", self.latency_batch, 1)
-        if not 0 < checks.number("max_rate", self.max_rate) <= 1:
+        values.integer("round_to", self.round_to, 1)
+        values.patterns("ignore", self.ignore)
+        values.integer("latency_batch", self.latency_batch, 1)
+        if not 0 < values.number("max_rate", self.max_rate) <= 1:
             raise ValueError(f"expected max_rate in (0, 1], got {self.max_rate}")
 
     def described(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import checks
+from .. import values
 from ..graph.groups import module_of
 from ..models.patterns import Part, named_parts
 from .cost import Cost
@@ -37,7 +37,7 @@ def check(allocation: Any) -> None:
         for pattern, rate in allocation.items():
             if not isinstance(pattern, str):
                 raise TypeError(f"expected module names as keys of allocation, got {pattern!r}")
-            if not 0 <= checks.number(f"allocation[{pattern!r}]", rate) < math.inf:
+            if not 0 <= values.number(f"allocation[{pattern!r}]", rate) < math.inf:
                 raise ValueError(f"expected rates >= 0 in allocation, got {rate} for {pattern!r}")
     else:
         raise TypeError(f"expected allocation to be a name or a mapping, got {type(allocation).__name__}")

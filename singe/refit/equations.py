@@ -14,7 +14,7 @@ from ..graph.trace import CPU_VALUE, Trace, named_tensors
 from ..models.batches import Batch, length, tensors
 from ..removal.surgery import Removed
 from ..task import Task
-from .values import Values
+from .activations import Activations
 
 _EQUATIONS = 64
 """Equations for each unknown of an output channel, if there are enough; four times as many help little, cost more."""
@@ -91,7 +91,7 @@ class Unpruned:
         self._original, self._unpruned, self._memory = model, trace, memory
         self._inputs = task.inputs(batch)
         self._step = self._fitting(trace)
-        self._whole = self._pruned = Values(trace, self._inputs, self._step, memory // 4)
+        self._whole = self._pruned = Activations(trace, self._inputs, self._step, memory // 4)
 
     @torch.no_grad()
     def equations(self, model: nn.Module, trace: Trace, weight: str, removed: Removed) -> Equations | str:
@@ -154,9 +154,9 @@ class Unpruned:
         if self._pruned is not self._whole and self._pruned.graph is trace:
             return
         room, step = self._memory // 4, self._step if trace.dynamic else trace.example_batch
-        self._pruned = Values(trace, self._inputs, step, room)
+        self._pruned = Activations(trace, self._inputs, step, room)
         if step != self._whole.step:
-            self._whole = Values(self._unpruned, self._inputs, step, room)
+            self._whole = Activations(self._unpruned, self._inputs, step, room)
 
     def _fitting(self, graph: Trace) -> int:
         """How many samples to pass at a time, so that a few values of the network fit into memory."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .. import checks
+from .. import values
 from ..allocation.goal import Goal
 from ..criteria import Criterion, identity
 from ..models.precision import Precision
@@ -53,9 +53,11 @@ class Options:
             raise TypeError(f"expected finetune to be a singe.FineTune or None, got {type(self.finetune).__name__}")
         if self.compensate not in ("none", "mean", "least_squares"):
             raise ValueError(f"expected compensate 'none', 'mean' or 'least_squares', got {self.compensate!r}")
+        if not isinstance(self.progress, bool):
+            raise TypeError(f"expected progress to be True or False, got {self.progress!r}")
         for name, least in (("images", 1), ("compensation_images", 2), ("memory", 1), ("recalibrate_bn", 0)):
-            checks.integer(name, getattr(self, name), least)
-        checks.seed(self.seed)
+            values.integer(name, getattr(self, name), least)
+        values.seed(self.seed)
 
     def deciding(self) -> dict[str, Any]:
         """Those that decide the result of a run, as plain data."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from .. import checks
+from .. import checks, values
 from ..graph.export import first_line, line_of, quietly
 from ..graph.trace import Forward, answer
 from ..models.batches import Batch, head, joined, length, tensors
@@ -42,7 +42,7 @@ _TALKATIVE = ("torch.onnx", "torch._dynamo", "torch._guards", "onnxscript", "onn
 
 def export_onnx(
     model: nn.Module,
-    inputs: Any,
+    example: Any,
     path: str | os.PathLike[str],
     *,
     forward: Forward | None = None,
@@ -51,7 +51,7 @@ def export_onnx(
 ) -> Path:
     """Writes a network in eval mode as one ONNX file, which takes any number of samples.
 
-    Where ONNX Runtime is installed the file is run on ``inputs``, and on one sample alone where the batch is dynamic,
+    Where ONNX Runtime is installed the file is run on the example, and on one sample alone where the batch is dynamic,
     and compared with the model; a file whose answers differ is not written.
 
     Inputs and outputs are named as in the dicts that hold them; a lone tensor is "input" or "output", several
@@ -60,10 +60,10 @@ def export_onnx(
     Args:
         model: pruned or not; not modified. If it is wrapped or compiled, the module inside is taken. Weight norms
             become plain weights, masks of single weights become zeros.
-        inputs: an example x [B, ...] of ``model(x)``, or whatever ``forward`` takes.
+        example: inputs x [B, ...] of ``model(x)``, or whatever ``forward`` takes.
         path: of the file, which is replaced; its directory is created. It appears whole or not at all.
         forward: (model, batch) -> outputs, for a model not called as ``model(x)``; a batch is then any nested tensors.
-        dynamic_batch: whether the first axis of every input may have any length, or only that of ``inputs``.
+        dynamic_batch: whether the first axis of every input may have any length, or only that of ``example``.
         opset: version of the ONNX operators; torch's choice by default.
 
     Returns:
@@ -77,7 +77,7 @@ def export_onnx(
     """
     _check_installed()
     if opset is not None:
-        checks.integer("opset", opset, 1)
+        values.integer("opset", opset, 1)
     if not isinstance(dynamic_batch, bool):
         raise TypeError(f"expected dynamic_batch to be True or False, got {dynamic_batch!r}")
     model, target, task = unwrapped(model), Path(path), Task(forward)
@@ -85,17 +85,17 @@ def export_onnx(
     if (size := sum(t.numel() * t.element_size() for t in model.state_dict().values())) > LARGEST:
         raise ValueError(f"expected at most {LARGEST} bytes of weights for one ONNX file, got {size}")
     with plain_torch(device), preserved_random_state(), torch.no_grad():
-        batch = checks.example(inputs, device, task)
+        batch = checks.example(example, device, task)
         work = without_weight_norms(checks.working_copy(model))
         checks.runs(work, batch, task)
-        example = task.inputs(batch)
-        if dynamic_batch and length(example) == 1:  # a single sample would be taken for a constant
-            example = joined([example, example])
-        names = list(_names(example, "input", ()))
-        names_out = list(_names(answer(work, example, task.call), "output", names))
-        program = _program(_Flat(work, example, task.call), tensors(example), dynamic_batch)
+        inputs = task.inputs(batch)
+        if dynamic_batch and length(inputs) == 1:  # a single sample would be taken for a constant
+            inputs = joined([inputs, inputs])
+        names = list(_names(inputs, "input", ()))
+        names_out = list(_names(answer(work, inputs, task.call), "output", names))
+        program = _program(_Flat(work, inputs, task.call), tensors(inputs), dynamic_batch)
         file = _converted(program, names, names_out, dynamic_batch, opset)
-        for part in [example, head(example, 1)] if dynamic_batch else [example]:
+        for part in [inputs, head(inputs, 1)] if dynamic_batch else [inputs]:
             _check(file, part, answer(work, part, task.call))
     target.parent.mkdir(parents=True, exist_ok=True)
     replace(target, lambda temporary: temporary.write_bytes(file))
@@ -137,7 +137,7 @@ def _program(network: _Flat, inputs: Sequence[Tensor], dynamic: bool) -> Exporte
         except Exception as error:
             failed = failed or error
     assert failed is not None
-    number = "any number of samples (dynamic_batch=False: only as many as in inputs)" if dynamic else "these inputs"
+    number = "any number of samples (dynamic_batch=False: as many as in the example)" if dynamic else "these inputs"
     raise ValueError(
         f"expected a model that torch.export can trace for {number}, but exporting {type(network.network).__name__} "
         f"failed{line_of(failed)}: {first_line(failed)}"

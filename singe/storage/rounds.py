@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .. import checks
+from .. import values
 from ..records import RoundRecord
 
 VERSION = 1
@@ -64,7 +64,7 @@ def _read(
     for name, all_gone in gone.items():
         if not (len(set(all_gone)) == len(all_gone) < sizes[name] and set(all_gone) <= set(range(sizes[name]))):
             raise ValueError(f"expected different neurons of {name}, which has {sizes[name]}, got {all_gone}")
-    epoch = checks.integer("epoch", state["epoch"], max((record.epoch for record in history), default=0))
+    epoch = values.integer("epoch", state["epoch"], max((record.epoch for record in history), default=0))
     return epoch, history
 
 

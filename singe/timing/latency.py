@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .. import checks
+from .. import checks, values
 from ..graph.trace import Forward
 from ..models.batches import Batch, copied
 from ..models.isolation import callers_device, evaluating, preserved_random_state
@@ -86,7 +86,7 @@ def latencies(
             raise TypeError(f"expected a module to time, got {type(model).__name__}")
     if not models:
         raise ValueError("expected at least one model to time, got none")
-    checks.integer("rounds", rounds, 1)
+    values.integer("rounds", rounds, 1)
     task = Task(forward)
     batches = [checks.example(example, checks.device_of(model), task) for model in models]
     with evaluating(models), preserved_random_state(), torch.no_grad():

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .. import checks
+from .. import values
 from ..bars import bar
 from ..models.batches import Batch, described, length
 from ..models.precision import Precision, arithmetic, check_name
@@ -66,14 +66,14 @@ class FineTune:
     precision: Precision | None = None
 
     def __post_init__(self) -> None:
-        checks.integer("steps", self.steps, 1)
+        values.integer("steps", self.steps, 1)
         if self.optimizer not in ("sgd", "adamw"):
             raise ValueError(f"expected optimizer 'sgd' or 'adamw', got {self.optimizer!r}")
         if self.when not in ("after", "layer", "neuron"):
             raise ValueError(f"expected when='after', 'layer' or 'neuron', got {self.when!r}")
         for name in ("momentum", "weight_decay", "decay"):
-            checks.number(name, getattr(self, name))
-        checks.number("lr", self.learning_rate)
+            values.number(name, getattr(self, name))
+        values.number("lr", self.learning_rate)
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"expected lr > 0, got {self.lr!r}")
         if self.optimizer == "adamw" and self.learning_rate > 0.01:  # a step moves every weight by about that much
@@ -84,9 +84,9 @@ class FineTune:
             raise ValueError(f"expected decay in [0, 1], got {self.decay!r}")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"expected weight_decay >= 0, got {self.weight_decay!r}")
-        if self.distill is not None and not 0 <= checks.number("distill", self.distill) <= 1:
+        if self.distill is not None and not 0 <= values.number("distill", self.distill) <= 1:
             raise ValueError(f"expected distill in [0, 1] or None, got {self.distill!r}")
-        if not 0 <= checks.number("hints", self.hints) < math.inf:
+        if not 0 <= values.number("hints", self.hints) < math.inf:
             raise ValueError(f"expected hints >= 0, got {self.hints!r}")
         if self.precision is not None:
             check_name(self.precision)

@@ -10,7 +10,7 @@ from torch import nn
 
 from singe.graph.nodes import ancestors
 from singe.graph.trace import named_tensors, trace
-from singe.refit.values import Values
+from singe.refit.activations import Activations
 
 
 @functools.cache
@@ -23,7 +23,7 @@ def prepared(make, step=3, room=1 << 30):
     original, graph = exported(make)
     model, x = copy.deepcopy(original), images(8)[0]
     nodes = [n for n in graph.nodes if not graph.is_size(n) and isinstance(n.meta["val"], torch.Tensor)]
-    return model, x, graph, nodes, Values(graph, x, step, room)
+    return model, x, graph, nodes, Activations(graph, x, step, room)
 
 
 def afresh(model, x, graph, ends, step=3):

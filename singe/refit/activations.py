@@ -12,10 +12,10 @@ from ..graph.trace import Env, Trace, named_tensors
 from ..models.batches import Batch, length, parts
 
 
-class Values:
+class Activations:
     """Reads values of a network repeatedly, further downstream each time or after a few weights have changed.
 
-    Values that operators downstream of the last read will need are kept, if there is room, and reused as long as no
+    Activations that operators downstream of the last read will need are kept, if there is room, and reused as long as no
     tensor that they were computed from is written to or replaced.
 
     Args:

@@ -1,0 +1,54 @@
+"""Single values are checked before work starts: every check says what was expected and what was given."""
+
+from __future__ import annotations
+
+from numbers import Real
+from typing import Any
+
+
+def integer(name: str, value: Any, least: int) -> int:
+    """Raises TypeError or ValueError unless ``value`` is an int of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"expected an int for {name}, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"expected {name} >= {least}, got {value}")
+    return value
+
+
+def number(name: str, value: Any) -> float:
+    """Raises TypeError unless ``value`` is a real number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"expected a number for {name}, got {type(value).__name__}")
+    return float(value)
+
+
+def seed(value: int) -> int:
+    """A seed of all phases of a run: below 2^40, as a phase takes 20 bits of a generator's 64.
+
+    Raises:
+        TypeError: no integer.
+        ValueError: out of range.
+    """
+    if integer("seed", value, 0) >= 2**40:
+        raise ValueError(f"expected seed < 2**40, got {value}")
+    return value
+
+
+def positive(name: str, value: Any) -> float:
+    """Raises TypeError or ValueError unless ``value`` is a positive real number."""
+    if not number(name, value) > 0:
+        raise ValueError(f"expected {name} > 0, got {value}")
+    return float(value)
+
+
+def patterns(name: str, value: Any) -> None:
+    """Raises TypeError unless ``value`` is a list (or tuple, or set) of strings."""
+    if not isinstance(value, (list, tuple, set, frozenset)) or not all(isinstance(p, str) for p in value):
+        raise TypeError(f"expected a list of module names for {name}, got {value!r}")
+
+
+def fraction(name: str, value: Any) -> float:
+    """Raises TypeError or ValueError unless ``value`` is a real number in (0, 1)."""
+    if not 0 < number(name, value) < 1:
+        raise ValueError(f"expected {name} in (0, 1), got {value!r}")
+    return float(value)

@@ -1,0 +1,24 @@
+import math
+
+import pytest
+
+from singe import values
+
+
+@pytest.mark.parametrize(
+    ("value", "error"), [(0, ValueError), (-3, ValueError), (1.0, TypeError), (True, TypeError), (None, TypeError)]
+)
+def test_a_count_must_be_an_int_of_at_least_one(value, error):
+    with pytest.raises(error, match=r"\bimages\b"):
+        values.integer("images", value, 1)
+    assert values.integer("images", 1, 1) == 1 and values.integer("seed", 0, 0) == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [(0, ValueError), (1, ValueError), (math.nan, ValueError), ("0.5", TypeError), (True, TypeError)],
+)
+def test_a_fraction_is_a_number_between_zero_and_one(value, error):
+    with pytest.raises(error, match=r"\brho\b"):
+        values.fraction("rho", value)
+    assert values.fraction("rho", 0.5) == 0.5
