@@ -13,9 +13,9 @@ from ..models.batches import Batch, length, parts
 
 
 class Activations:
-    """Reads values of a network repeatedly, further downstream each time or after a few weights have changed.
+    """Reads activations of a network repeatedly, further downstream each time or after a few weights have changed.
 
-    Activations that operators downstream of the last read will need are kept, if there is room, and reused as long as no
+    Those that operators downstream of the last read will need are kept, if there is room, and reused as long as no
     tensor that they were computed from is written to or replaced.
 
     Args:
