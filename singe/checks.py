@@ -27,7 +27,7 @@ def sound_model(model: nn.Module) -> torch.device:
         ValueError: the model is not sound; says why.
     """
     device = device_of(model)
-    arithmetic(model)
+    computable(model)
     finite_weights(model)
     true_attributes(model)
     return device
@@ -66,7 +66,7 @@ def true_attributes(model: nn.Module) -> None:
                 )
 
 
-def arithmetic(model: nn.Module) -> None:
+def computable(model: nn.Module) -> None:
     """Raises ValueError unless the model's device computes in the dtypes of its parameters, gradients included."""
     for dtype, device in {(p.dtype, p.device): None for p in model.parameters()}:
         if dtype not in FLOATING:

@@ -325,7 +325,7 @@ def _step(
         tuner = Tuner(plan, work, stream, options.task, still, unpruned=unpruned, removed=lambda: removed)
         watch = Stopwatch()
         with watch:
-            tuner.pause()
+            tuner.train_stage()
     return watch.seconds / _STEPS
 
 

@@ -104,7 +104,7 @@ class GradualPruner:
             loss: (outputs, batch) -> scalar; mean cross-entropy by default.
             forward: (model, batch) -> outputs, for a model not called as ``model(x)``.
             seed: of everything random in a round; the same seed gives the same masks, in a resumed run too.
-            memory: bytes that the activations of one scoring pass may take, as far as samples can pass in parts.
+            memory: upper bound, in bytes, of the activations of a pass, met where samples can be split.
             analysis_seconds: how long trial removals on copies may take.
             evaluate: (model) -> a number, the higher the better, such as accuracy on test data. Called on copies in
                 eval mode, without gradients, before and after every round's neurons are masked, and on the result;
@@ -309,7 +309,7 @@ class GradualPruner:
 
     def _check_running(self) -> None:
         if not self._release.alive:
-            raise ValueError("expected a pruner that goes on, got one that has finished")
+            raise ValueError("expected a GradualPruner that is still in use, got one whose finish() was called")
 
     # -- checkpoints -----------------------------------------------------------------------------------------
 

@@ -195,7 +195,7 @@ def prune(
         recalibrate_bn: number of images on which batch norms re-estimate their statistics at the end; 0 for not at all.
         analysis_seconds: how long trial removals on copies may take.
         seed: of everything random in the run; the same seed gives the same plan on the same machine.
-        memory: bytes that the activations of one scoring pass may take, as far as images can pass in parts.
+        memory: upper bound, in bytes, of the activations of a pass, met where images can be split.
         precision: of the passes that compute scores, training has its own: "float32", the model's own dtype without
             TF32; "tf32" on CUDA; or "bfloat16", autocast.
         latency_batch: number of samples in the forward pass that ``target="latency"`` measures.

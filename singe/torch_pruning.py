@@ -69,7 +69,7 @@ class SingeImportance:
             loss: (outputs, batch) -> scalar; mean cross-entropy by default.
             forward: (model, batch) -> outputs, for a model not called as ``model(x)``; a batch is then any nested
                 tensors.
-            memory: bytes that one pass's activations may take, as far as images can pass in parts.
+            memory: upper bound, in bytes, of the activations of a pass, met where images can be split.
             precision: of the passes that compute scores; see :func:`singe.score`.
 
         Raises:

@@ -61,7 +61,7 @@ def test_modules_that_stand_alike_are_judged_together():
     assert [g.name for g in found.able] == [f"{i}.up" for i in range(1, 6)]
     reasons = [found.whole[f"{i}.qkv"] for i in range(1, 6)]
     assert reasons[0].startswith("trial removal failed: shape")
-    assert all(reason.startswith("trial removal of 1.qkv, which is alike, failed: shape") for reason in reasons[1:])
+    assert all(reason.startswith("trial removal of 1.qkv (of the same kind) failed: shape") for reason in reasons[1:])
 
 
 class Auxiliary(nn.Module):

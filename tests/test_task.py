@@ -329,7 +329,7 @@ def test_outputs_in_a_class_of_its_own_are_named_and_forward_can_open_them():
     model, batch = Wired(lambda self, x: Opaque(self.b(F.relu(self.a(x)))), a=nn.Linear(5, 6), b=nn.Linear(6, 4)), (
         normal(10, 5), torch.arange(10) % 4,
     )  # fmt: skip
-    with pytest.raises(ValueError, match=r"puts out a Opaque.*no list, tuple, dict or dataclass.*forward="):
+    with pytest.raises(ValueError, match=r"returns a Opaque.*no list, tuple, dict or dataclass.*forward="):
         singe.score(model, batch, "a", loss=lambda o, b: F.cross_entropy(o.logits, b[1]))
     assert (singe.score(model, batch, "a", forward=lambda m, b: m(b[0]).logits) > 0).all()
 

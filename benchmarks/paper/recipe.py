@@ -65,7 +65,7 @@ class Baseline:
 
     def tune(self, model: nn.Module, plan: singe.FineTune, seed: int) -> None:
         """Fine-tunes in place after pruning, with the loop that ``singe.prune`` has."""
-        Tuner(plan, model, self.batches(seed, _TUNING), self.task, unpruned=self.model).pause()
+        Tuner(plan, model, self.batches(seed, _TUNING), self.task, unpruned=self.model).train_stage()
 
     def folded(self) -> nn.Module:
         """The network with its batch norms folded away, as far as they can be."""

@@ -137,7 +137,7 @@ def _halfway(shares: Sequence[float], rho: float) -> float:
 
 
 def _nearest(tried: dict[tuple[int, ...], list[float]], rho: float) -> list[int]:
-    """The measured widths that miss the budget by least, rather too fast than too slow."""
+    """The measured widths that miss the budget by least, preferring too fast to too slow."""
     shares = {counts: fmean(measured) for counts, measured in tried.items()}
     best = min(shares, key=lambda counts: (shares[counts] < rho, abs(shares[counts] - rho)))
     log.warning(

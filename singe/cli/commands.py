@@ -121,7 +121,7 @@ def _device(options: argparse.Namespace) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"expected a device that is there, got {name!r}: {error}") from error
+        raise ValueError(f"expected an available device, got {name!r}: {error}") from error
     return device
 
 

@@ -94,7 +94,7 @@ class _Call(nn.Module):
         for value in values:
             if not isinstance(value, _KNOWN):
                 raise TypeError(
-                    f"it puts out a {type(value).__name__}, which is no tensor and no list, tuple, dict or dataclass "
+                    f"it returns a {type(value).__name__}, which is no tensor and no list, tuple, dict or dataclass "
                     "of tensors; a forward= can take out what it holds"
                 )
         return values

@@ -109,8 +109,8 @@ class Trace:
         }
         self.attributes: dict[str, dict[str, int]] = {n: _integers(m) for n, m in model.named_modules()}
         returned = zip(program.graph.output_node().args[0], signature.output_specs, strict=True)
-        self._outputs = [value for value, spec in returned if spec.kind is OutputKind.USER_OUTPUT]
-        self.outputs: list[fx.Node] = [v for v in self._outputs if isinstance(v, fx.Node) and not self.is_size(v)]
+        self._returned = [value for value, spec in returned if spec.kind is OutputKind.USER_OUTPUT]
+        self.outputs: list[fx.Node] = [v for v in self._returned if isinstance(v, fx.Node) and not self.is_size(v)]
         self.dynamic: bool = all(self.batch_axes(node) for node in self.inputs if node.users)
         self.example_batch: int = 2 if self.dynamic else length(example)
 
@@ -228,7 +228,7 @@ class Trace:
                 return of
             return self.size(of.meta["val"], batch) if self.is_size(of) else tensors[of]
 
-        return self._form.build(value(of) for of in self._outputs)
+        return self._form.build(value(of) for of in self._returned)
 
 
 def trace(model: nn.Module, inputs: Any, forward: Forward = plain) -> Trace:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils import _pytree as pytree
 
-Path = tuple[str, ...]
+KeyPath = tuple[str, ...]
 """The keys, indices and names of fields that lead to a part of something nested."""
 
 
@@ -53,9 +53,9 @@ def leaves(outputs: Any) -> list[Any]:
     return [leaf for _, leaf in with_paths(outputs)]
 
 
-def with_paths(outputs: Any) -> list[tuple[Path, Any]]:
+def with_paths(outputs: Any) -> list[tuple[KeyPath, Any]]:
     """The values in outputs, in the order of :func:`leaves`, each with the path to it."""
-    found: list[tuple[Path, Any]] = []
+    found: list[tuple[KeyPath, Any]] = []
     for keys, part in pytree.tree_flatten_with_path(outputs, is_leaf=_is_dataclass)[0]:
         path, held = tuple(map(_word, keys)), _held(part)
         found += [(path, part)] if held is None else [((*path, *inner), leaf) for inner, leaf in with_paths(held)]

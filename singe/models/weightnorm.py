@@ -17,7 +17,7 @@ from .copies import copy_of
 
 
 @dataclass(frozen=True)
-class Norm:
+class WeightNorm:
     """One weight norm of a model.
 
     Attributes:
@@ -35,23 +35,23 @@ class Norm:
     requires_grad: tuple[bool, bool]
 
 
-def weight_norms(model: nn.Module) -> list[Norm]:
+def weight_norms(model: nn.Module) -> list[WeightNorm]:
     """The weight norms of a model; those of modules with other parametrizations do not count."""
     return [norm for name, module in model.named_modules() for norm in _norms(name, module)]
 
 
-def _norms(name: str, module: nn.Module) -> list[Norm]:
+def _norms(name: str, module: nn.Module) -> list[WeightNorm]:
     found = []
     applied_to: Any = module
     lists = applied_to.parametrizations.items() if parametrize.is_parametrized(module) else ()
     if all(len(applied) == 1 and type(applied[0]) is _WeightNorm for _, applied in lists):
         for parameter, applied in lists:
             trained = applied.original0.requires_grad, applied.original1.requires_grad
-            found.append(Norm(name, parameter, applied[0].dim, False, trained))
+            found.append(WeightNorm(name, parameter, applied[0].dim, False, trained))
     for hook in module._forward_pre_hooks.values():
         if type(hook) is HookedWeightNorm:
             parts = getattr(module, f"{hook.name}_g"), getattr(module, f"{hook.name}_v")
-            found.append(Norm(name, hook.name, hook.dim, True, tuple(p.requires_grad for p in parts)))
+            found.append(WeightNorm(name, hook.name, hook.dim, True, tuple(p.requires_grad for p in parts)))
     return found
 
 
@@ -72,7 +72,7 @@ def without_weight_norms(model: nn.Module) -> nn.Module:
     return model
 
 
-def with_weight_norms(model: nn.Module, norms: list[Norm]) -> nn.Module:
+def with_weight_norms(model: nn.Module, norms: list[WeightNorm]) -> nn.Module:
     """Puts weight norms back, in place; the weights do not change."""
     for norm in norms:
         module: Any = model.get_submodule(norm.module)
@@ -93,7 +93,7 @@ def with_weight_norms(model: nn.Module, norms: list[Norm]) -> nn.Module:
     return model
 
 
-def _value(module: Any, norm: Norm) -> Tensor:
+def _value(module: Any, norm: WeightNorm) -> Tensor:
     if not norm.hooked:
         value: Tensor = getattr(module, norm.name).clone()
         return value

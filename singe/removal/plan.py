@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from ..graph.groups import Group, Slice
 from ..graph.trace import named_tensors
-from ..models.weightnorm import Norm, plain_copy, weight_norms, with_weight_norms, without_weight_norms
+from ..models.weightnorm import WeightNorm, plain_copy, weight_norms, with_weight_norms, without_weight_norms
 from ..models.wrappers import unwrapped
 from .surgery import compact, named_widths
 
@@ -164,7 +164,7 @@ class Plan:
             raise ValueError(f"damaged plan: {error!r}") from error
 
 
-def _check_optimizer(optimizer: Optimizer, model: nn.Module, norms: Sequence[Norm]) -> None:
+def _check_optimizer(optimizer: Optimizer, model: nn.Module, norms: Sequence[WeightNorm]) -> None:
     if norms:
         raise ValueError(
             f"expected a model without weight norms, which no optimizer's state follows, got one in {norms[0].module}"

@@ -97,7 +97,7 @@ class Trials:
             (first, _), problem = members[0], judge(members[:1])
             if problem is not None and judge(members[-1:]) is not None:
                 reasons |= {
-                    g.name: f"trial removal of {first.name}, which is alike, failed: {problem}" for g, _ in members
+                    g.name: f"trial removal of {first.name} (of the same kind) failed: {problem}" for g, _ in members
                 }
                 reasons[first.name] = f"trial removal failed: {problem}"
         return reasons

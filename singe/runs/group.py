@@ -57,7 +57,7 @@ class Turn:
         space = self._space
         with self._scoring:
             selection = Selection(self._scorer(), space.options.criterion, space.options.refresh)
-        loss_start = selection.engine.loss
+        loss_start = selection.scorer.loss
         shown = self._remove(selection)
         loss_removed = space.loss(self._batch)
         self._cut(selection.taken)
@@ -88,13 +88,13 @@ class Turn:
                     neuron = selection.take_least()
                 if wanted and turn >= self._count - curves.NEURONS:
                     with space.timed("fading curves"):
-                        found += (curves.curve(selection.engine, neuron, criterion),)
-                space.progress.memory = selection.engine.memory
+                        found += (curves.curve(selection.scorer, neuron, criterion),)
+                space.progress.memory = selection.scorer.memory
                 mask(space.model, self._group.slices, torch.tensor([neuron]), self._optimizer)
                 if self._when == "neuron":
                     self._tune_masked(selection)
                 else:
-                    selection.engine.forget(neuron)
+                    selection.scorer.forget(neuron)
         return found
 
     def _tune_masked(self, selection: Selection) -> None:
@@ -109,7 +109,7 @@ class Turn:
     def _tune(self) -> None:
         assert self._tuner is not None
         with self._tuning:
-            self._tuner.pause()
+            self._tuner.train_stage()
 
     def _cut(self, neurons: list[int]) -> None:
         """Cuts the masked neurons out of the tensors."""

@@ -67,7 +67,7 @@ class NeuronRun:
         """The progress to continue from, if any, which all ranks have to see."""
         found = self._checkpoint.read() if self._checkpoint is not None else None
         told = "" if found is None else json.dumps(found.to_json())
-        self.space.ranks.check_same("checkpoint, in a directory that all see,", told)
+        self.space.ranks.check_same("checkpoint (in a directory that all share)", told)
         return found
 
     def rehearse(self) -> None:
@@ -101,7 +101,7 @@ class NeuronRun:
         elif self._checkpoint is not None and space.ranks.first:  # what cannot be written is found out before any work
             self._checkpoint.write(progress, space.model, None)
         if tuner is not None:
-            tuner.begin(*self._pauses(tuner.when))
+            tuner.begin(*self._stages(tuner.when))
         for record in progress.history:
             space.options.observer.tell(record)
         self._prune_groups()
@@ -114,8 +114,8 @@ class NeuronRun:
         space.recalibrate(len(self.todo) + 1)
         return self._result()
 
-    def _pauses(self, when: When) -> tuple[int, int]:
-        """How many pauses for fine-tuning there are in all, and how many have been made."""
+    def _stages(self, when: When) -> tuple[int, int]:
+        """How many stages fine-tuning has in all, and how many are done."""
         progress = self.space.progress
         return {
             "layer": (len(self.todo), len(progress.history)),

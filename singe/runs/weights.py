@@ -115,7 +115,7 @@ class WeightRun:
         loss_removed = loss_end = self._loss(batch)
         if tuner is not None and tuner.when == "layer":
             with tuning:
-                tuner.pause()
+                tuner.train_stage()
             loss_end = self._loss(batch)
         return WeightRecord(
             weight=weight.name, size=weight.size, removed=count, loss_start=loss_start, loss_removed=loss_removed,

@@ -101,7 +101,11 @@ class Workspace:
     def remedies(self) -> list[str]:
         """What the user could do about a collapse."""
         o = self.options
-        found = ["prune less", "fine-tune" if o.finetune is None else "fine-tune longer", "ignore= what matters"]
+        found = [
+            "prune less",
+            "fine-tune" if o.finetune is None else "fine-tune longer",
+            "protect important layers with ignore=",
+        ]
         if running_norms(self.model, self.still) and not o.recalibrate_bn:
             found.append("re-estimate batch norms with recalibrate_bn=")
         return found
@@ -140,7 +144,7 @@ class Workspace:
         assert self.tuner is not None
         self.restart(phase)
         with self.timed("fine-tuning"):
-            self.tuner.pause()
+            self.tuner.train_stage()
         self.synchronise()
 
     def recalibrate(self, phase: int) -> None:

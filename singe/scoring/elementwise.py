@@ -39,7 +39,7 @@ class WeightScorer:
         parameter: its qualified name, the first of several.
         batch: on the model's device.
         task: how the model is called and judged.
-        memory: bytes that the activations of one pass may take, as far as images can pass in parts.
+        memory: upper bound, in bytes, of the activations of a pass, met where images can be split.
         precision: of the passes.
         ranks: that share the nodes of the path.
 

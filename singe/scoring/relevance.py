@@ -151,7 +151,7 @@ def relevance_scores(
         batch: (x, y) with class indices y [B]; see :func:`labels`.
         task: how the model is called.
         criterion: the rule of layers with weights.
-        memory: bytes that activations may take, as far as samples can pass in parts.
+        memory: upper bound, in bytes, of the activations of a pass, met where samples can be split.
 
     Raises:
         TypeError, ValueError: no class indices, an operator without a rule, or scores that are not finite.

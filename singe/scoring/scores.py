@@ -56,7 +56,7 @@ def scores_of(
         batch: on the model's device.
         task: how the model is called and judged.
         criterion: to score by.
-        memory: bytes that the activations of one pass may take, as far as samples can pass in parts.
+        memory: upper bound, in bytes, of the activations of a pass, met where samples can be split.
         precision: of the passes of an engine.
 
     Raises:

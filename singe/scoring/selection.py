@@ -42,26 +42,26 @@ class Selection:
     removed.
 
     Attributes:
-        engine: computes the scores; call its ``forget`` after a removal, or renew it after weights have changed.
+        scorer: computes the scores; call its ``forget`` after a removal, or renew it after weights have changed.
         first_scores: of all neurons, before any was taken.
         taken: the neurons taken so far, in order; ``taken_scores`` their scores when they were taken.
         scored: how many neurons have been scored, repetitions included.
     """
 
-    def __init__(self, engine: Scorer, criterion: Criterion, refresh: Refresh) -> None:
-        self.engine = engine
+    def __init__(self, scorer: Scorer, criterion: Criterion, refresh: Refresh) -> None:
+        self.scorer = scorer
         self.taken: list[int] = []
         self.taken_scores: list[float] = []
         self._criterion = criterion
         self._lazy = refresh == "lazy" and not criterion.scores_together
-        self._scores = engine.scores(criterion)
+        self._scores = scorer.scores(criterion)
         self.first_scores: tuple[float, ...] = tuple(self._scores.tolist())
         self._fresh = torch.ones_like(self._scores, dtype=torch.bool)
         self.scored = len(self._scores)
 
-    def renew(self, engine: Scorer) -> None:
-        """Continues with another engine, for the same group with other weights."""
-        self.engine = engine
+    def renew(self, scorer: Scorer) -> None:
+        """Continues with another scorer, for the same group with other weights."""
+        self.scorer = scorer
         self._fresh[:] = False
 
     def take_least(self) -> int:
@@ -76,11 +76,11 @@ class Selection:
         self.taken.append(neuron)
         self.taken_scores.append(float(self._scores[neuron]))
         self._scores[neuron] = math.inf
-        self._fresh[:] = self.engine.lasting(self._criterion)
+        self._fresh[:] = self.scorer.lasting(self._criterion)
         return neuron
 
     def _score(self, neurons: torch.Tensor) -> None:
-        self._scores[neurons] = self.engine.scores(self._criterion, neurons)
+        self._scores[neurons] = self.scorer.scores(self._criterion, neurons)
         self._fresh[neurons] = True
         self.scored += len(neurons)
 

@@ -96,7 +96,7 @@ class Progress:
 
 def _count(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**63:
-        raise TypeError(f"expected a number of things, got {reprlib.repr(value)}")
+        raise TypeError(f"expected a non-negative int, got {reprlib.repr(value)}")
     return value
 
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 LONGEST_TEXT = 1 << 28
-"""Bytes of JSON that are read, 256 MiB: some hundred times what the plan of a network of 100,000 neurons takes."""
+"""Bytes of JSON that are read, 256 MiB: a few hundred times what the plan of a network of 100,000 neurons takes."""
 
 _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.complex64: "C64",

@@ -32,7 +32,7 @@ def reader(kind: Any) -> Reader:
     Annotations, which are code, are looked up here; reading runs none.
 
     Args:
-        kind: a dataclass, or an annotation that its fields may have here: str, bool, int (a number of things, so not
+        kind: a dataclass, or an annotation that its fields may have here: str, bool, int (a non-negative int, so not
             below 0), float (NaN where the data has None), ``tuple[X, ...]``, ``tuple[X, Y]``, ``dict[str, X]`` and
             unions of these, of which the first that fits is taken.
     """
@@ -108,7 +108,7 @@ def _of(kind: type, value: Any, at: str) -> Any:
 def _count(value: Any, at: str) -> int:
     number: int = _of(int, value, at)
     if not 0 <= number < 2**63:
-        raise ValueError(f"expected a number of things at {at}, got {reprlib.repr(number)}")
+        raise ValueError(f"expected a non-negative int at {at}, got {reprlib.repr(number)}")
     return number
 
 

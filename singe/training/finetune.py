@@ -35,11 +35,11 @@ DISTILLED = 0.5
 
 @dataclass(frozen=True)
 class FineTune:
-    """How to fine-tune: at a flat learning rate that falls linearly to zero at the end.
+    """How to fine-tune: at a constant learning rate, which falls linearly to zero over the last steps.
 
     Args:
-        steps: optimiser steps in the whole run, spread evenly over its pauses.
-        when: the pauses: all "after" pruning, after every "layer" (group of neurons), or after every "neuron".
+        steps: optimiser steps in the whole run, spread evenly over its stages.
+        when: the stages: all "after" pruning, after every "layer" (group of neurons), or after every "neuron".
         lr: learning rate before it falls; None for .02 with "sgd" and 2e-4 with "adamw", where at most .01 is allowed.
         momentum: of SGD, or the first of Adam's betas, in [0, 1).
         weight_decay: on weights of two and more axes; biases and batch norms are not decayed.
@@ -48,7 +48,7 @@ class FineTune:
             ``singe.training.distillation``), for networks that return logits [B, classes, ...]; None for a half with
             the default loss and for nothing with one of the user's own.
         hints: weight, beside the loss, of how far what layers read is from what they read in the unpruned network (see
-            ``singe.training.hints``). 50 makes the most of a few hundred steps where batch norms keep them small.
+            ``singe.training.hints``). 50 helps most with a few hundred steps where batch norms keep them small.
         optimizer: "sgd", with Nesterov momentum; or "adamw", for networks that SGD trains badly, such as transformers.
         precision: of the training steps: "bfloat16", autocast; "float32" without or "tf32" with TF32 on CUDA; None for
             the model's own dtype with torch's current settings.
@@ -77,7 +77,7 @@ class FineTune:
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"expected lr > 0, got {self.lr!r}")
         if self.optimizer == "adamw" and self.learning_rate > 0.01:  # a step moves every weight by about that much
-            raise ValueError(f"expected lr <= 0.01 with optimizer='adamw', rather 1e-5 to 1e-3, got {self.lr!r}")
+            raise ValueError(f"expected lr <= 0.01 with optimizer='adamw', typically 1e-5 to 1e-3, got {self.lr!r}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"expected momentum in [0, 1), got {self.momentum!r}")
         if not 0 <= self.decay <= 1:
@@ -104,7 +104,7 @@ class FineTune:
 
 
 class Tuner:
-    """One optimiser and one schedule over a whole run, which trains a few steps in each of its pauses.
+    """One optimiser and one schedule over a whole run, which trains a few steps in each of its stages.
 
     Args:
         plan: steps and learning rate.
@@ -114,7 +114,7 @@ class Tuner:
         still: names of modules that stay in eval mode.
         unpruned: the network to learn from; not modified.
         removed: returns what has been removed from it in the model so far.
-        progress: whether pauses show a bar.
+        progress: whether stages show a bar.
         ranks: that train together, each on its share of the stream; gradients are averaged over them.
 
     Attributes:
@@ -137,7 +137,7 @@ class Tuner:
     ) -> None:
         self.when, self._ranks = plan.when, ranks
         self._plan, self._model, self._stream, self._task = plan, model, stream, task
-        self._pauses, self._pause, self._step = 1, 0, 0
+        self._stages, self._stage, self._step = 1, 0, 0
         self._still, self._progress = still, progress
         self._unused = True  # whether the loss may not depend on some parameter; the rehearsal finds out
         self._removed = removed
@@ -149,13 +149,13 @@ class Tuner:
             raise ValueError("expected a parameter that requires a gradient to fine-tune, got none; pass finetune=None")
         self.optimizer = _optimizer(plan, trained)
 
-    def begin(self, pauses: int, done: int = 0) -> None:
-        """Says how often :meth:`pause` will be called in the whole run, once by default, and how often it was."""
-        self._pauses, self._pause = pauses, done
-        self._step = round(self._plan.steps * done / pauses) if pauses else 0
+    def begin(self, stages: int, done: int = 0) -> None:
+        """Says how often :meth:`train_stage` will be called in the whole run, once by default, and how often it was."""
+        self._stages, self._stage = stages, done
+        self._step = round(self._plan.steps * done / stages) if stages else 0
 
-    def pause(self) -> int:
-        """Trains for this pause's share of the steps, in train mode; leaves the model in eval mode.
+    def train_stage(self) -> int:
+        """Trains for this stage's share of the steps, in train mode; leaves the model in eval mode.
 
         Returns:
             the number of steps taken.
@@ -163,8 +163,8 @@ class Tuner:
         Raises:
             ValueError: the loss is not finite.
         """
-        self._pause += 1
-        target = round(self._plan.steps * self._pause / self._pauses)
+        self._stage += 1
+        target = round(self._plan.steps * self._stage / self._stages)
         steps = target - self._step
         if not steps:
             return 0
@@ -210,7 +210,7 @@ class Tuner:
     def _distributed(self) -> Callable[[Batch], Any]:
         """A function from a batch to outputs, with gradients that are averaged over the ranks if there are several.
 
-        Rebuilt for every pause, since pruning has changed parameters.
+        Rebuilt for every stage, since pruning has changed parameters.
         """
         if self._ranks.size == 1:
             return partial(self._task.outputs, self._model)

@@ -17,7 +17,7 @@ from ..removal.surgery import Removed
 
 log = logging.getLogger("singe")
 
-Layer = nn.Linear | _ConvNd
+Affine = nn.Linear | _ConvNd
 
 Reads = Mapping[str, Sequence[Tensor]]
 """Name of a module -> its inputs, call by call."""
@@ -61,7 +61,7 @@ class Hints:
 
     def keep(self, removed: Removed) -> None:
         """Sets what is removed from the unpruned network: (tensor name, axis) -> indices; restarts the mean squares."""
-        self._kept, self._scales = {}, None  # in every pause, so that a run can be resumed from any of them
+        self._kept, self._scales = {}, None  # in every stage, so that a run can be resumed from any of them
         for name, module in self._modules.items():
             axis = 0 if isinstance(module, _ConvNd) and module.transposed else 1
             gone = removed.get((self._weights[name], axis))
@@ -117,7 +117,7 @@ class Hints:
         return dict(zip(theirs, means.tolist(), strict=True))
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
+def _layers(model: nn.Module) -> Iterator[tuple[str, Affine]]:
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) or (isinstance(module, _ConvNd) and module.groups == 1):
             yield name, module

@@ -68,7 +68,7 @@ def recalibrate(model: nn.Module, stream: Stream, task: Task, images: int, still
             norm.momentum = momentum
             norm.eval()
             mean, var, _ = _statistics(norm)
-            if not mean.any() and var.eq(1).all():  # the network does not come by in eval mode
+            if not mean.any() and var.eq(1).all():  # eval mode never reaches it
                 _set_statistics(norm, statistics)
 
 

@@ -152,7 +152,7 @@ def test_ones_own_loss_forward_evaluation_and_board(run, place, monkeypatch):
         (["--weights", "none.pt"], "found none at none.pt"),
         (["--data", "cifar10:nowhere"], "data_batch_1.bin is missing"),
         (["--data", "nets:nothing"], "expected a loader with at least one batch"),
-        (["--device", "tpu"], "expected a device that is there, got 'tpu'"),
+        (["--device", "tpu"], "expected an available device, got 'tpu'"),
         (["--criterion", "guess"], "guess"),
         (["--allocation", "conv9=0"], "conv9"),
         (["--loss", "nets:constant"], "expected a loss that depends smoothly"),

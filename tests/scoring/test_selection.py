@@ -108,7 +108,7 @@ def test_after_a_renewal_the_new_engine_is_asked(refresh):
     selection = Selection(old, singe.IntegratedGradient(), refresh)
     assert selection.take_least() == 0
     selection.renew(new)
-    assert selection.engine is new
+    assert selection.scorer is new
     assert selection.take_least() == 1
     assert len(old.asked) == 1
     assert selection.taken_scores == [0, 11]

@@ -24,28 +24,28 @@ def small_stream():
     return Stream(DataLoader(TensorDataset(x, y), batch_size=8), torch.device("cpu"))
 
 
-def tuner_of(model, pauses=1, loss=None, **options):
+def tuner_of(model, stages=1, loss=None, **options):
     plan = singe.FineTune(**{"distill": 0, **options})
     tuner = Tuner(plan, model, small_stream(), Task(loss=loss), unpruned=model)
-    tuner.begin(pauses)
+    tuner.begin(stages)
     return tuner
 
 
 @pytest.mark.parametrize("when", ["layer", "neuron", "after"])
-@pytest.mark.parametrize(("steps", "pauses"), [(10, 1), (10, 4), (3, 7), (1, 3), (12, 12)])
-def test_steps_are_spread_evenly_and_add_up(steps, pauses, when):
+@pytest.mark.parametrize(("steps", "stages"), [(10, 1), (10, 4), (3, 7), (1, 3), (12, 12)])
+def test_steps_are_spread_evenly_and_add_up(steps, stages, when):
     seen = []
 
     def loss(outputs, batch):
         seen.append(1)
         return F.cross_entropy(outputs, batch[1])
 
-    tuner = tuner_of(small_model(), pauses, loss, steps=steps, when=when)
-    taken = [tuner.pause() for _ in range(pauses)]
+    tuner = tuner_of(small_model(), stages, loss, steps=steps, when=when)
+    taken = [tuner.train_stage() for _ in range(stages)]
     assert sum(taken) == len(seen) == steps
     assert max(taken) - min(taken) <= 1
     done = torch.tensor(taken).cumsum(0)
-    assert all(abs(d - steps * (i + 1) / pauses) <= 0.5 for i, d in enumerate(done.tolist()))
+    assert all(abs(d - steps * (i + 1) / stages) <= 0.5 for i, d in enumerate(done.tolist()))
 
 
 @pytest.mark.parametrize(
@@ -58,10 +58,10 @@ def test_steps_are_spread_evenly_and_add_up(steps, pauses, when):
     ],
 )
 def test_the_learning_rate_is_flat_then_falls_linearly_over_the_whole_run(decay, expected):
-    tuner, rates = tuner_of(small_model(), pauses=3, steps=10, lr=0.05, decay=decay), []
+    tuner, rates = tuner_of(small_model(), stages=3, steps=10, lr=0.05, decay=decay), []
     tuner.optimizer.register_step_pre_hook(lambda o, *_: rates.append([g["lr"] for g in o.param_groups]))
     for _ in range(3):
-        tuner.pause()
+        tuner.train_stage()
     assert all(len(set(groups)) == 1 for groups in rates)
     assert [groups[0] for groups in rates] == pytest.approx([0.05 * e for e in expected])
 
@@ -71,7 +71,7 @@ def test_training_lowers_the_loss_and_leaves_eval_mode_and_no_gradients_behind()
     x, y = stream.take(24)
     before, modes = F.cross_entropy(model(x), y).item(), []
     model.register_forward_pre_hook(lambda m, _: modes.append(m.training))
-    tuner_of(model, steps=40, lr=0.05).pause()
+    tuner_of(model, steps=40, lr=0.05).train_stage()
     assert modes == [True] * 40
     assert not any(m.training for m in model.modules())
     assert all(p.grad is None for p in model.parameters())
@@ -96,7 +96,7 @@ def test_a_step_is_that_of_the_optimizer_with_decay_on_weights_only(name, lr, ma
         optimizer.zero_grad()
         F.cross_entropy(plain(x), y).backward()
         optimizer.step()
-    tuner_of(tuned, steps=5, optimizer=name, lr=lr, momentum=0.8, weight_decay=0.1, decay=0).pause()
+    tuner_of(tuned, steps=5, optimizer=name, lr=lr, momentum=0.8, weight_decay=0.1, decay=0).train_stage()
     for (name, a), b in zip(tuned.state_dict().items(), plain.state_dict().values(), strict=True):
         assert torch.allclose(a, b, atol=1e-6), name
 
@@ -104,7 +104,7 @@ def test_a_step_is_that_of_the_optimizer_with_decay_on_weights_only(name, lr, ma
 def test_without_a_gradient_weights_decay_and_biases_and_norms_stay():
     model = small_model()
     before = {name: p.clone() for name, p in model.named_parameters()}
-    tuner_of(model, loss=lambda o, b: o.sum() * 0, steps=4, lr=0.1, weight_decay=0.5, momentum=0, decay=0).pause()
+    tuner_of(model, loss=lambda o, b: o.sum() * 0, steps=4, lr=0.1, weight_decay=0.5, momentum=0, decay=0).train_stage()
     for name, p in model.named_parameters():
         assert torch.allclose(p, before[name] * (0.95**4 if p.dim() > 1 else 1)), name
 
@@ -113,7 +113,7 @@ def test_parameters_that_require_no_gradient_do_not_move():
     model = small_model()
     model[0].requires_grad_(False)
     before = {name: p.clone() for name, p in model.named_parameters()}
-    tuner_of(model, steps=5, weight_decay=0.5).pause()
+    tuner_of(model, steps=5, weight_decay=0.5).train_stage()
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {"1.weight", "1.bias", "3.weight", "3.bias"}
     assert [p.requires_grad for p in model.parameters()] == [False, False, True, True, True, True]
@@ -123,7 +123,7 @@ def test_training_works_inside_no_grad():
     model = small_model()
     before = model[0].weight.clone()
     with torch.no_grad():
-        tuner_of(model, steps=2).pause()
+        tuner_of(model, steps=2).train_stage()
         assert not torch.is_grad_enabled()
     assert not torch.equal(model[0].weight, before)
 
@@ -142,9 +142,9 @@ def test_a_loss_that_is_not_finite_names_the_step_and_leaves_eval_mode_and_sound
         return F.cross_entropy(outputs, batch[1]) * (value if len(seen) == 4 else 1)
 
     tuner = tuner_of(model, 2, loss, steps=6)
-    tuner.pause()
+    tuner.train_stage()
     with pytest.raises(ValueError, match=rf"{value} at fine-tuning step 4 of 6.*lr than 0\.02"):
-        tuner.pause()
+        tuner.train_stage()
     assert not any(m.training for m in model.modules())
     assert all(p.isfinite().all() and p.grad is None for p in model.parameters())
 
@@ -153,14 +153,14 @@ def test_a_loss_that_is_not_finite_names_the_step_and_leaves_eval_mode_and_sound
 def test_a_run_that_goes_on_takes_the_steps_that_are_left(done):
     tuner = tuner_of(small_model(), steps=10)
     tuner.begin(4, done)
-    assert sum(tuner.pause() for _ in range(4 - done)) == 10 - round(10 * done / 4)
+    assert sum(tuner.train_stage() for _ in range(4 - done)) == 10 - round(10 * done / 4)
 
 
 def test_a_zero_share_of_the_steps_trains_nothing_and_does_not_touch_the_statistics():
     model = small_model()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    tuner = tuner_of(model, pauses=5, steps=1)
-    assert tuner.pause() == 0
+    tuner = tuner_of(model, stages=5, steps=1)
+    assert tuner.train_stage() == 0
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
@@ -200,7 +200,7 @@ def test_learning_rates_of_sgd_are_refused_for_adamw():
 
 def test_the_boundaries_of_the_arguments_are_allowed():
     plan = singe.FineTune(steps=1, momentum=0.0, weight_decay=0.0, decay=0.0)
-    assert tuner_of(small_model(), **vars(plan)).pause() == 1
+    assert tuner_of(small_model(), **vars(plan)).train_stage() == 1
 
 
 def test_steps_in_bfloat16_compute_in_it_and_keep_weights_and_the_loss_wide():
@@ -212,7 +212,7 @@ def test_steps_in_bfloat16_compute_in_it_and_keep_weights_and_the_loss_wide():
         losses.append(F.cross_entropy(outputs, batch[1]))
         return losses[-1]
 
-    tuner_of(model, loss=loss, steps=3, precision="bfloat16").pause()
+    tuner_of(model, loss=loss, steps=3, precision="bfloat16").train_stage()
     assert seen == [(True, torch.bfloat16)] * 3
     assert not torch.is_autocast_enabled("cpu")
     assert {p.dtype for p in model.parameters()} == {torch.float32}
@@ -223,7 +223,7 @@ def test_bfloat16_trains_about_as_float32_does():
     tuned = {}
     for precision in (None, "bfloat16"):
         tuned[precision] = small_model()
-        tuner_of(tuned[precision], steps=10, lr=0.05, distill=0.5, precision=precision).pause()
+        tuner_of(tuned[precision], steps=10, lr=0.05, distill=0.5, precision=precision).train_stage()
     a, b = (m[0].weight for m in tuned.values())
     start = small_model()[0].weight
     assert 0 < (a - b).norm() < 0.1 * (a - start).norm()

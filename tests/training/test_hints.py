@@ -149,12 +149,12 @@ def test_the_gradient_is_that_of_the_loss_and_of_the_distance(pruned):
         loss = F.cross_entropy(small(batch[0]), batch[1])
     loss = loss + 3 * hints.distance(ours, read_by(model, batch[0]))
     expected = torch.autograd.grad(loss, parameters)
-    tuner.pause()
+    tuner.train_stage()
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(seen, expected, strict=True))
 
 
 @pytest.mark.parametrize("when", ["after", "layer", "neuron"])
-def test_a_run_learns_from_what_is_left_at_every_pause(when):
+def test_a_run_learns_from_what_is_left_at_every_stage(when):
     model, batch = randomised(Net()).eval(), images(24)
     x, y = batch
     loader = [(x[i : i + 8], y[i : i + 8]) for i in (0, 8, 16)]
