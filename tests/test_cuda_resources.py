@@ -71,8 +71,8 @@ def test_compiles_as_the_build_does():
 def test_without_nvcc_says_so(monkeypatch, capsys):
     monkeypatch.setattr(resources, "find_nvcc", lambda: None)
     monkeypatch.setattr(sys, "argv", ["resources.py"])
-    assert resources.main() == 0
-    assert "nvcc was not found" in capsys.readouterr().out
+    assert resources.main() == 1
+    assert "nvcc was not found" in capsys.readouterr().err
 
 
 KERNELS = """

@@ -132,8 +132,8 @@ def main() -> int:
     args = parser.parse_args()
     nvcc = find_nvcc()
     if nvcc is None:
-        print("nothing to look at: nvcc was not found; put it on the PATH or set CUDACXX")
-        return 0
+        print("nvcc was not found; put it on the PATH or set CUDACXX", file=sys.stderr)
+        return 1
     usages, faults, threads = [], [], threads_of_a_block()
     for source in args.sources or sorted(HERE.glob("*.cu")):
         try:
