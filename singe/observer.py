@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .models.copies import copy_of
-from .models.isolation import callers_device, preserved_random_state
+from .models.isolation import callers_settings, preserved_random_state
 from .records import Record
 
 Evaluate = Callable[[nn.Module], float]
@@ -81,5 +81,5 @@ class Observer:
 
     @contextmanager
     def _apart(self) -> Iterator[None]:
-        with preserved_random_state(self._loader), callers_device():
+        with preserved_random_state(self._loader), callers_settings():
             yield

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from .precision import callers_multiplication, exact_multiplication
+
 
 @contextmanager
 def preserved_random_state(loader: Any = None) -> Iterator[None]:
@@ -41,7 +43,7 @@ _CALLERS_DEVICE: ContextVar[torch.device | None] = ContextVar("callers_device", 
 
 @contextmanager
 def plain_torch(device: torch.device) -> Iterator[None]:
-    """Inside, no inference mode, no autocast and no default device but the CPU, whatever the caller has set.
+    """Inside, no inference mode, no autocast, no TF32 and no default device but the CPU, whatever the caller has set.
 
     Compiled parts of a model run uncompiled: copies with ever new shapes would be compiled again and again.
     """
@@ -54,6 +56,7 @@ def plain_torch(device: torch.device) -> Iterator[None]:
             # without its cache, which the regions of a model would fill once for the whole run
             torch.autocast(device.type, enabled=False, cache_enabled=False),
             torch.compiler.set_stance("force_eager"),
+            exact_multiplication(),
             torch.device("cpu") if foreign else nullcontext(),
         ):
             yield
@@ -66,6 +69,13 @@ def callers_device() -> Iterator[None]:
     """Gives the caller's code (model, loss, loader) the default device it expects, inside :func:`plain_torch`."""
     device = _CALLERS_DEVICE.get()
     with device if device is not None else nullcontext():
+        yield
+
+
+@contextmanager
+def callers_settings() -> Iterator[None]:
+    """What :func:`callers_device` gives and the arithmetic that the caller has set, for what is measured or trained."""
+    with callers_device(), callers_multiplication():
         yield
 
 

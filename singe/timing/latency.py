@@ -15,7 +15,7 @@ from torch import nn
 from .. import checks, values
 from ..graph.trace import Forward
 from ..models.batches import Batch, copied
-from ..models.isolation import callers_device, evaluating, preserved_random_state
+from ..models.isolation import callers_settings, evaluating, preserved_random_state
 from ..task import Task
 
 WARM_UP = 50
@@ -113,7 +113,7 @@ def in_turns(calls: Sequence[Callable[[], float]], rounds: int) -> list[Latency]
 def call_seconds(model: nn.Module, batch: Batch, task: Task) -> float:
     """Seconds of one call, until its last kernel is done; the batch is copied before, as some models write into it."""
     inputs, device = copied(task.inputs(batch)), checks.device_of(model)
-    with callers_device():
+    with callers_settings():
         start = now(device)
         task.call(model, inputs)
         return now(device) - start

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .. import values
 from ..bars import bar
 from ..models.batches import Batch, described, length
-from ..models.precision import Precision, arithmetic, check_name
+from ..models.precision import Precision, arithmetic, callers_multiplication, check_name
 from ..ranks import ALONE, Ranks
 from ..removal.surgery import Removed
 from ..task import Task, differentiable
@@ -255,7 +255,7 @@ class Tuner:
 
     def _arithmetic(self) -> AbstractContextManager[None]:
         if self._plan.precision is None:
-            return nullcontext()
+            return callers_multiplication()
         return arithmetic(self._plan.precision, next(self._model.parameters()).device)
 
     def _learning_rate(self) -> float:

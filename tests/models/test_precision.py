@@ -36,19 +36,72 @@ def test_prune_and_score_refuse_it_before_any_work():
         singe.score(DigitNet(3), images(channels=1), "stem", precision="tf32")
 
 
-def test_what_the_caller_had_set_comes_back_also_after_an_error():
-    switches = torch.backends.cuda.matmul, torch.backends.cudnn.conv
-    before = [s.fp32_precision for s in switches]
-    with pytest.raises(KeyError), arithmetic("tf32", GPU):
-        assert [s.fp32_precision for s in switches] == ["tf32", "tf32"]
+BACKENDS = torch.backends
+
+
+def settings():
+    """How float32 values are multiplied, by torch's older settings and by its newer ones."""
+    newer = [BACKENDS.cuda.matmul, BACKENDS.cudnn.conv, BACKENDS.cudnn.rnn]
+    newer += [BACKENDS.mkldnn.matmul, BACKENDS.mkldnn.conv, BACKENDS.mkldnn.rnn]
+    older = [torch.get_float32_matmul_precision, lambda: BACKENDS.cuda.matmul.allow_tf32]
+    found = []
+    for read in (*older, lambda: BACKENDS.cudnn.allow_tf32):
+        try:
+            found.append(read())
+        except RuntimeError:  # contradicts a newer one
+            found.append("contradiction")
+    return found + [of.fp32_precision for of in newer]
+
+
+@pytest.fixture(params=["untouched", "fast", "exact", "contradiction"])
+def callers(request):
+    """Settings of a caller's; torch's own come back afterwards."""
+    matmul, conv = BACKENDS.cuda.matmul.fp32_precision, BACKENDS.cudnn.conv.fp32_precision
+    if request.param == "fast":
+        torch.set_float32_matmul_precision("medium")
+    elif request.param == "exact":
+        BACKENDS.cudnn.allow_tf32 = False
+    elif request.param == "contradiction":
+        BACKENDS.cudnn.conv.fp32_precision, BACKENDS.cuda.matmul.fp32_precision = "ieee", "tf32"
+    yield settings()
+    torch.set_float32_matmul_precision("highest")
+    BACKENDS.cudnn.allow_tf32 = True
+    BACKENDS.cuda.matmul.fp32_precision, BACKENDS.cudnn.conv.fp32_precision = matmul, conv
+    BACKENDS.mkldnn.matmul.fp32_precision = "none"
+
+
+def test_what_the_caller_had_set_comes_back_also_after_an_error(callers):
+    with pytest.raises(KeyError), arithmetic("tf32", CPU):
+        assert settings()[3:6] == ["tf32"] * 3
         raise KeyError
-    assert [s.fp32_precision for s in switches] == before
-    with arithmetic("float32", GPU):
-        assert [s.fp32_precision for s in switches] == ["ieee", "ieee"]
-    assert [s.fp32_precision for s in switches] == before
+    assert settings() == callers
+    with arithmetic("float32", CPU):
+        assert not {"tf32", "bf16"} & set(settings()[3:])
+    assert settings() == callers
     with arithmetic("bfloat16", CPU):
         assert torch.is_autocast_enabled("cpu")
-    assert not torch.is_autocast_enabled("cpu")
+    assert settings() == callers and not torch.is_autocast_enabled("cpu")
+
+
+# where settings contradict each other, torch.export fails
+@pytest.mark.parametrize("callers", ["untouched", "fast", "exact"], indirect=True)
+def test_networks_are_compared_in_full_precision_and_trained_and_evaluated_as_the_caller_has_set(callers):
+    seen, model = {"train": [], "eval": [], "evaluate": []}, randomised(DigitNet(3))
+
+    def forward(network, batch):
+        seen["train" if network.training else "eval"].append(settings())
+        return network(batch[0])
+
+    def evaluate(network):
+        seen["evaluate"].append(settings())
+        return 1.0
+
+    tuned = singe.FineTune(steps=2, distill=0)
+    arguments = {"forward": forward, "evaluate": evaluate, "finetune": tuned, "images": 8, "progress": False}
+    singe.prune(model, [images(16, channels=1)], 0.3, **arguments)
+    assert settings() == callers
+    assert seen["train"][-2:] == [callers] * 2 and all(found == callers for found in seen["evaluate"])
+    assert seen["eval"] and not any({"tf32", "bf16"} & set(found[3:]) for found in seen["eval"][:3])
 
 
 def test_channels_are_innermost_where_that_is_fast():
