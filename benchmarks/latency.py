@@ -14,7 +14,7 @@ import argparse
 import copy
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -38,11 +38,11 @@ from singe.timing.latency import evaluating, in_turns
 
 @dataclass(frozen=True)
 class Analysed:
-    """An unpruned network, its graph and its multiply-adds for one sample."""
+    """An unpruned network, its graph, and a function that counts a network's multiply-adds for one sample."""
 
     model: nn.Module
     graph: Trace
-    macs: int
+    macs_of: Callable[[nn.Module], int]
 
     def groups(self, goal: Goal) -> list[Group]:
         """The groups that may lose neurons."""
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.models:
         torch.manual_seed(0)
         model, x = load(name), random_images(2, name)[0]
-        network = Analysed(model, trace(model, x), count_macs(model, x))
+        network = Analysed(model, trace(model, x), partial(count_macs, inputs=x))
         goals = [
             Goal(rho, target, "uniform", round_to, ())
             for target in options.targets for rho in options.rho for round_to in options.round_to
@@ -112,8 +112,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def pruned_to(goal: Goal, network: Analysed) -> Pruned:
     """A copy of the widths that meet a goal."""
     groups = network.groups(goal)
-    params, macs = parameter_cost(network.model, groups), mac_cost(network.model, groups, network.graph, network.macs)
-    counts, plan = goal.counts(network.model, groups, network.graph, network.macs, list), singe.Plan()
+    params, macs = (
+        parameter_cost(network.model, groups),
+        mac_cost(network.model, groups, network.graph, network.macs_of),
+    )
+    counts, plan = goal.counts(network.model, groups, network.graph, network.macs_of, list), singe.Plan()
     for group, count in zip(groups, counts, strict=True):
         plan.add(group, list(range(count)))
     shares = [cost.gone(counts) / cost.total for cost in (params, macs)]

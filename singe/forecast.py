@@ -26,7 +26,7 @@ from .removal.plan import Plan
 from .removal.surgery import Removed
 from .removal.weights import Weight
 from .report import table
-from .result import count_macs, count_parameters
+from .result import count_parameters
 from .runs.group import Turn
 from .runs.neurons import NeuronRun
 from .runs.options import Options
@@ -155,7 +155,7 @@ class Rehearsal(NeuronRun):
             self._time_training(narrow, plan, len(todo) / len(self.todo), seconds, measured)
             _time_evaluations(self.space, narrow, len(todo), seconds)
             self._time_groups(todo, seconds, measured)
-        macs = count_macs(narrow, self.space.sample, self.space.options.task.call)
+        macs = self.space.macs_of(narrow)
         parameters = count_parameters(self.space.given), count_parameters(narrow)
         return Forecast(
             parts=tuple(Part(group.name, group.size, count) for group, count in todo), frozen=self.frozen,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -134,8 +135,8 @@ def inspect(
         checks.own_weights(model, graph)
         sample = few(batch, graph, task)
         found = survey(work, graph, sample, task, lambda groups: left_alone(model, groups, ignore), analysis_seconds)
-        macs = count_macs(work, sample, task.call)
-        costs = parameter_cost(model, found.groups), mac_cost(model, found.groups, graph, macs)
+        count = partial(count_macs, inputs=sample, forward=task.call)
+        costs = parameter_cost(model, found.groups), mac_cost(work, found.groups, graph, count, found.whole)
         groups = tuple(_info(i, found, graph, costs) for i in range(len(found.groups)))
     able = {i: g.size - 1 for i, g in enumerate(found.groups) if g.name not in found.whole}
     reach = [_share(cost, found, able) for cost in costs]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -163,8 +165,20 @@ def count_parameters(model: nn.Module) -> int:
 def count_macs(model: nn.Module, inputs: Any, forward: Forward = plain) -> int:
     """Multiply-adds of ``forward(model, inputs)`` for one sample: torch's flop count over two, in the model's mode."""
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), warnings.catch_warnings(), counter:
+    with torch.no_grad(), warnings.catch_warnings(), _attention_in_parts(), counter:
         # the counter hooks all modules, which compiled ones warn about
         warnings.filterwarnings("ignore", r"Using `torch\.compile\(module\)`", UserWarning)
         answer(model, inputs, forward)
     return counter.get_total_flops() // 2 // length(inputs)
+
+
+@contextmanager
+def _attention_in_parts() -> Iterator[None]:
+    """Attention out of operators that the flop counter knows; it counts nothing for most fused ones."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

@@ -55,11 +55,28 @@ def test_a_grid_that_no_device_takes_is_refused(broken):
     assert run_broken(broken, "add", "no blocks") == (0, "invalid configuration argument, sum 0\n")
 
 
-def test_operators(tmp_path):
-    """Those of test_ops.py that reach a kernel, and what only the emulation can be asked."""
-    arguments = ["-p", "emulated", "-p", "no:cacheprovider", "-q", "--capture=sys", "-k", f"not ({LEFT_OUT})"]
-    files = [TESTS / "test_ops.py", TESTS / "emulation" / "only_emulated.py"]
+@pytest.fixture(scope="module")
+def operators(tmp_path_factory):
+    return build.operators(tmp_path_factory.mktemp("operators"))
+
+
+def run_tests(files, chosen, **libraries):
+    """Runs tests on the emulated operators."""
+    arguments = ["-p", "emulated", "-p", "no:cacheprovider", "-q", "--capture=sys", "-k", chosen]
     command = [sys.executable, "-m", "pytest", *arguments, *files]
-    environment = build.environment() | {"SINGE_EMULATED": str(build.operators(tmp_path))}
+    environment = build.environment() | {name: str(path) for name, path in libraries.items()}
     done = subprocess.run(command, cwd=TESTS.parent, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-10_000:]
+    return done.returncode, (done.stdout + done.stderr)[-10_000:]
+
+
+def test_operators(operators, tmp_path):
+    """Those of test_ops.py that reach a kernel, and what only the emulation can be asked."""
+    files = [TESTS / "test_ops.py", TESTS / "emulation" / "only_emulated.py"]
+    libraries = {"SINGE_EMULATED": operators, "SINGE_EMULATED_TORCH": build.torch_cuda(tmp_path)}
+    code, output = run_tests(files, f"not ({LEFT_OUT})", **libraries)
+    assert code == 0, output
+
+
+def test_where_torch_has_no_cuda_library_operators_say_so(operators):
+    code, output = run_tests([TESTS / "emulation" / "only_emulated.py"], "", SINGE_EMULATED=operators)
+    assert code == 1 and "this torch has no CUDA" in output

@@ -4,6 +4,7 @@ import pytest
 import torch
 from networks import PlainNet, images, randomised
 from torch import nn
+from wiring import Attention
 
 import singe
 from singe.records import LatencyChange, WeightRecord
@@ -72,6 +73,16 @@ def test_multiply_adds_are_counted_by_hand():
     convolutions = 7 * 27 * 64 + 9 * 63 * 16 + 6 * 81 * 4
     assert count_macs(model, x[:1]) == convolutions + 6 * 11 + 11 * 4
     assert count_macs(model, x) == count_macs(model, x[:1])
+
+
+def test_attention_is_counted_however_it_is_computed():
+    torch.manual_seed(0)
+    x, fast = torch.randn(2, 10, 8), torch.backends.mha.get_fastpath_enabled()
+    fused, parts = Attention(True, fused=True), Attention(True, fused=False)
+    assert count_macs(fused, x[..., :5]) == count_macs(parts, x[..., :5]) == 10 * (5 * 36 + 12 * 5) + 2 * 10 * 10 * 12
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()  # takes a path of its own in eval mode
+    assert count_macs(layer, x) == 10 * (8 * 24 + 8 * 8 + 2 * 8 * 16) + 2 * 10 * 10 * 8
+    assert torch.backends.mha.get_fastpath_enabled() == fast
 
 
 def test_what_is_saved_makes_a_report(tmp_path):

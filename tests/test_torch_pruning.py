@@ -2,12 +2,13 @@ import sys
 
 import pytest
 import torch
-import torch_pruning as tp
 from networks import DenseNet, DigitNet, MobileNet, PlainNet, ResNeXt, images, randomised
 from torch import nn
 from wiring import Wired, normal
 
 import singe
+
+tp = pytest.importorskip("torch_pruning")
 
 QUICK = singe.IntegratedGradient(quadrature=singe.GaussLegendre(2))
 

@@ -1,8 +1,9 @@
-// What every CUDA operator needs. The module must load where torch has no CUDA, so nothing here may refer
-// strongly to torch's CUDA libraries.
+// What every CUDA operator needs. The module must load where torch has no CUDA, so nothing here may link to
+// torch's CUDA library.
 #pragma once
 
 #include <cuda_runtime.h>
+#include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
@@ -13,20 +14,31 @@
 
 #include "../check.h"
 
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void**);
-
 namespace singe {
 
 constexpr int kWarp = 32;
 constexpr int kThreads = 256;  // of a block
 
+using CurrentStream = AOTITorchError (*)(int32_t, void**);
+
+// Torch's function that names the current stream of a device; null where torch has no CUDA. A weak symbol
+// would stay null there, too, but also everywhere else: Python loads torch's libraries for torch alone.
+inline CurrentStream current_stream() {
+  static const auto found = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    void* symbol = library == nullptr ? nullptr : dlsym(library, "aoti_torch_get_current_cuda_stream");
+    return reinterpret_cast<CurrentStream>(symbol);
+  }();
+  return found;
+}
+
 // Makes the tensor's device current and names torch's stream on it.
 class Device {
  public:
   explicit Device(const Tensor& t) : guard_(t.get_device_index()) {
-    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "this torch has no CUDA");
+    STD_TORCH_CHECK(current_stream() != nullptr, "this torch has no CUDA");
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+    TORCH_ERROR_CODE_CHECK(current_stream()(t.get_device_index(), &stream));
     stream_ = static_cast<cudaStream_t>(stream);
   }
 

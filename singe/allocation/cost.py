@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import nn
@@ -12,6 +12,8 @@ from torch import nn
 from ..graph.groups import Group
 from ..graph.layer import is_affine, is_transposed
 from ..graph.trace import Trace
+from ..models.copies import copy_of
+from ..removal.plan import Plan
 
 
 class Cost(Protocol):
@@ -61,6 +63,7 @@ class ElementCost:
         groups: the groups that may lose neurons.
         prices: of one element of each parameter, by the name under which the model lists it first.
         fixed: what the model costs in addition to its parameters' elements.
+        products: what a neuron of each group saves of that; nothing by default.
 
     Attributes:
         total: what the unpruned model costs.
@@ -68,10 +71,17 @@ class ElementCost:
 
     grain = 1
 
-    def __init__(self, model: nn.Module, groups: Sequence[Group], prices: Mapping[str, int], fixed: int = 0) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: Sequence[Group],
+        prices: Mapping[str, int],
+        fixed: int = 0,
+        products: Sequence[int] = (),
+    ) -> None:
         canonical = {id(p): name for name, p in model.named_parameters()}
         names = {alias: canonical[id(p)] for alias, p in model.named_parameters(remove_duplicate=False)}
-        self._prices = prices
+        self._prices, self._products = prices, products or [0] * len(groups)
         self._shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
         # parameter -> axis -> (group, indices that go with one neuron)
         self._owned: dict[str, dict[int, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
@@ -83,7 +93,8 @@ class ElementCost:
 
     def gone(self, removed: Sequence[int]) -> int:
         """What is saved when group i has lost removed[i] neurons."""
-        return sum(self.saved(removed).values())
+        products = sum(count * each for count, each in zip(removed, self._products, strict=True))
+        return sum(self.saved(removed).values()) + products
 
     def saved(self, removed: Sequence[int]) -> dict[str, int]:
         """The same for every parameter that has a price and of which some group owns a part."""
@@ -108,14 +119,24 @@ def parameter_cost(model: nn.Module, groups: Sequence[Group]) -> ElementCost:
     return ElementCost(model, groups, {name: 1 for name, _ in model.named_parameters()})
 
 
-def mac_cost(model: nn.Module, groups: Sequence[Group], trace: Trace, total: int) -> ElementCost:
+def mac_cost(
+    model: nn.Module,
+    groups: Sequence[Group],
+    trace: Trace,
+    macs_of: Callable[[nn.Module], int],
+    whole: Collection[str] = (),
+) -> ElementCost:
     """The multiply-adds for one sample: an element of a weight costs one at every position where it is used.
+
+    Products of activations, as in attention, are in proportion to the neurons of the groups that they depend on; what
+    a neuron saves of them is counted on copies without one.
 
     Args:
         model: the unpruned model.
         groups: the groups that may lose neurons.
         trace: of that model.
-        total: its multiply-adds as torch counts them; those outside convolutions and linear layers stay.
+        macs_of: counts the multiply-adds of a network for one sample, as torch does.
+        whole: names of groups that cannot lose any.
     """
     parameters, batch = dict(model.named_parameters()), trace.example_batch
     prices: dict[str, int] = defaultdict(int)
@@ -125,5 +146,15 @@ def mac_cost(model: nn.Module, groups: Sequence[Group], trace: Trace, total: int
             # for a transposed convolution, at every position of its input
             slid: Any = node.args[0] if is_transposed(node) else node
             prices[weight] += math.prod(trace.shape(slid, batch)) // (batch * len(parameters[weight]))
-    spent = sum(price * parameters[name].numel() for name, price in prices.items())
-    return ElementCost(model, groups, prices, fixed=total - spent)
+    fixed = macs_of(model) - sum(price * parameters[name].numel() for name, price in prices.items())
+    cost = ElementCost(model, groups, prices, fixed)
+    if not fixed:
+        return cost
+    products = [0] * len(groups)
+    for i, group in enumerate(groups):
+        if group.size > 1 and group.frozen is None and group.name not in whole:
+            plan = Plan()
+            plan.add(group, [0])
+            narrower = plan.apply(copy_of(model))
+            products[i] = max(0, cost.total - macs_of(narrower) - cost.unit([0] * len(groups), i))
+    return ElementCost(model, groups, prices, fixed, products)

@@ -87,7 +87,12 @@ class Goal:
         return {p.name: "the allocation gives it no share" for p, rate in shares if not rate}
 
     def counts(
-        self, model: nn.Module, groups: Sequence[Group], trace: Trace, macs: int, scores: Callable[[], list[Tensor]]
+        self,
+        model: nn.Module,
+        groups: Sequence[Group],
+        trace: Trace,
+        macs_of: Callable[[nn.Module], int],
+        scores: Callable[[], list[Tensor]],
     ) -> list[int]:
         """How many neurons each group will lose, so that a share of the parameters or multiply-adds goes.
 
@@ -95,13 +100,13 @@ class Goal:
             model: unpruned.
             groups: those that may lose neurons, in execution order.
             trace: of the model.
-            macs: its multiply-adds for one sample.
+            macs_of: counts the multiply-adds of a network for one sample.
             scores: returns scores to rank the neurons of all groups by; called where the allocation is a ranking.
 
         Raises:
             ValueError: rho is out of reach.
         """
-        cost = mac_cost(model, groups, trace, macs) if self.target == "macs" else parameter_cost(model, groups)
+        cost = mac_cost(model, groups, trace, macs_of) if self.target == "macs" else parameter_cost(model, groups)
         choices = [removable(g, self.round_to, self.max_rate) for g in groups]
         return self.fitted(model, groups, cost, choices, scores)
 

@@ -89,13 +89,13 @@ class Sensitivity:
         return batch, {node: env[node] for node in (*ends, *graph.inputs)}
 
     def _loss(self, model: nn.Module, before: Sequence[tuple[Batch, Env]], changed: Sequence[fx.Node]) -> float:
-        total, graph, live = 0.0, self._trace, self._trace.live(model)
+        losses, graph, live = list[Tensor](), self._trace, self._trace.live(model)
         for batch, known in before:
             env, count = live | known, length(batch)
             graph.run(changed, env, count, keep=graph.outputs)
             outputs = graph.unflatten([env[node] for node in graph.outputs], count)
-            total += self._task.judge(outputs, batch).item() / len(before)
-        return total
+            losses.append(self._task.judge(outputs, batch).double())
+        return float(torch.stack(losses).mean())
 
 
 def marginal(rises: Mapping[int, float], size: int) -> Tensor:

@@ -37,7 +37,7 @@ class NeuronWorkspace(Workspace):
         norms: the weight norms that were taken off.
         original: the model as it was given, without them.
         progress: how far the run has come; this and the following are set once it has begun.
-        macs: multiply-adds of the unpruned network.
+        macs: multiply-adds of the unpruned network for one sample.
         compared: samples on which networks are compared, where they are.
         unpruned: the values of the unpruned network for these.
         served: samples that networks are timed on, where the target is latency.
@@ -63,7 +63,7 @@ class NeuronWorkspace(Workspace):
         self.progress, self.seconds = progress, progress.seconds
         progress.memory = min(progress.memory, o.memory)
         self.analyse()
-        self.macs = count_macs(self.model, self.sample, o.task.call)
+        self.macs = self.macs_of(self.model)
         if o.compensate != "none" or isinstance(o.criterion, Reconstruction):
             self.compared = self.drawn(o.compensation_images)
             self.unpruned = self.held_by(self.original)
@@ -95,6 +95,10 @@ class NeuronWorkspace(Workspace):
         batch = self.stream.take(self.options.goal.latency_batch)
         checks.answers(self.model, batch, self.options.task)
         return batch
+
+    def macs_of(self, network: nn.Module) -> int:
+        """Multiply-adds of a network for one sample."""
+        return count_macs(network, self.sample, self.options.task.call)
 
     def follow(self, batch: Batch, done: int) -> None:
         """Exports the network again where the graph no longer matches it, which cutting may cause.

@@ -20,7 +20,7 @@ from ..refit.compensation import Compensator
 from ..removal.plan import Plan
 from ..removal.surgery import compact
 from ..removal.trial import check_result
-from ..result import TIMED, LatencyChange, PruneResult, compared, count_macs, count_parameters, spent, widths
+from ..result import TIMED, LatencyChange, PruneResult, compared, count_parameters, spent, widths
 from ..storage.checkpoint import Checkpoint, Progress, fingerprint
 from ..storage.files import digest
 from ..survey import few
@@ -193,7 +193,7 @@ class NeuronRun:
         with_weight_norms(space.model, space.norms)
         check_result(space.original, space.model, progress.plan, space.sample, call)
         loss_after = space.loss_after()
-        macs_after = count_macs(space.model, space.sample, call)
+        macs_after = space.macs_of(space.model)
         evaluation_after = space.evaluation()
         latency = self._latency()
         same_modes(space.model, space.given)

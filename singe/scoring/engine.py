@@ -22,7 +22,7 @@ from ..models.precision import Precision, arithmetic
 from ..quadrature import Nodes
 from ..ranks import ALONE, Ranks
 from ..task import Task
-from .jobs import Jobs, whole_group
+from .jobs import Jobs, beside, whole_group
 from .passes import LayerDelta, Passes, RowDelta
 from .shortage import Memory
 
@@ -189,7 +189,7 @@ class Engine:
                 return self._add_gradients(at, sums)
             weight = at.layer.weight
             ops.neuron_grad_norm(
-                at.x, at.delta.to(at.x.dtype), at.row.to(at.x.device), jobs.weight.to(at.x.device),
+                at.x, at.delta.to(at.x.dtype), beside(at.row, at.x), beside(jobs.weight, at.x),
                 norms[weight], totals[weight], **asdict(at.layer.geometry),
                 groups=at.layer.groups(at.x, self._passes.live), p=p,
             )  # fmt: skip
@@ -199,7 +199,8 @@ class Engine:
             self._passes.row_deltas(jobs, partial(add, jobs, sums))
             for (weight, _), (row, gradient) in sums.items():
                 norm = torch.linalg.vector_norm(gradient, p, dim=1)
-                totals[weight].index_add_(0, row, jobs.weight.to(norm.device) * norms[weight][row] * norm)
+                row = beside(row, norm)
+                totals[weight].index_add_(0, row, beside(jobs.weight, norm) * norms[weight][row] * norm)
         return totals
 
     def _fading(self, neuron: int, t: Tensor, p: float) -> Tensor:
@@ -217,9 +218,9 @@ class Engine:
 
     def _add_gradients(self, at: RowDelta, sums: Sums) -> None:
         """The gradient of a weight is summed over the places where it is used, and over parts of the images."""
-        key, row = (at.layer.weight, at.place), at.row.to(at.x.device)
-        own = at.layer.row_gradients(at.x, at.delta.to(at.x.dtype), row, self._passes.live).double()
-        sums[key] = row, (sums[key][1] + own if key in sums else own)
+        key = at.layer.weight, at.place
+        own = at.layer.row_gradients(at.x, at.delta.to(at.x.dtype), at.row, self._passes.live).double()
+        sums[key] = at.row, (sums[key][1] + own if key in sums else own)
 
     def _layer_path(self, rule: PathRule, p: float, neurons: Tensor, norms: ByRow) -> ByRow:
         totals = {weight: torch.zeros_like(norm) for weight, norm in norms.items()}

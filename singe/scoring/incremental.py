@@ -17,7 +17,7 @@ from ..graph.layer import Layer, geometry_of
 from ..graph.operators import aten
 from ..graph.trace import Env, evaluate
 from .front import Front
-from .jobs import Jobs
+from .jobs import Jobs, beside
 
 
 class Incremental:
@@ -57,10 +57,8 @@ class Incremental:
         else:
             neurons, counts = torch.unique_consecutive(jobs.neuron, return_counts=True)
             contributions, index = self._contributions(neurons), torch.arange(len(neurons)).repeat_interleave(counts)
-        device = self._base.device
-        return ops.fade_next(
-            self._base, contributions, index.to(device), jobs.t.to(device), self._front.relu is not None
-        )
+        index, t = beside(index, self._base), beside(jobs.t, self._base)
+        return ops.fade_next(self._base, contributions, index, t, self._front.relu is not None)
 
     def delta(self, jobs: Jobs, output: Tensor, gradient: Tensor) -> Tensor:
         """[K, B, *positions]: the gradient at each job's neuron in the layer's output, from that at ``output``."""

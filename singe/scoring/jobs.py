@@ -32,8 +32,13 @@ class Jobs:
     def scale(self, rows: Tensor, width: int, like: Tensor) -> Tensor:
         """[K, width] in the dtype of ``like``: t at each job's rows, 1 elsewhere."""
         scale = torch.ones(len(self), width, dtype=torch.float64, device=like.device)
-        faded = self.rows(rows).to(like.device)
-        return scale.scatter_(1, faded, self.t.to(like.device)[:, None].expand_as(faded)).to(like.dtype)
+        faded = beside(self.rows(rows), like)
+        return scale.scatter_(1, faded, beside(self.t, like)[:, None].expand_as(faded)).to(like.dtype)
+
+
+def beside(value: Tensor, like: Tensor) -> Tensor:
+    """A value of the CPU on the device of another tensor; without waiting for what that device has to do first."""
+    return value.to(like.device, non_blocking=True)
 
 
 def whole_group(*t: float) -> Jobs:

@@ -28,7 +28,7 @@ from ..models.precision import Precision, prefers_channels_last
 from ..task import Task
 from .budget import Budget
 from .incremental import Incremental
-from .jobs import Jobs, spread, whole_group
+from .jobs import Jobs, beside, spread, whole_group
 from .judging import Judge
 from .prefix import Prefix
 from .samples import Samples
@@ -297,15 +297,15 @@ class Passes:
             shape = [1] * z.dim()
             shape[layer.axis] = -1
             return torch.cat([z * scale.view(shape) for scale in scales])
-        return ops.fade_neurons(z, jobs.rows(layer.rows).to(z.device), jobs.t.to(z.device), axis=layer.axis)
+        return ops.fade_neurons(z, beside(jobs.rows(layer.rows), z), beside(jobs.t, z), axis=layer.axis)
 
     def _fading(self, rider: Rider, value: Tensor, jobs: Jobs) -> Tensor:
         """The addend that turns a x + shift into a x + t shift for the neurons that fade, for all jobs and samples."""
         shift = rider.shift(self._prefix.live)
-        neuron = rider.neuron.to(shift.device)
+        neuron = beside(rider.neuron, shift)
         column = (-1, *[1] * neuron.dim())
-        fades = neuron >= 0 if jobs.neuron is None else neuron == jobs.neuron.to(shift.device).view(column)
-        missing = fades * (jobs.t.to(shift) - 1).view(column) * shift  # [K, ...]
+        fades = neuron >= 0 if jobs.neuron is None else neuron == beside(jobs.neuron, shift).view(column)
+        missing = fades * (beside(jobs.t, shift).to(shift.dtype) - 1).view(column) * shift  # [K, ...]
         axis = next(iter(self._trace.batch_axes(rider.node)), 0)
         missing = missing.movedim(0, axis).flatten(axis, axis + 1)
         return missing.repeat_interleave(value.shape[axis] // missing.shape[axis], axis)

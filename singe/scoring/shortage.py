@@ -51,6 +51,6 @@ class Memory:
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Whether an error says that there is no room for a tensor; on the CPU it is torch's RuntimeError or our own."""
-    words = ("can't allocate memory", "bad_alloc")
+    """Whether an error says that there is no room for a tensor; many are RuntimeErrors of torch's or our own."""
+    words = ("can't allocate memory", "bad_alloc", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)

@@ -1,5 +1,6 @@
 import copy
-from functools import cache
+import itertools
+from functools import cache, partial
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import MLP, DigitNet, ExciteNet, FlattenNet, MobileNet, PlainNet, ResNeXt, images, randomised
 from torch import nn
-from wiring import Wired, normal
+from wiring import Attention, Wired, normal
 
 from singe.allocation.cost import mac_cost, parameter_cost
 from singe.graph.analysis import find_groups
@@ -140,7 +141,7 @@ def traced(name):
 def test_what_is_saved_is_what_a_smaller_network_no_longer_costs(name, data):
     model, x, graph, groups = traced(name)
     assert groups
-    macs, parameters = mac_cost(model, groups, graph, count_macs(model, x)), parameter_cost(model, groups)
+    macs, parameters = mac_cost(model, groups, graph, partial(count_macs, inputs=x)), parameter_cost(model, groups)
     assert (macs.total, parameters.total) == (count_macs(model, x), count_parameters(model))
     removed = [data.draw(st.sets(st.integers(0, g.size - 1), max_size=g.size - 1), g.name) for g in groups]
     counts, small = [len(neurons) for neurons in removed], cut(model, groups, removed)
@@ -151,7 +152,7 @@ def test_what_is_saved_is_what_a_smaller_network_no_longer_costs(name, data):
 def test_a_weight_costs_one_multiply_add_at_every_position_where_it_is_used():
     model, x, graph, groups = traced("pooled")
     assert [g.name for g in groups] == ["features.0", "features.4", "features.7", "classifier.0"]
-    cost = mac_cost(model, groups, graph, count_macs(model, x))
+    cost = mac_cost(model, groups, graph, partial(count_macs, inputs=x))
     assert cost.total == 7 * 27 * 64 + 9 * 7 * 9 * 16 + 6 * 9 * 9 * 4 + 6 * 11 + 11 * 4
     assert cost.gone([1, 0, 0, 0]) == 27 * 64 + 9 * 9 * 16
     assert cost.gone([0, 0, 0, 5]) == 5 * (6 + 4)
@@ -161,7 +162,7 @@ def test_a_weight_costs_one_multiply_add_at_every_position_where_it_is_used():
 
 def test_what_torch_counts_beside_convolutions_and_linear_layers_stays():
     model, x, graph, groups = traced("attention")
-    cost = mac_cost(model, groups, graph, count_macs(model, x))
+    cost = mac_cost(model, groups, graph, partial(count_macs, inputs=x))
     layers, attention = 3 * (10 * 7 + 7 * 4), 3 * 3 * 10
     assert cost.total == layers + attention
     assert cost.gone([6]) == 6 * layers // 7
@@ -170,10 +171,24 @@ def test_what_torch_counts_beside_convolutions_and_linear_layers_stays():
 def test_a_layer_that_is_never_called_costs_parameters_but_no_multiply_adds():
     model, x, graph, groups = traced("tied")
     assert [g.name for g in groups] == ["stem", "a"]
-    assert mac_cost(model, groups, graph, count_macs(model, x)).gone([2, 0]) == 2 * (10 + 5 + 5)
+    assert mac_cost(model, groups, graph, partial(count_macs, inputs=x)).gone([2, 0]) == 2 * (10 + 5 + 5)
     assert parameter_cost(model, groups).gone([2, 0]) == 2 * (10 + 1 + 5)
-    assert mac_cost(model, groups, graph, count_macs(model, x)).unit([0, 0], 1) == 6 + 6 + 4
+    assert mac_cost(model, groups, graph, partial(count_macs, inputs=x)).unit([0, 0], 1) == 6 + 6 + 4
     assert parameter_cost(model, groups).unit([0, 0], 1) == 6 + 1 + 1 + 4
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_products_of_activations_cost_what_a_flop_counter_says(fused):
+    torch.manual_seed(0)
+    model = nn.Sequential(Attention(True, fused), nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 4)).eval()
+    x = torch.randn(2, 40, 5)
+    graph = trace(model, x)
+    groups = [g for g in find_groups(graph) if g.frozen is None]
+    cost = mac_cost(model, groups, graph, partial(count_macs, inputs=x))
+    assert [g.size for g in groups] == [3, 5, 6] and cost.total == count_macs(model, x) > 2 * 40 * 40 * 12
+    for removed in itertools.product(range(3), (0, 2), (0, 1, 5)):
+        narrower = cut(model, groups, [range(n) for n in removed])
+        assert cost.gone(removed) == cost.total - count_macs(narrower, x), removed
 
 
 @pytest.mark.parametrize("name", ["pooled", "sequences"])
@@ -181,6 +196,6 @@ def test_the_cost_is_that_of_one_sample_however_many_the_example_has(name):
     model, x, graph, groups = traced(name)
     totals = [count_macs(model, torch.cat([x] * n)) for n in (1, 3)]
     assert totals[0] == totals[1] == count_macs(model, x)
-    one = mac_cost(model, groups, trace(model, x[:1]), totals[0])
-    four = mac_cost(model, groups, graph, totals[0])
+    one = mac_cost(model, groups, trace(model, x[:1]), partial(count_macs, inputs=x))
+    four = mac_cost(model, groups, graph, partial(count_macs, inputs=x))
     assert one.gone([1] * len(groups)) == four.gone([1] * len(groups))

@@ -73,7 +73,7 @@ def test_scores_are_asked_for_by_rankings_only_and_not_for_what_is_out_of_reach(
         return [torch.arange(20.0).double() + 100 * i for i in range(3)]
 
     def counts(**options):
-        return goal(**options).counts(model, groups, None, 0, scores)
+        return goal(**options).counts(model, groups, None, None, scores)
 
     plain = counts()
     assert not asked and counts(allocation="linear") != plain

@@ -32,6 +32,8 @@ def obstacle() -> str | None:
     """Why nothing can be built here."""
     if COMPILER is None:
         return "no g++"
+    if torch.version.cuda is not None:
+        return "torch has a CUDA library of its own"
     if not all(Path(library_path(name)).is_absolute() for name in ("libasan.so", "libubsan.so")):
         return f"{COMPILER} has no AddressSanitizer or UndefinedBehaviorSanitizer that Python could be started with"
     return None
@@ -50,6 +52,12 @@ def build(output: Path, sources: dict[Path, list], link: list) -> Path:
         objects = list(pool.map(compiled, sources))
     subprocess.run([COMPILER, *SANITIZERS, *objects, *link, "-o", output], check=True)
     return output
+
+
+def torch_cuda(folder: Path) -> Path:
+    """A library in the place of torch's for CUDA."""
+    name = "libtorch_cuda.so"
+    return build(folder / name, {HERE / "torch_cuda.cpp": RUNTIME}, ["-shared", f"-Wl,-soname,{name}"])
 
 
 def operators(folder: Path) -> Path:

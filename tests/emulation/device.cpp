@@ -1,12 +1,7 @@
-// The one device of the emulation: what csrc/cuda asks torch of the current device and its stream.
+// The one device of the emulation: what csrc/cuda asks torch of the current device.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
 extern "C" {
-
-AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
-  *stream = nullptr;
-  return AOTI_TORCH_SUCCESS;
-}
 
 AOTITorchError aoti_torch_create_device_guard(int32_t, DeviceGuardHandle* guard) {
   *guard = nullptr;

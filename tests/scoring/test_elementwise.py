@@ -182,5 +182,5 @@ def test_names_mean_the_path_of_the_layer_and_objects_have_to_say_so():
     for criterion in ("loss_change", "reconstruction", singe.LossChange()):
         with pytest.raises(ValueError, match="scores single weights"):
             resolve_elementwise(criterion)
-    with pytest.raises(TypeError, match="name or object"):
+    with pytest.raises(TypeError, match="name, or an object"):
         resolve_elementwise(3)
