@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from .graph.trace import Trace
-from .models.batches import Batch, described
+from .models.batches import Batch, described, head, length, with_dicts
 from .models.copies import copy_of
 from .models.isolation import plain_torch
 from .models.numerics import alike
@@ -47,7 +46,15 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def finite_weights(model: nn.Module) -> None:
-    """Raises ValueError, naming the tensor, if a parameter holds NaN or infinity, or a buffer NaN."""
+    """Raises ValueError, naming the tensor, if a parameter holds NaN or infinity, or a buffer NaN.
+
+    And if it was made in inference mode, or is of a kind that cannot be looked at.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_inference():
+            raise ValueError(f"expected a model made outside of torch.inference_mode(), got {name} made inside")
+        if tensor.is_quantized or tensor.layout not in (torch.strided, torch.sparse_coo):
+            raise ValueError(f"expected plain tensors, got {name} of {tensor.dtype} and layout {tensor.layout}")
     for name, parameter in model.named_parameters():
         if not parameter.detach().isfinite().all():
             raise ValueError(f"expected finite weights, got NaN or infinity in {name}")
@@ -92,7 +99,7 @@ def batch_of(item: Any, device: torch.device, task: Task) -> Batch:
             raise TypeError(f"expected a batch (x, y), got {_describe(item)}; other batches need forward= and loss=")
         if not all(isinstance(v, Tensor) for v in item):
             raise TypeError(f"expected a batch (x, y) of tensors, got {_describe(item)}")
-    item = _with_dicts(item)
+    item = with_dicts(item)
     for path, leaf in pytree.tree_flatten_with_path(item)[0]:
         if not isinstance(leaf, Tensor):
             where = f" at {pytree.keystr(path)}" if path else ""
@@ -110,13 +117,6 @@ def batch_of(item: Any, device: torch.device, task: Task) -> Batch:
     # a copy to the CPU that does not wait may be read before it is there
     moved: Batch = pytree.tree_map(lambda t: _plain(t).to(device, non_blocking=device.type != "cpu"), item)
     return moved
-
-
-def _with_dicts(item: Any) -> Any:
-    """A batch with mappings that torch's pytree does not know, such as Hugging Face's BatchEncoding, as plain dicts."""
-    return pytree.tree_map(
-        lambda v: {key: _with_dicts(value) for key, value in v.items()} if isinstance(v, Mapping) else v, item
-    )
 
 
 def example(value: Any, device: torch.device, task: Task) -> Batch:
@@ -181,6 +181,33 @@ def answers(model: nn.Module, batch: Batch, task: Task) -> Any:
             f"expected batches that fit {type(model).__name__}, but {call} failed for inputs of "
             f"{described(task.inputs(batch))}: {error}"
         ) from error
+
+
+def loss_of_outputs(model: nn.Module, batch: Batch, task: Task) -> None:
+    """Raises ValueError if the loss sees more of the model than its outputs: scores would not.
+
+    The loss of the same outputs must not depend on what the model has seen in between, such as what hooks keep of it.
+    """
+    if length(batch) < 2:
+        return
+    with torch.no_grad():
+        outputs = task.outputs(model, batch)
+        first, again = (float(task.judge(outputs, batch)) for _ in range(2))
+        if first != again:  # it draws at random
+            return
+        try:
+            task.outputs(model, head(batch, length(batch) // 2))
+        except Exception:  # the model takes whole batches only
+            return
+        try:
+            same = float(task.judge(outputs, batch)) == first
+        except Exception:
+            same = False
+    if not same:
+        raise ValueError(
+            "expected a loss of the model's outputs and the batch alone, but it depends on what else the model has "
+            "computed (such as what a hook has kept); return that from forward=, among the outputs"
+        )
 
 
 def own_weights(model: nn.Module, graph: Trace) -> None:

@@ -196,6 +196,7 @@ class GradualPruner:
 
     def _round(self, stream: Stream, epoch: int) -> RoundRecord:
         began, batch, work = time.perf_counter(), self._samples(stream, epoch), checks.working_copy(self._model)
+        checks.loss_of_outputs(work, batch, self._task)
         groups = list(self._groups.values())
         loss_start, evaluation_start = self._evaluate(work, batch), self._observer.evaluation(work)
         found = scores_of(work, self._trace, groups, batch, self._task, self._criterion, self._memory)

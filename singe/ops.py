@@ -109,6 +109,7 @@ def remove_neurons(base: Tensor, contribution: Tensor, index: Tensor) -> None:
     if not dense.is_contiguous():
         raise ValueError(f"base: expected no gaps in memory, got shape {_shape(base)} with strides {base.stride()}")
     torch.ops.singe.remove_neurons(dense, _permute_rows(contribution, order), index)
+    _written(base)
 
 
 @torch.no_grad()
@@ -135,7 +136,7 @@ def neuron_grad_norm(
         scores[neuron[k]] += node_weight[k] * weight_norm[neuron[k]] * ||G||_p.
 
     G is never stored for more than a few jobs. The result does not depend on the number of threads. A NaN in
-    x or delta reaches the scores of the jobs that see it.
+    x or delta reaches the scores of the jobs that see it; in x it may also do so from a position that no window reads.
 
     Args:
         x: the layer's input, [B, C, *S_in] for all jobs or [K*B, C, *S_in] with B rows for each.
@@ -180,9 +181,12 @@ def neuron_grad_norm(
     _check_vector("weight_norm", weight_norm, torch.float64, neurons, x.device)
     _check_vector("scores", scores, torch.float64, neurons, x.device)
     _check_p(p)
+    if neurons > 1 and not scores.stride(0):
+        raise ValueError("scores: expected a value for every neuron, got one that is expanded over all of them")
     torch.ops.singe.neuron_grad_norm(
         x, delta, neuron, node_weight, weight_norm, kernel_size, stride, padding, dilation, groups, p, scores
     )
+    _written(scores)
 
 
 @torch.library.register_fake("singe::fade_neurons")
@@ -237,6 +241,12 @@ def _restore(result: Tensor, order: list[int]) -> Tensor:
     return result.permute([order.index(axis) for axis in range(len(order))]).detach()
 
 
+def _written(tensor: Tensor) -> None:
+    """Tells autograd that a tensor has changed, so that a backward pass through its old values is refused."""
+    if not torch.compiler.is_compiling() and not tensor.is_inference():
+        torch.autograd.graph.increment_version(tensor)
+
+
 def _check_floating(name: str, tensor: Tensor) -> None:
     if tensor.dtype not in FLOATING:
         raise TypeError(f"{name}: expected float64, float32, float16 or bfloat16, got {tensor.dtype}")
@@ -253,7 +263,9 @@ def _check_rows(name: str, rows: Tensor, count: int, device: torch.device) -> No
     """Rows' values are checked only on the CPU: reading them from a GPU would make it wait."""
     if rows.dtype != torch.int64 or rows.device != device:
         raise TypeError(f"{name}: expected torch.int64 on {device}, got {rows.dtype} on {rows.device}")
-    if rows.device.type == "cpu" and rows.numel() and not isinstance(rows, torch._subclasses.FakeTensor):
+    if torch.compiler.is_compiling() or isinstance(rows, torch._subclasses.FakeTensor):
+        return
+    if rows.device.type == "cpu" and rows.numel():
         low, high = (int(bound) for bound in torch.aminmax(rows))
         if low < -1 or high >= count:
             raise ValueError(f"{name}: expected rows from -1 to {count - 1}, got {low} to {high}")

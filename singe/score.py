@@ -100,6 +100,7 @@ def score(
         here = checks.batch_of(batch, device, task)
         work = without_weight_norms(checks.working_copy(model))
         checks.runs(work, here, task)
+        checks.loss_of_outputs(work, here, task)
         graph = trace(work, task.inputs(here), task.call)
         every = find_groups(graph)
         layers = [first_name(work, layer)] if layer is not None else _scorable(graph, every, chosen, here)

@@ -133,6 +133,7 @@ class SingeImportance:
         shapes = [tensor.shape for tensor in (*named_tensors(work).values(), *tensors(batch))]
         if self._traced is None or self._traced[0] != shapes:
             checks.runs(work, batch, self._task)
+            checks.loss_of_outputs(work, batch, self._task)
             graph = trace(work, self._task.inputs(batch), self._task.call)
             self._traced = shapes, graph, find_groups(graph)
         return self._traced[1:]

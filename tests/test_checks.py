@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import singe
 from singe import checks
 from singe.task import Task
 
@@ -39,6 +40,50 @@ def test_an_additive_mask_may_hold_minus_infinity():
     model = nn.Linear(2, 2)
     model.register_buffer("mask", torch.tensor([0.0, -math.inf]))
     checks.finite_weights(model)
+
+
+def test_tensors_that_cannot_be_worked_with_are_named():
+    with torch.inference_mode():
+        made_inside = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"outside of torch\.inference_mode\(\), got weight"):
+        checks.finite_weights(made_inside)
+    model = nn.Linear(2, 2)
+    model.register_buffer("table", torch.eye(2).to_sparse_csr())
+    with pytest.raises(ValueError, match=r"got table of torch\.float32 and layout torch\.sparse_csr"):
+        checks.finite_weights(model)
+    model.table = torch.quantize_per_tensor(torch.eye(2), 0.1, 0, torch.quint8)
+    with pytest.raises(ValueError, match=r"got table of torch\.quint8"):
+        checks.finite_weights(model)
+
+
+SEEN = []
+
+
+class Watched(nn.Linear):
+    """Keeps what it computes, as a hook would."""
+
+    def forward(self, x):
+        SEEN[:] = [super().forward(x)]
+        return SEEN[0]
+
+
+def test_a_loss_that_sees_more_than_the_outputs_is_refused():
+    torch.manual_seed(0)
+    model, batch = Watched(2, 4), (torch.randn(6, 2), torch.zeros(6, dtype=torch.int64))
+    for loss in (
+        lambda outputs, batch: outputs.square().mean() + SEEN[0].abs().mean(),
+        lambda outputs, batch: (outputs - SEEN[0]).square().mean(),
+    ):
+        with pytest.raises(ValueError, match="outputs and the batch alone, but it depends on what else"):
+            checks.loss_of_outputs(model, batch, Task(loss=loss))
+        with pytest.raises(ValueError, match="outputs and the batch alone"):
+            singe.score(model, batch, "", loss=loss)
+    for loss in (
+        None,
+        lambda outputs, batch: outputs.mean() + torch.rand(()),  # may differ from call to call
+        lambda outputs, batch: outputs.mean() + model.weight.norm(),
+    ):
+        checks.loss_of_outputs(model, batch, Task(loss=loss))
 
 
 @pytest.mark.parametrize("pair", [(X, Y), [X, Y]])

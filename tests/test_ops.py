@@ -540,6 +540,41 @@ def test_opcheck(device, name):
     torch.library.opcheck(getattr(torch.ops.singe, name).default, operators(device)[name])
 
 
+def test_what_is_written_to_is_no_longer_what_a_backward_pass_needs():
+    base, contribution, index = next_case()[:3]
+    case, window = norm_case(torch.float32, "cpu")
+    scores = torch.zeros_like(case[4])
+    writes = {
+        base: lambda: ops.remove_neurons(base, contribution, index),
+        scores: lambda: ops.neuron_grad_norm(*case, scores, **window),
+    }
+    for tensor, write in writes.items():
+        factor = torch.ones(1, dtype=tensor.dtype, requires_grad=True)
+        product = (factor * tensor).sum()
+        write()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            product.backward()
+
+
+def test_operators_compile_without_breaks():
+    base, contribution, index, t = next_case()
+    z, neuron, scale = fade_case(2, 2, 3, (4,), torch.float32, "cpu")
+
+    def both(base, contribution, index, t, z, neuron, scale):
+        return ops.fade_next(base, contribution, index, t, True), ops.fade_neurons(z, neuron, scale)
+
+    arguments = base, contribution, index, t, z, neuron, scale
+    compiled = torch.compile(both, fullgraph=True, backend="eager")
+    for actual, expected in zip(compiled(*arguments), both(*arguments), strict=True):
+        assert torch.equal(actual, expected)
+
+
+def test_scores_need_a_place_for_every_neuron():
+    case, window = norm_case(torch.float32, "cpu")
+    with pytest.raises(ValueError, match="scores: expected a value for every neuron"):
+        ops.neuron_grad_norm(*case, torch.zeros(1, dtype=torch.float64).expand(len(case[4])), **window)
+
+
 def test_results_need_no_gradient():
     z, neuron, t = fade_case(2, 2, 3, (4,), torch.float32, "cpu")
     assert not ops.fade_neurons(z.requires_grad_(), neuron, t).requires_grad

@@ -18,7 +18,7 @@ from .. import demo as demonstration
 from .. import info as installed
 from ..forecast import forecast
 from ..inspection import inspect as look
-from ..models.batches import Batch, head
+from ..models.batches import Batch, head, with_dicts
 from ..prune import prune as run
 from ..report import write_report
 from ..storage.export import export_onnx
@@ -184,7 +184,7 @@ def _example(options: argparse.Namespace) -> Batch:
         raise ValueError(f"expected at least one batch from {options.data}, got none")
     if options.forward is None and isinstance(batch, (tuple, list)):
         batch = batch[0]
-    return head(batch, SAMPLES)
+    return head(with_dicts(batch), SAMPLES)
 
 
 def _forward(options: argparse.Namespace) -> Any:

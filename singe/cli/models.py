@@ -50,6 +50,9 @@ def fill(model: nn.Module, weights: Path) -> None:
     """
     state = _unwrapped(_read(weights))
     own = model.state_dict()
+    places = {name: (t.data_ptr(), t.shape, t.stride()) for name, t in own.items()}
+    held = {place: state[name] for name, place in places.items() if name in state}
+    state = {name: held[place] for name, place in places.items() if place in held} | state  # tied ones may come once
     problems = {
         "missing": [name for name in own if name not in state],
         "unknown": [name for name in state if name not in own],

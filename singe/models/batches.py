@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,3 +55,10 @@ def described(batch: Batch) -> str:
 def copied(batch: Batch) -> Batch:
     """A batch that may be written to."""
     return pytree.tree_map(torch.clone, batch)
+
+
+def with_dicts(item: Any) -> Any:
+    """A batch with mappings that torch's pytree does not know, such as Hugging Face's BatchEncoding, as plain dicts."""
+    return pytree.tree_map(
+        lambda v: {key: with_dicts(value) for key, value in v.items()} if isinstance(v, Mapping) else v, item
+    )

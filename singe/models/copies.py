@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -13,11 +15,23 @@ def copy_of(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: a module's own ``__deepcopy__`` shares parameters or buffers with it.
     """
-    kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
-    memo = {id(tensor): tensor.detach().clone() for tensor in kept if not tensor.is_leaf}
+    memo = {id(t): t.detach().clone() for t in _attributes(model) if not t.is_leaf}
     copied: nn.Module = copy.deepcopy(model, memo)
     own = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     shared = [own[id(t)] for t in (*copied.parameters(), *copied.buffers()) if id(t) in own]
     if shared:
         raise ValueError(f"the copy shares {', '.join(shared[:3])}{', ...' if shared[3:] else ''} with it")
     return copied
+
+
+def _attributes(model: nn.Module) -> Iterator[Tensor]:
+    """The tensors that modules hold as attributes, alone or in lists, tuples, sets and mappings."""
+    seen: set[int] = set()
+    todo: list[Any] = [value for module in model.modules() for value in vars(module).values()]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (Mapping, list, tuple, set)) and id(value) not in seen:
+            seen.add(id(value))
+            todo += value.values() if isinstance(value, Mapping) else value

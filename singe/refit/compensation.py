@@ -159,7 +159,7 @@ def least_squares(x: Tensor, y: Tensor, offset: bool) -> tuple[Tensor, Tensor]:
     """
     means = [t.mean(0) if offset else torch.zeros_like(t[0]) for t in (x, y)]
     x, y = x - means[0], y - means[1]
-    cost = ridge(x)
+    cost = ridge(x, means[0])
     if not cost:  # nothing to learn from
         return x.new_zeros(y.shape[1], x.shape[1]), means[1]
     if x.shape[1] <= len(x):
@@ -173,6 +173,9 @@ def least_squares(x: Tensor, y: Tensor, offset: bool) -> tuple[Tensor, Tensor]:
     return change.T, means[1] - means[0] @ change
 
 
-def ridge(x: Tensor) -> float:
-    """Lambda for inputs x [n, F]."""
-    return RIDGE * float(x.square().sum()) / max(1, x.shape[1])
+def ridge(x: Tensor, mean: Tensor) -> float:
+    """Lambda for inputs x + mean, x [n, F] and mean [F]; zero where x is no more than the rounding of a constant."""
+    squares, rounding = x.square().sum(), 8 * torch.finfo(x.dtype).eps * mean
+    if squares.isfinite() and squares <= len(x) * rounding.square().sum():
+        return 0.0
+    return RIDGE * float(squares) / max(1, x.shape[1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import time
 from collections import defaultdict
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from ..graph.export import first_line
 from ..graph.groups import Group, module_of
 from ..graph.trace import Forward, answer, named_tensors, plain
+from ..models.copies import copy_of
 from ..models.numerics import close
 from ..models.outputs import leaves
 from ..models.weightnorm import plain_copy
@@ -149,14 +149,14 @@ class Trials:
             )
 
     def _compacted(self, chosen: Chosen) -> nn.Module:
-        network, plan = copy.deepcopy(self._model), Plan()
+        network, plan = copy_of(self._model), Plan()
         for group, neurons in chosen:
             plan.add(group, neurons.tolist())
         compact(network, plan.removed())
         return network
 
     def _masked(self, chosen: Chosen) -> nn.Module:
-        network = copy.deepcopy(self._model)
+        network = copy_of(self._model)
         for group, neurons in chosen:
             mask(network, group.slices, neurons)
         return network
@@ -204,10 +204,13 @@ def expanded(original: nn.Module, pruned: nn.Module, plan: Plan) -> nn.Module:
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
+        cuts = {dim: gone for (owner, dim), gone in removed.items() if tensors.get(owner) is tensor}
+        if not cuts:
+            tensor.copy_(small[name])
+            continue
         kept = [torch.ones(n, dtype=torch.bool) for n in tensor.shape]
-        for (owner, dim), gone in removed.items():
-            if tensors.get(owner) is tensor:
-                kept[dim][gone] = False
+        for dim, gone in cuts.items():
+            kept[dim][gone] = False
         index = [k.nonzero().view([-1 if i == dim else 1 for i in range(len(kept))]) for dim, k in enumerate(kept)]
         tensor.zero_()
         tensor[tuple(index)] = small[name]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 
 from ..bars import bar
 from ..graph.groups import Group
+from ..models.copies import copy_of
 from ..records import Curve, GroupRecord
 from ..refit.compensation import Compensator
 from ..removal.plan import Plan
@@ -50,7 +49,7 @@ class Turn:
         space = self._space
         if space.before is None or self._when in (None, "after"):
             return space.before
-        return space.held_by(copy.deepcopy(space.model)), self._here
+        return space.held_by(copy_of(space.model)), self._here
 
     def take(self) -> GroupRecord:
         """Prunes the group."""

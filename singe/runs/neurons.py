@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 
@@ -13,6 +12,7 @@ from .. import checks
 from ..bars import bar, standing
 from ..graph.groups import Group
 from ..graph.trace import named_tensors, trace
+from ..models.copies import copy_of
 from ..models.isolation import same_modes
 from ..models.weightnorm import with_weight_norms
 from ..records import GroupRecord
@@ -135,7 +135,7 @@ class NeuronRun:
         if fingerprint(space.probe) != progress.samples:
             log.warning("the loader's first samples are not what they were: the result may differ")
         if progress.traced:  # the graph is that of a network of the same widths as then
-            then = Plan(progress.plan.removals[: progress.traced]).apply(copy.deepcopy(space.model))
+            then = Plan(progress.plan.removals[: progress.traced]).apply(copy_of(space.model))
             space.trace = trace(then, space.options.task.inputs(space.probe), space.options.task.call)
         compact(space.model, progress.plan.removed(), optimizer)
         self._checkpoint.restore(space.model, optimizer)

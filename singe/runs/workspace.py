@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from torch import nn
 from .. import checks
 from ..graph.trace import Trace, named_tensors, trace
 from ..models.batches import Batch
+from ..models.copies import copy_of
 from ..removal.surgery import Removed
 from ..survey import few
 from ..timing.stopwatch import Stopwatch, timed
@@ -61,6 +61,7 @@ class Workspace:
         self.restart(0)
         self.probe = stream.take(options.images)
         checks.runs(model, self.probe, options.task)
+        checks.loss_of_outputs(model, self.probe, options.task)
 
     def analyse(self) -> None:
         """Makes the graph.
@@ -137,7 +138,7 @@ class Workspace:
             )  # fmt: skip
             self.tuner.rehearse()
         if o.recalibrate_bn and running_norms(self.model, self.still):
-            recalibrate(copy.deepcopy(self.model), self.stream, o.task, 1, self.still)
+            recalibrate(copy_of(self.model), self.stream, o.task, 1, self.still)
 
     def tune_after(self, phase: int) -> None:
         """Fine-tunes after the last removal."""

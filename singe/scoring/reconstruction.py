@@ -144,10 +144,13 @@ class Reconstructor:
         ):
             x, missing = x.flatten(1).double(), missing.double()
             y = x @ own.T.double() + missing
+            mean = torch.zeros_like(x[0])
             if found.offset is not None:
+                mean = x.mean(0)
                 x, missing, y = (t - t.mean(0) for t in (x, missing, y))
-            squares = x.T @ x
-            squares.diagonal().add_(ridge(x) or 1.0)
+            cost = ridge(x, mean)
+            squares = x.T @ x if cost else x.new_zeros(x.shape[1], x.shape[1])
+            squares.diagonal().add_(cost or 1.0)
             inverse = torch.linalg.inv(squares)
             weights = own.T.double() + inverse @ (x.T @ missing)
             systems.append(_System(columns, inverse, weights, max(float(y.square().sum()), 1e-300)))

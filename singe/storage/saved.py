@@ -74,13 +74,17 @@ def load(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Module:
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is damaged, of another version, does not fit the model, or is from another save.
+        ValueError: a file is damaged, of another version, does not fit the model, or is from another save; or the
+            model is on the meta device.
     """
-    path = Path(directory)
+    path, model = Path(directory), unwrapped(model)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise ValueError(f"expected a model on a device, got {name} on 'meta', which holds no values")
     if (path / MASKS_FILE).exists():
-        return _load_masked(copy_of(unwrapped(model)), path)
+        return _load_masked(copy_of(model), path)
     text, plan = _read_plan(path / PLAN_FILE)
-    pruned = plan.apply(copy_of(unwrapped(model)))
+    pruned = plan.apply(copy_of(model))
     _read_weights(pruned, path, "plan", digest(text, {}))
     return pruned
 

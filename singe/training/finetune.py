@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -17,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .. import values
 from ..bars import bar
 from ..models.batches import Batch, described, length
+from ..models.copies import copy_of
 from ..models.precision import Precision, arithmetic, callers_multiplication, check_name
 from ..ranks import ALONE, Ranks
 from ..removal.surgery import Removed
@@ -190,13 +190,14 @@ class Tuner:
         Raises:
             ValueError: the network or the loss cannot be trained on the loader's batches.
         """
-        model, (batch, _) = copy.deepcopy(self._model), self._stream.next_share()
+        model, (batch, _) = copy_of(self._model), self._stream.next_share()
         self._train_mode(model)
         try:
             with torch.enable_grad(), self._arithmetic():
                 loss = differentiable(self._loss(model, partial(self._task.outputs, model), batch))
                 trained = [p for p in model.parameters() if p.requires_grad]
                 self._unused = None in torch.autograd.grad(loss, trained, allow_unused=True)
+                copy_of(model)  # with what it keeps of its last pass, as after fine-tuning
         except (RuntimeError, ValueError) as error:
             raise ValueError(
                 f"expected a network and a loss that can be trained on batches of {described(batch)}: {error}"

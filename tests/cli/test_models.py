@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file, save_model
+from torch import nn
 
 from singe.cli.models import fill, make
 
@@ -47,6 +48,19 @@ def test_weights_are_read_from_what_people_save(place, save):
     (file,) = place.glob("w.*")
     fill(model, file)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in values(trained).items())
+
+
+def test_tied_weights_may_come_once(place):
+    class Tied(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Embedding(7, 5), nn.Linear(5, 7, bias=False))
+            self[1].weight = self[0].weight
+
+    trained, model = Tied(), Tied()
+    save_model(trained, "w.safetensors")
+    assert len(load_file("w.safetensors")) == 1
+    fill(model, Path("w.safetensors"))
+    assert torch.equal(model[0].weight, trained[0].weight) and model[1].weight is model[0].weight
 
 
 def test_weights_of_another_model_are_refused_by_name_and_change_nothing(place):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 import singe
 from singe.models.copies import copy_of
@@ -25,6 +26,32 @@ def test_what_a_forward_pass_left_behind_is_copied_without_its_history():
     assert torch.equal(copied.last, model.last) and copied.last is not model.last
     assert copied.last.grad_fn is None and model.last.grad_fn is not None
     assert copied.layer.weight is not model.layer.weight
+
+
+@pytest.mark.parametrize("kept", [lambda h: [h], lambda h: (1, {"h": h}), lambda h: {"a": {"b": [h]}}])
+def test_also_in_lists_tuples_and_dicts(kept):
+    model = Keeps()
+    model(torch.randn(4, 3))
+    model.last, expected = kept(model.last), model.last
+    (copied,) = (t for t in pytree.tree_leaves(copy_of(model).last) if isinstance(t, torch.Tensor))
+    assert torch.equal(copied, expected) and copied.grad_fn is None and expected.grad_fn is not None
+
+
+@pytest.mark.parametrize("when", ["after", "layer"])
+def test_a_network_that_keeps_its_features_in_a_list_is_pruned_and_trained(when):
+    class Features(nn.Sequential):
+        def forward(self, x):
+            self.seen = []
+            for layer in self:
+                x = layer(x)
+                self.seen.append(x)
+            return x
+
+    torch.manual_seed(0)
+    model = Features(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4))
+    batch = torch.randn(32, 6), torch.randint(4, (32,))
+    result = singe.prune(model, [batch], 0.3, images=8, finetune=singe.FineTune(4, when=when), progress=False)
+    assert result.params_removed > 0.2
 
 
 class Shared(nn.Linear):

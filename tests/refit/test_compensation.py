@@ -49,6 +49,15 @@ def test_nothing_is_learnt_from_inputs_that_are_zero():
     assert torch.equal(change, torch.zeros(2, 3)) and torch.allclose(constant, normal(5, 2).mean(0))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [0.1, 1 / 3, 7.7])
+def test_nothing_is_learnt_from_the_rounding_of_a_constant(value, dtype):
+    noise = torch.finfo(dtype).eps * torch.randint(-1, 2, (1000, 3), generator=torch.Generator().manual_seed(0))
+    for x in (torch.full((1000, 3), value, dtype=dtype), value * (1 + noise).to(dtype)):
+        change, constant = least_squares(x, normal(1000, 2, dtype=dtype), True)
+        assert not change.any() and constant.shape == (2,)
+
+
 def compensated(model, x, removed, how="least_squares", memory=1 << 30):
     """A pruned copy of a model, what was refused, and the outputs of all three: unpruned, pruned, compensated."""
     graph = trace(model.eval(), x)

@@ -61,6 +61,14 @@ def test_what_is_loaded_computes_the_same_to_the_bit(pruned, saved):
     assert load_plan(saved).to_json() == plan.to_json()
 
 
+def test_a_model_that_holds_no_values_is_refused(saved, masked):
+    with torch.device("meta"):
+        model = PlainNet()
+    for directory in (saved, masked[1]):
+        with pytest.raises(ValueError, match=r"got features\.0\.weight on 'meta'"):
+            singe.load(model, directory)
+
+
 def test_train_mode_and_requires_grad_are_those_of_the_model_given(saved):
     fresh = PlainNet()
     fresh.train().features.eval()
