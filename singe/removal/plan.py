@@ -94,30 +94,30 @@ class Plan:
 
         return replace(group, slices=tuple(shrink(s) for s in group.slices))
 
-    def apply(self, model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
+    def apply(self, model: nn.Module, *optimizers: Optimizer) -> nn.Module:
         """Cuts the planned neurons out of ``model`` in place and returns it.
 
         Args:
             model: unpruned, like the one that the plan was made for. If it is wrapped or compiled, the module inside is
                 cut and returned; DistributedDataParallel has to be put around it again.
-            optimizer: of this model's parameters, possibly among others: from now on it holds the smaller ones, with
-                its state for each element that stays (momentum and the like), so that training can continue.
+            optimizers: of this model's parameters, possibly among others: from now on they hold the smaller ones, with
+                their state for each element that stays (momentum and the like), so that training can continue.
 
         Raises:
             TypeError: not an optimiser.
-            ValueError: the plan does not fit the model, or the optimiser holds none of the model's parameters or
-                has state other than a value per element. Nothing is changed then.
+            ValueError: the plan does not fit the model, or an optimiser holds none of the model's parameters or has
+                state other than a value per element. Nothing is changed then.
         """
         model = unwrapped(model)
         norms = weight_norms(model)
-        if optimizer is not None:
+        for optimizer in optimizers:
             _check_optimizer(optimizer, model, norms)
         if norms:  # taken off and put back they are new parameters, so that the plan has to fit a copy first
-            self._apply(plain_copy(model), None)
-        self._apply(without_weight_norms(model), optimizer)
+            self._apply(plain_copy(model))
+        self._apply(without_weight_norms(model), *optimizers)
         return with_weight_norms(model, norms)
 
-    def _apply(self, model: nn.Module, optimizer: Optimizer | None) -> None:
+    def _apply(self, model: nn.Module, *optimizers: Optimizer) -> None:
         shapes: dict[str, tuple[int, ...]] = {name: (value,) for name, value in named_widths(model).items()}
         shapes |= {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
         for cut in (cut for removal in self.removals for cut in removal.cuts):
@@ -127,7 +127,7 @@ class Plan:
                     f"expected a model whose {cut.tensor} is {cut.size} long on axis {cut.axis}, as the one that was "
                     f"pruned, got {f'shape {shape}' if shape else 'no such tensor'}"
                 )
-        compact(model, self.removed(), optimizer)
+        compact(model, self.removed(), *optimizers)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for ``json``; see :meth:`from_json`."""
@@ -165,12 +165,12 @@ class Plan:
 
 
 def _check_optimizer(optimizer: Optimizer, model: nn.Module, norms: Sequence[WeightNorm]) -> None:
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"expected an optimizer to be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     if norms:
         raise ValueError(
             f"expected a model without weight norms, which no optimizer's state follows, got one in {norms[0].module}"
         )
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"expected optimizer to be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if held.isdisjoint(map(id, model.parameters())):
         raise ValueError(

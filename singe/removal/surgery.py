@@ -49,17 +49,17 @@ def held_at_zero(model: nn.Module, slices: Sequence[Slice], neurons: Tensor, opt
 
 
 @torch.no_grad()
-def compact(model: nn.Module, removed: Removed, optimizer: Optimizer | None = None) -> None:
+def compact(model: nn.Module, removed: Removed, *optimizers: Optimizer | None) -> None:
     """Cuts indices out of a model's tensors in place and updates its modules' attributes.
 
     Keeps requires_grad, dtype, device, memory format, tied weights, hooks on modules and parameters, attributes and
-    classes of parameters, train mode, and, if an ``optimizer`` is given, its parameter lists and per-element state
+    classes of parameters, train mode, and of each of the ``optimizers`` its parameter lists and per-element state
     (momentum and the like). Gradients are dropped.
 
     Args:
         model: changed in place.
         removed: (tensor name, axis), or (attribute name, 0), -> int64 indices to remove.
-        optimizer: holds some of the model's parameters.
+        optimizers: hold some of the model's parameters.
 
     Raises:
         ValueError: an unknown name, an axis or index out of range, an axis that would become empty, or an optimiser
@@ -73,7 +73,7 @@ def compact(model: nn.Module, removed: Removed, optimizer: Optimizer | None = No
         for weight, module, attribute in _in_blocks(model)
         if (weight, 0) in kept
     }
-    if kept:
+    for optimizer in optimizers if kept else ():
         _check_state(optimizer, tensors)
     cut: dict[int, Tensor] = {}
     for name, old in tensors.items():
@@ -82,7 +82,8 @@ def compact(model: nn.Module, removed: Removed, optimizer: Optimizer | None = No
             continue
         if id(old) not in cut:
             cut[id(old)] = _cut(old, axes)
-            _follow(optimizer, old, cut[id(old)], axes)
+            for optimizer in optimizers:
+                _follow(optimizer, old, cut[id(old)], axes)
         _replace(model.get_submodule(module_of(name)), name.rpartition(".")[2], cut[id(old)])
     for module in model.modules():
         for name, value in blocks.get(module, {}).items():

@@ -61,14 +61,15 @@ class Workspace:
         self.restart(0)
         self.probe = stream.take(options.images)
         checks.runs(model, self.probe, options.task)
-        checks.loss_of_outputs(model, self.probe, options.task)
 
     def analyse(self) -> None:
         """Makes the graph.
 
         Raises:
-            ValueError: the model cannot be traced, shares weights with something outside it, or has no finite loss.
+            ValueError: the model cannot be traced, shares weights with something outside it, has no finite loss, or one
+                of more than its outputs.
         """
+        checks.loss_of_outputs(self.model, self.probe, self.options.task)
         with self.timed("analysis"):
             self.trace = self.traced(self.probe)
         checks.own_weights(self.given, self.trace)

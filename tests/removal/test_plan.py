@@ -157,6 +157,23 @@ def test_an_optimizer_goes_on_with_what_it_remembers_of_the_elements_that_stay(p
     assert changed >= {"a.weight", "b.weight", "c.weight", "head.weight", "b.bias"} and "a.bias" not in changed
 
 
+def test_several_optimizers_follow():
+    model, x, plan = randomised(Concatenated()), torch.ones(4, 3), Plan()
+    plan.add(GROUPS[2], [1, 4])
+    head = list(model.head.parameters())
+    rest = [p for p in model.parameters() if all(p is not q for q in head)]
+    optimizers = torch.optim.SGD(rest, 0.01, momentum=0.9), torch.optim.Adam(head, 0.01)
+    for _ in range(2):
+        for optimizer in optimizers:
+            stepped(model, optimizer, x)
+    plan.apply(model, *optimizers)
+    held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    assert held == set(map(id, model.parameters()))
+    for optimizer in optimizers:
+        assert all(v.shape == p.shape for p, s in optimizer.state.items() for v in s.values() if v.dim())
+        stepped(model, optimizer, x)
+
+
 def test_training_goes_on_as_that_of_the_masked_network_does():
     """No neuron's momentum is lost or another's: both networks take the same steps where both have parameters."""
     masked, x, plan = randomised(Concatenated()).double(), torch.ones(4, 3, dtype=torch.float64), Plan()
