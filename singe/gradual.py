@@ -231,6 +231,7 @@ class GradualPruner:
     def _evaluate(self, model: nn.Module, batch: Batch) -> float:
         """The loss of a copy in eval mode."""
         largest = max(self._trace.nbytes([node], self._trace.example_batch) for node in self._trace.nodes)
+        # some eight values as large as the largest are held at a time
         room = max(1, self._memory * self._trace.example_batch // (8 * largest))
         losses = [
             float(self._task(model, part)) * length(part)
