@@ -32,7 +32,7 @@ from singe.graph.analysis import analyse
 from singe.graph.groups import Group
 from singe.graph.trace import Trace, trace
 from singe.report import table
-from singe.result import count_macs
+from singe.sizes import count_macs
 from singe.timing.latency import evaluating, in_turns
 
 

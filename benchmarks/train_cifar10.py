@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from singe.cifar10 import Loader, Ordered, read
-from singe.result import count_parameters
+from singe.sizes import count_parameters
 from singe.training.accuracy import accuracy
 
 

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from zoo_checks import Inputs, described, shapes, training_problem
 from zoo_models import lively
 
-from singe.result import count_parameters
+from singe.sizes import count_parameters
 
 RATIOS = (0.3, 0.6)
 

@@ -17,7 +17,7 @@ from zoo_models import MODELS, lively
 import singe
 from singe.graph.trace import Forward
 from singe.removal.trial import expanded
-from singe.result import count_parameters
+from singe.sizes import count_parameters
 
 SHARES = (0.3, 0.6)
 TOLERANCE = 1e-4

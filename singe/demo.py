@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from .prune import prune
 from .report import table
-from .result import count_macs, count_parameters
+from .sizes import count_macs, count_parameters
 from .storage.saved import load
 from .timing.latency import latencies
 from .training.accuracy import accuracy

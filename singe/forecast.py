@@ -26,13 +26,13 @@ from .removal.plan import Plan
 from .removal.surgery import Removed
 from .removal.weights import Weight
 from .report import table
-from .result import count_parameters
 from .runs.group import Turn
 from .runs.neurons import NeuronRun
 from .runs.options import Options
 from .runs.weights import WeightRun
 from .runs.workspace import Workspace
 from .scoring.selection import Refresh
+from .sizes import count_parameters
 from .storage.checkpoint import Checkpoint
 from .timing.stopwatch import Stopwatch, duration
 from .training.data import Stream

@@ -29,10 +29,11 @@ from .records import RoundRecord
 from .removal.plan import Plan
 from .removal.surgery import compact, zero
 from .removal.trial import check_result
-from .result import TIMED, PruneResult, compared, count_macs, count_parameters, widths
+from .result import TIMED, PruneResult, compared
 from .scoring.engine import DEFAULT_MEMORY
 from .scoring.rounds import channels, comparable, least
 from .scoring.scores import scores_of, unscorable
+from .sizes import count_macs, count_parameters, widths
 from .storage.rounds import read, state_of
 from .survey import few, survey
 from .task import Loss, Task

@@ -19,8 +19,8 @@ from .graph.trace import Forward, Trace, trace
 from .models.isolation import plain_torch, preserved_random_state
 from .models.weightnorm import without_weight_norms
 from .models.wrappers import unwrapped
-from .report import table
-from .result import count_macs
+from .report.table import table
+from .sizes import count_macs
 from .survey import Survey, few, survey
 from .task import Task
 

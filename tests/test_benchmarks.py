@@ -26,7 +26,7 @@ from zoo_networks import NETWORKS
 from zoo_table import page
 
 import singe
-from singe.result import count_macs, count_parameters
+from singe.sizes import count_macs, count_parameters
 
 PARAMETERS = {
     "resnet20": 272_474,

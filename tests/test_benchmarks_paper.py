@@ -32,7 +32,7 @@ from records import write_records
 from safetensors.torch import save_file
 
 import singe
-from singe.result import count_parameters
+from singe.sizes import count_parameters
 
 
 @pytest.fixture(scope="module", autouse=True)

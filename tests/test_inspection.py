@@ -16,7 +16,7 @@ from singe.graph.analysis import find_groups
 from singe.graph.trace import trace
 from singe.removal.plan import Plan
 from singe.removal.surgery import compact
-from singe.result import count_macs, count_parameters
+from singe.sizes import count_macs, count_parameters
 
 NETWORKS = {
     "residual": (lambda: DigitNet(4), lambda: images(6, channels=1)[0]),

@@ -19,7 +19,7 @@ from singe.allocation.cost import mac_cost
 from singe.graph.analysis import find_groups
 from singe.graph.trace import trace
 from singe.models.isolation import preserved_random_state
-from singe.result import count_macs
+from singe.sizes import count_macs
 from singe.training.data import Stream
 
 # -- targets and allocations -------------------------------------------------------------------------------------

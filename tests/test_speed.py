@@ -32,8 +32,9 @@ from safetensors.torch import save_file
 
 import singe
 from singe.models.precision import arithmetic
-from singe.result import GroupRecord, count_parameters
+from singe.records import GroupRecord
 from singe.scoring.engine import Engine
+from singe.sizes import count_parameters
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 CPU = torch.device("cpu")

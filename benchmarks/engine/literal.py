@@ -15,9 +15,9 @@ import singe
 from engine.baselines import backward
 from engine.images import Batch
 from engine.subject import Subject
+from singe.records import GroupRecord
 from singe.removal.plan import Plan
 from singe.removal.surgery import compact
-from singe.result import GroupRecord
 
 NODES = len(singe.Geometric(0.95).dt()[0])
 LEAST_TIMED = 20

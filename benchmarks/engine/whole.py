@@ -16,8 +16,8 @@ import singe
 from engine.images import loader
 from engine.literal import NODES, Literal, extrapolate
 from engine.subject import Subject
+from singe.records import GroupRecord
 from singe.report import table
-from singe.result import GroupRecord
 
 
 @dataclass(frozen=True)

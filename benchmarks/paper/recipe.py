@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import singe
 from singe.cifar10 import Loader, Ordered, normalised, read
-from singe.result import count_macs
+from singe.sizes import count_macs
 from singe.task import Task
 from singe.training.accuracy import accuracy
 from singe.training.data import Stream

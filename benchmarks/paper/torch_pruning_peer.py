@@ -17,7 +17,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from paper.recipe import SCORING, Baseline
-from singe.result import count_parameters
+from singe.sizes import count_parameters
 
 IMAGES = 1024
 """Images that gradients are taken on; a run of ``singe.prune`` on a ResNet-56 draws 64 for each of 27 groups."""

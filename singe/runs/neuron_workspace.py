@@ -12,11 +12,11 @@ from ..models.weightnorm import plain_copy, weight_norms, without_weight_norms
 from ..ranks import Ranks
 from ..refit.equations import Unpruned
 from ..removal.plan import Plan
-from ..result import count_macs
 from ..scoring.engine import Engine
 from ..scoring.reconstruction import Reconstructor
 from ..scoring.relevance import RelevanceScorer
 from ..scoring.selection import Scorer
+from ..sizes import count_macs
 from ..storage.checkpoint import Progress
 from ..training.data import Stream
 from .options import Options

@@ -20,7 +20,8 @@ from ..refit.compensation import Compensator
 from ..removal.plan import Plan
 from ..removal.surgery import compact
 from ..removal.trial import check_result
-from ..result import TIMED, LatencyChange, PruneResult, compared, count_parameters, spent, widths
+from ..result import TIMED, LatencyChange, PruneResult, compared, spent
+from ..sizes import count_parameters, widths
 from ..storage.checkpoint import Checkpoint, Progress, fingerprint
 from ..storage.files import digest
 from ..survey import few

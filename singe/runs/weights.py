@@ -24,8 +24,9 @@ from ..models.numerics import alike
 from ..records import WeightRecord
 from ..removal import masks
 from ..removal.weights import Weight, find_weights
-from ..result import count_parameters, spent
+from ..result import spent
 from ..scoring.elementwise import WeightScorer
+from ..sizes import count_parameters
 from ..sparse import SparseResult
 from ..timing.stopwatch import Stopwatch
 from ..training.data import Stream

@@ -16,7 +16,7 @@ from singe.graph.analysis import find_groups
 from singe.graph.groups import Group, Slice
 from singe.graph.trace import trace
 from singe.removal.plan import Plan
-from singe.result import count_macs, count_parameters
+from singe.sizes import count_macs, count_parameters
 
 
 def cut(model, groups, removed):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from singe.allocation.goal import Goal
 from singe.allocation.latency_budget import TOLERANCE, TRIES, Machine, counts_within
-from singe.result import count_parameters
+from singe.sizes import count_parameters
 from singe.task import Task
 from singe.timing.latency import Latency
 

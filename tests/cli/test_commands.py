@@ -47,7 +47,7 @@ def test_prune_says_and_saves_what_has_become_of_the_network(run, cifar, place):
         load("cifar10:cifar", Settings(batch_size=32), torch.device("cpu")).test,
     )
     test = [(x[:30], y[:30]) for x, y in test]
-    assert 0.2 < 1 - singe.result.count_parameters(pruned) / singe.result.count_parameters(unpruned) < 0.4
+    assert 0.2 < 1 - singe.sizes.count_parameters(pruned) / singe.sizes.count_parameters(unpruned) < 0.4
     before, after = accuracy(unpruned, test), accuracy(pruned, test)
     said = f"\naccuracy: {before:.2%} before, {after:.2%} after\n"
     assert said in out

@@ -12,7 +12,7 @@ import singe
 from singe.models.isolation import plain_torch
 from singe.models.wrappers import unwrapped
 from singe.removal.plan import Plan
-from singe.result import count_macs
+from singe.sizes import count_macs
 
 X, Y = normal(20, 10), torch.arange(20) % 4
 BATCH = (X, Y)

@@ -18,7 +18,7 @@ from singe.models.numerics import close
 from singe.removal.plan import Plan
 from singe.removal.surgery import compact, held_at_zero, mask
 from singe.removal.trial import expanded
-from singe.result import count_parameters
+from singe.sizes import count_parameters
 
 
 def pair(**options):
