@@ -46,7 +46,7 @@ class Stream:
             raise TypeError(f"expected a loader that can be iterated again, got a one-shot {type(loader).__name__}")
         self._loader, self._device, self._task, self._ranks = loader, device, task, ranks
         self._batches: Iterator[Any] | None = None
-        self._seed, self._epochs = 0, 0
+        self._seed, self._epochs, self._seen = 0, 0, False
         self._alike: bool | None = None  # whether all ranks draw the same; None until they have drawn
 
     def restart(self, seed: int) -> None:
@@ -68,7 +68,9 @@ class Stream:
                 self._batches = self._epoch()
                 item = next(self._batches, _END)
         if item is _END:
-            raise ValueError("expected a loader with at least one batch, got an empty one")
+            ended = "one that yields nothing the second time" if self._seen else "an empty one"
+            raise ValueError(f"expected a loader with at least one batch, got {ended}")
+        self._seen = True
         return checks.batch_of(item, self._device, self._task)
 
     def take(self, images: int) -> Batch:

@@ -88,6 +88,22 @@ def test_an_empty_loader_is_refused():
         Stream([], CPU).next()
 
 
+def test_a_loader_that_ends_for_good_is_told_from_an_empty_one():
+    class Once:
+        def __init__(self):
+            self.batches = iter([(torch.ones(2, 1), torch.ones(2))])
+
+        def __iter__(self):
+            return iter(list(self.batches))
+
+    stream = Stream(Once(), torch.device("cpu"))
+    stream.next()
+    with pytest.raises(ValueError, match="got one that yields nothing the second time"):
+        stream.next()
+    with pytest.raises(ValueError, match="got an empty one"):
+        Stream([], torch.device("cpu")).next()
+
+
 @pytest.mark.parametrize(
     "loader", [(b for b in [(torch.ones(1, 1), torch.ones(1))]), iter([])], ids=["generator", "iterator"]
 )
