@@ -254,6 +254,11 @@ def resolve_elementwise(criterion: str | Criterion) -> Criterion:
     return found
 
 
+def reads_loss(criterion: Criterion) -> bool:
+    """Whether scores depend on the loss."""
+    return isinstance(criterion, (PathCriterion, LossChange))
+
+
 def identity(criterion: Criterion) -> str:
     """What tells a criterion from others, the same in every process: its repr without addresses in memory."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(criterion))

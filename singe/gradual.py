@@ -18,9 +18,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from . import checks, values
 from .allocation.goal import left_alone
-from .criteria import Criterion, identity, resolve
+from .criteria import Criterion, identity, reads_loss, resolve
 from .graph.trace import Forward, trace
-from .models.batches import Batch, length, parts
+from .models.batches import Batch, head, length, parts
 from .models.isolation import plain_torch, preserved_random_state, same_modes
 from .models.weightnorm import weight_norms
 from .models.wrappers import unwrapped
@@ -197,7 +197,8 @@ class GradualPruner:
 
     def _round(self, stream: Stream, epoch: int) -> RoundRecord:
         began, batch, work = time.perf_counter(), self._samples(stream, epoch), checks.working_copy(self._model)
-        checks.loss_of_outputs(work, batch, self._task)
+        if reads_loss(self._criterion):
+            checks.loss_of_outputs(work, head(batch, self._trace.example_batch), self._task)
         groups = list(self._groups.values())
         loss_start, evaluation_start = self._evaluate(work, batch), self._observer.evaluation(work)
         found = scores_of(work, self._trace, groups, batch, self._task, self._criterion, self._memory)

@@ -77,7 +77,7 @@ def _remove_half(
         for _ in range(group.size // 2):
             neuron = chosen.take_least()
             mask(work, group.slices, torch.tensor([neuron]))
-            chosen.engine.forget(neuron)
+            chosen.scorer.forget(neuron)
         return chosen
 
     chosen, seconds = timed(run, subject.device)

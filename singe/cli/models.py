@@ -50,7 +50,7 @@ def fill(model: nn.Module, weights: Path) -> None:
     """
     state = _unwrapped(_read(weights))
     own = model.state_dict()
-    places = {name: (t.data_ptr(), t.shape, t.stride()) for name, t in own.items()}
+    places = {n: (t.data_ptr(), t.shape, t.stride()) for n, t in own.items() if t.numel() and not t.is_meta}
     held = {place: state[name] for name, place in places.items() if name in state}
     state = {name: held[place] for name, place in places.items() if place in held} | state  # tied ones may come once
     problems = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,6 +17,10 @@ def copy_of(model: nn.Module) -> nn.Module:
         ValueError: a module's own ``__deepcopy__`` shares parameters or buffers with it.
     """
     memo = {id(t): t.detach().clone() for t in _attributes(model) if not t.is_leaf}
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_inference():  # it could not be trained, nor could autograd tell whether it has changed
+            plain = tensor.clone()
+            memo[id(tensor)] = nn.Parameter(plain, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else plain
     copied: nn.Module = copy.deepcopy(model, memo)
     own = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     shared = [own[id(t)] for t in (*copied.parameters(), *copied.buffers()) if id(t) in own]
@@ -32,6 +37,6 @@ def _attributes(model: nn.Module) -> Iterator[Tensor]:
         value = todo.pop()
         if isinstance(value, Tensor):
             yield value
-        elif isinstance(value, (Mapping, list, tuple, set)) and id(value) not in seen:
+        elif isinstance(value, (Mapping, list, tuple, set, deque)) and id(value) not in seen:
             seen.add(id(value))
             todo += value.values() if isinstance(value, Mapping) else value

@@ -56,7 +56,7 @@ def plain_torch(device: torch.device) -> Iterator[None]:
             # without its cache, which the regions of a model would fill once for the whole run
             torch.autocast(device.type, enabled=False, cache_enabled=False),
             torch.compiler.set_stance("force_eager"),
-            exact_multiplication(),
+            exact_multiplication(device),
             torch.device("cpu") if foreign else nullcontext(),
         ):
             yield

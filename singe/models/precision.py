@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -33,7 +33,7 @@ def check_precision(precision: Any, model: nn.Module, device: torch.device) -> N
 def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
     """Sets the arithmetic inside: the model's own dtype without or with TF32, or autocast to bfloat16."""
     with (
-        multiplication(tf32=precision == "tf32"),
+        multiplication(device, tf32=precision == "tf32"),
         torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False),
     ):
         yield
@@ -54,78 +54,128 @@ class _Setting(NamedTuple):
     exact: Any
     tf32: Any
 
+    def value(self) -> Any:
+        """None where it contradicts another."""
+        with suppress(RuntimeError):
+            return self.read()
+        return None
 
-def _settings() -> list[_Setting]:
-    """All of them; torch's older ones first, since they set the newer ones, too."""
-    backends: Any = torch.backends
 
-    def attribute(of: Any, name: str, exact: Any, tf32: Any) -> _Setting:
-        return _Setting(partial(getattr, of, name), partial(setattr, of, name), exact, tf32)
+def _attribute(of: Any, name: str, exact: Any, tf32: Any) -> _Setting:
+    return _Setting(partial(getattr, of, name), partial(setattr, of, name), exact, tf32)
 
-    cuda, cpu = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn), backends.mkldnn
-    return [
-        _Setting(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest", "high"),
-        attribute(backends.cudnn, "allow_tf32", False, True),
-        *(attribute(of, "fp32_precision", "ieee", "tf32") for of in cuda),
-        *(attribute(of, "fp32_precision", "ieee", "ieee") for of in (cpu.matmul, cpu.conv, cpu.rnn)),
-    ]
 
+_BACKENDS: Any = torch.backends
+
+_OLDER = (
+    _Setting(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest", "high"),
+    _attribute(_BACKENDS.cudnn, "allow_tf32", False, True),
+)
+"""Writing one also writes newer ones; reading one fails where newer ones have been set to something else."""
+
+_CUDA = tuple(
+    _attribute(of, "fp32_precision", "ieee", "tf32")
+    for of in (_BACKENDS.cuda.matmul, _BACKENDS.cudnn.conv, _BACKENDS.cudnn.rnn)
+)
+_CPU = tuple(
+    _attribute(of, "fp32_precision", "ieee", "ieee")
+    for of in (_BACKENDS.mkldnn.matmul, _BACKENDS.mkldnn.conv, _BACKENDS.mkldnn.rnn)
+)
 
 _Values = Sequence[tuple[_Setting, Any]]
 
-_CALLERS: ContextVar[_Values | None] = ContextVar("callers_multiplication", default=None)
-"""What the caller has set; None outside of :func:`exact_multiplication`."""
-
 
 def _now() -> _Values:
-    """All settings that can be read: where older and newer ones contradict each other, torch refuses to read them."""
-    return [(setting, value) for setting in _settings() if (value := _read(setting)) is not None]
+    return [(setting, setting.value()) for setting in (*_OLDER, *_CUDA, *_CPU)]
 
 
-def _read(setting: _Setting) -> Any:
-    with suppress(RuntimeError):
-        return setting.read()
-    return None
+def _restore(values: _Values) -> None:
+    """Writes what differs. A setting that can follow ``torch.backends.fp32_precision`` goes on following it."""
+    older, newer = values[: len(_OLDER)], values[len(_OLDER) :]
+
+    def write_newer() -> None:
+        for setting, value in newer:
+            for attempt in ("none", value):
+                if setting.value() != value:
+                    setting.write(attempt)
+
+    for setting, value in older:
+        if value is not None and setting.value() != value:
+            setting.write(value)
+    write_newer()
+    for setting, value in older:
+        for attempt in (setting.tf32, setting.exact) if value is None else ():
+            if setting.value() is not None:  # it contradicted the newer ones, and will again
+                setting.write(attempt)
+                write_newer()
+
+
+def _write(tf32: bool, device: torch.device) -> None:
+    on_cuda = device.type == "cuda"
+    for setting in _OLDER:
+        if on_cuda or setting.value() is None:  # torch.export cannot stand contradictions
+            setting.write(setting.tf32 if tf32 else setting.exact)
+    for setting in _CUDA if on_cuda else _CPU:
+        if not _suits(setting, tf32):
+            setting.write(setting.tf32 if tf32 else setting.exact)
+
+
+def _suits(setting: _Setting, tf32: bool) -> bool:
+    """Whether a newer setting is as wanted: with "none", and nothing to follow, there is no TF32 either."""
+    return setting.read() in ((setting.tf32,) if tf32 else (setting.exact, "none"))
 
 
 @contextmanager
-def _set_to(values: _Values) -> Iterator[None]:
-    """Changes what differs, and nothing else: what is written no longer follows ``torch.backends.fp32_precision``."""
+def multiplication(device: torch.device, *, tf32: bool) -> Iterator[None]:
+    """Multiplies float32 values in TF32 on CUDA, or in full precision; restores the settings of before."""
+    if all(_suits(setting, tf32) for setting in (_CUDA if device.type == "cuda" else _CPU)):
+        yield
+        return
     before = _now()
     try:
-        for setting, value in values:
-            if _read(setting) not in (value, "none" if value == "ieee" else value):
-                setting.write(value)
+        _write(tf32, device)
         yield
     finally:
-        for setting, value in before:
-            if _read(setting) != value:
-                setting.write(value)
+        _restore(before)
+
+
+class _Callers:
+    """What the caller of the outermost call had set; calls may overlap in several threads."""
+
+    lock = threading.Lock()
+    calls = 0
+    values: _Values = ()
 
 
 @contextmanager
-def multiplication(*, tf32: bool) -> Iterator[None]:
-    """Multiplies float32 values in TF32 on CUDA, or in full precision; restores the settings of before."""
-    with _set_to([(setting, setting.tf32 if tf32 else setting.exact) for setting, _ in _now()]):
-        yield
-
-
-@contextmanager
-def exact_multiplication() -> Iterator[None]:
+def exact_multiplication(device: torch.device) -> Iterator[None]:
     """Multiplies float32 values in full precision, whatever the caller has set: results are compared to 1e-4."""
-    token = _CALLERS.set(_now())
+    with _Callers.lock:
+        if not _Callers.calls:
+            _Callers.values = _now()
+        _Callers.calls += 1
+    before = _now()
     try:
-        with multiplication(tf32=False):
-            yield
+        _write(False, device)
+        yield
     finally:
-        _CALLERS.reset(token)
+        with _Callers.lock:
+            _Callers.calls -= 1
+            _restore(before if _Callers.calls else _Callers.values)
 
 
 @contextmanager
 def callers_multiplication() -> Iterator[None]:
     """Multiplies as the caller has set, inside :func:`exact_multiplication`."""
-    with _set_to(_CALLERS.get() or ()):
+    before = _now()
+    if not _Callers.calls or before == _Callers.values:
         yield
+        return
+    try:
+        _restore(_Callers.values)
+        yield
+    finally:
+        _restore(before)
 
 
 def wide(value: Tensor) -> Tensor:

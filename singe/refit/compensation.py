@@ -80,7 +80,7 @@ class Compensator:
             reason = equations if isinstance(equations, str) else self.solve(model, weight, equations)
             if reason is not None:
                 refused[module_of(weight)] = reason
-                log.info("%s is not compensated: %s", module_of(weight), reason)
+                log.info("%s is not refitted: %s", module_of(weight), reason)
         return refused
 
     def equations(
@@ -173,9 +173,15 @@ def least_squares(x: Tensor, y: Tensor, offset: bool) -> tuple[Tensor, Tensor]:
     return change.T, means[1] - means[0] @ change
 
 
-def ridge(x: Tensor, mean: Tensor) -> float:
-    """Lambda for inputs x + mean, x [n, F] and mean [F]; zero where x is no more than the rounding of a constant."""
-    squares, rounding = x.square().sum(), 8 * torch.finfo(x.dtype).eps * mean
+def ridge(x: Tensor, mean: Tensor, dtype: torch.dtype | None = None) -> float:
+    """Lambda for centred inputs; zero where they are no more than the rounding of constants.
+
+    Args:
+        x: [n, F], the inputs less their mean.
+        mean: [F].
+        dtype: that the inputs were computed in, if it is another.
+    """
+    squares, rounding = x.square().sum(), 8 * torch.finfo(dtype or x.dtype).eps * mean
     if squares.isfinite() and squares <= len(x) * rounding.square().sum():
         return 0.0
     return RIDGE * float(squares) / max(1, x.shape[1])

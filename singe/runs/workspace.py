@@ -66,10 +66,8 @@ class Workspace:
         """Makes the graph.
 
         Raises:
-            ValueError: the model cannot be traced, shares weights with something outside it, has no finite loss, or one
-                of more than its outputs.
+            ValueError: the model cannot be traced, shares weights with something outside it, or has no finite loss.
         """
-        checks.loss_of_outputs(self.model, self.probe, self.options.task)
         with self.timed("analysis"):
             self.trace = self.traced(self.probe)
         checks.own_weights(self.given, self.trace)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..criteria import Criterion, LossChange, PathCriterion, PathRule, Random, WeightCriterion
+from ..criteria import Criterion, LossChange, PathCriterion, PathRule, Random, WeightCriterion, reads_loss
 from ..graph.groups import Group
 from ..graph.layer import Layer
 from ..graph.trace import Trace
@@ -107,7 +107,7 @@ class Engine:
         if not self._checked and not isinstance(criterion, (WeightCriterion, Random)):
             self._checked = math.isfinite(self.loss)
         scores = self._run(lambda: self._scores(criterion, neurons).cpu())
-        if isinstance(criterion, (PathCriterion, LossChange)):
+        if reads_loss(criterion):
             scores = self._ranks.sum(scores)  # here, since a rank short of memory restarts its jobs
         if isinstance(criterion, LossChange):
             scores -= self.loss

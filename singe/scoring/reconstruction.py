@@ -114,7 +114,8 @@ class Reconstructor:
     def scores(self, criterion: Criterion, neurons: Tensor | None = None) -> Tensor:
         """float64 [len(neurons)] on the CPU: the error that refitting cannot make up for, summed over the readers."""
         neurons = torch.arange(self._size) if neurons is None else neurons
-        scores = torch.stack([system.costs(neurons) for system in self._systems]).sum(0).cpu()
+        costs = [system.costs(neurons) for system in self._systems]
+        scores = torch.stack(costs).sum(0).cpu() if costs else torch.zeros(len(neurons), dtype=torch.float64)
         if not scores.isfinite().all():
             raise ValueError(f"scores of {self._name} are not finite: what its readers read or write overflows")
         return scores
@@ -148,9 +149,10 @@ class Reconstructor:
             if found.offset is not None:
                 mean = x.mean(0)
                 x, missing, y = (t - t.mean(0) for t in (x, missing, y))
-            cost = ridge(x, mean)
-            squares = x.T @ x if cost else x.new_zeros(x.shape[1], x.shape[1])
-            squares.diagonal().add_(cost or 1.0)
+            if not (cost := ridge(x, mean, found.x.dtype)):  # constants, which a bias makes up for
+                continue
+            squares = x.T @ x
+            squares.diagonal().add_(cost)
             inverse = torch.linalg.inv(squares)
             weights = own.T.double() + inverse @ (x.T @ missing)
             systems.append(_System(columns, inverse, weights, max(float(y.square().sum()), 1e-300)))

@@ -1,10 +1,18 @@
+import threading
+
 import pytest
 import torch
 from networks import DigitNet, MobileNet, images, randomised
 from torch import nn
 
 import singe
-from singe.models.precision import arithmetic, check_precision, prefers_channels_last
+from singe.models.precision import (
+    arithmetic,
+    callers_multiplication,
+    check_precision,
+    exact_multiplication,
+    prefers_channels_last,
+)
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -71,20 +79,21 @@ def callers(request):
 
 
 def test_what_the_caller_had_set_comes_back_also_after_an_error(callers):
-    with pytest.raises(KeyError), arithmetic("tf32", CPU):
+    with pytest.raises(KeyError), arithmetic("tf32", GPU):
         assert settings()[3:6] == ["tf32"] * 3
         raise KeyError
     assert settings() == callers
+    with arithmetic("float32", GPU):
+        assert "tf32" not in settings()[3:6]
+    assert settings() == callers
     with arithmetic("float32", CPU):
-        assert not {"tf32", "bf16"} & set(settings()[3:])
+        assert "bf16" not in settings()[6:]
     assert settings() == callers
     with arithmetic("bfloat16", CPU):
         assert torch.is_autocast_enabled("cpu")
     assert settings() == callers and not torch.is_autocast_enabled("cpu")
 
 
-# where settings contradict each other, torch.export fails
-@pytest.mark.parametrize("callers", ["untouched", "fast", "exact"], indirect=True)
 def test_networks_are_compared_in_full_precision_and_trained_and_evaluated_as_the_caller_has_set(callers):
     seen, model = {"train": [], "eval": [], "evaluate": []}, randomised(DigitNet(3))
 
@@ -101,7 +110,42 @@ def test_networks_are_compared_in_full_precision_and_trained_and_evaluated_as_th
     singe.prune(model, [images(16, channels=1)], 0.3, **arguments)
     assert settings() == callers
     assert seen["train"][-2:] == [callers] * 2 and all(found == callers for found in seen["evaluate"])
-    assert seen["eval"] and not any({"tf32", "bf16"} & set(found[3:]) for found in seen["eval"][:3])
+    assert seen["eval"] and not any("bf16" in found[6:] for found in seen["eval"][:3])
+
+
+def test_on_cuda_nothing_is_in_tf32_and_calls_in_several_threads_leave_nothing_behind(callers):
+    entered, left = threading.Event(), threading.Event()
+
+    def other():
+        with exact_multiplication(GPU):
+            entered.set()
+            left.wait(10)
+
+    thread = threading.Thread(target=other)
+    with exact_multiplication(GPU):
+        thread.start()
+        entered.wait(10)
+        assert "tf32" not in settings()[3:6] and "contradiction" not in settings()
+        with callers_multiplication():
+            assert settings() == callers
+    left.set()
+    thread.join()
+    assert settings() == callers
+
+
+def test_what_follows_the_setting_for_all_goes_on_following_it():
+    with arithmetic("bfloat16", CPU), exact_multiplication(CPU):
+        pass
+    before = BACKENDS.fp32_precision
+    BACKENDS.fp32_precision = "tf32"
+    try:
+        with exact_multiplication(CPU):
+            assert BACKENDS.mkldnn.matmul.fp32_precision == "ieee"
+        assert BACKENDS.mkldnn.matmul.fp32_precision == "tf32"
+        BACKENDS.fp32_precision = "ieee"
+        assert BACKENDS.mkldnn.matmul.fp32_precision == "ieee"
+    finally:
+        BACKENDS.fp32_precision = before
 
 
 def test_channels_are_innermost_where_that_is_fast():

@@ -158,7 +158,7 @@ def test_what_cannot_be_refitted_stays_and_says_why(wiring, options, reason, cap
     _, refused, (_, pruned, after) = compensated(model, normal(10, 3), {"a": [1, 2]})
     ((reader, why),) = refused.items()
     assert reason in why and torch.equal(pruned, after)
-    assert f"{reader} is not compensated: {why}" in caplog.messages
+    assert f"{reader} is not refitted: {why}" in caplog.messages
 
 
 def test_without_a_bias_there_is_no_mean_to_move():
