@@ -189,8 +189,11 @@ def loss_of_outputs(model: nn.Module, batch: Batch, task: Task) -> None:
     The loss of the same outputs must not depend on what the model has seen in between, such as what hooks keep of it.
     """
     with torch.no_grad():
-        batch, outputs = _answered(model, batch, task)
-        first, again = (float(task.judge(outputs, batch)) for _ in range(2))
+        try:
+            batch, outputs, first = _judged(model, head(batch, 16), task)
+        except (RuntimeError, ValueError, IndexError):  # the model or the loss takes whole batches only
+            batch, outputs, first = _judged(model, batch, task)
+        again = float(task.judge(outputs, batch))
         task.outputs(model, pytree.tree_map(lambda t: t[:1].expand_as(t).clone(), batch))
         after = float(task.judge(outputs, batch))
     if first == again and not math.isclose(first, after, rel_tol=1e-3) and math.isfinite(first):
@@ -200,13 +203,10 @@ def loss_of_outputs(model: nn.Module, batch: Batch, task: Task) -> None:
         )
 
 
-def _answered(model: nn.Module, batch: Batch, task: Task) -> tuple[Batch, Any]:
-    """A few samples, or all of them for a model that takes no other number, and the model's outputs."""
-    few = head(batch, 16)
-    try:
-        return few, task.outputs(model, few)
-    except Exception:
-        return batch, task.outputs(model, batch)
+def _judged(model: nn.Module, batch: Batch, task: Task) -> tuple[Batch, Any, float]:
+    """A batch, the model's outputs and their loss."""
+    outputs = task.outputs(model, batch)
+    return batch, outputs, float(task.judge(outputs, batch))
 
 
 def own_weights(model: nn.Module, graph: Trace) -> None:

@@ -83,6 +83,12 @@ def test_a_loss_that_sees_more_than_the_outputs_is_refused():
         checks.loss_of_outputs(model, batch, Task(loss=loss))
 
 
+def test_models_and_losses_of_whole_batches_are_tried_on_those():
+    model, batch = nn.Linear(2, 4), (torch.randn(24, 2), torch.zeros(24, dtype=torch.int64))
+    checks.loss_of_outputs(model, batch, Task(loss=lambda outputs, _: outputs.view(24, 4).square().mean()))
+    checks.loss_of_outputs(model, batch, Task(forward=lambda m, b: m(b[0].view(24, 2)), loss=lambda o, _: o.mean()))
+
+
 @pytest.mark.parametrize("pair", [(X, Y), [X, Y]])
 def test_a_pair_of_tensors_is_a_batch(pair):
     x, y = checks.batch_of(pair, CPU, Task())

@@ -169,7 +169,7 @@ def test_nothing_is_printed_without_progress_and_a_bar_goes_to_stderr_where_that
         ({"loader": [(torch.ones(20, 10), torch.full((20,), 4))]}, ValueError, r"label|class|Target"),
         ({"loss": lambda o, b: o.sum() * math.nan}, ValueError, r"finite loss.*nan"),
         ({"loss": lambda o, b: 1.0}, TypeError, r"loss.*float"),
-        ({"loss": lambda o, b: o}, ValueError, r"scalar.*\(16, 4\)"),
+        ({"loss": lambda o, b: o}, ValueError, r"scalar.*\(20, 4\)"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_with_what_was_expected_and_what_came(options, kind, match):
