@@ -112,10 +112,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def pruned_to(goal: Goal, network: Analysed) -> Pruned:
     """A copy of the widths that meet a goal."""
     groups = network.groups(goal)
-    params, macs = (
-        parameter_cost(network.model, groups),
-        mac_cost(network.model, groups, network.graph, network.macs_of),
-    )
+    params = parameter_cost(network.model, groups)
+    macs = mac_cost(network.model, groups, network.graph, network.macs_of)
     counts, plan = goal.counts(network.model, groups, network.graph, network.macs_of, list), singe.Plan()
     for group, count in zip(groups, counts, strict=True):
         plan.add(group, list(range(count)))
