@@ -7,6 +7,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from .records import GroupRecord, WeightRecord
+
 DELAY = 0.5
 """Seconds after which an inner bar appears: shorter work shows none."""
 
@@ -30,3 +32,8 @@ def standing(loss: float, evaluation: float | None) -> dict[str, str]:
     """How the network is doing, to show at the end of a bar."""
     shown = {"loss": f"{loss:.3f}"}
     return shown if evaluation is None else shown | {"evaluation": f"{evaluation:.4g}"}
+
+
+def told(record: GroupRecord | WeightRecord) -> str:
+    """The same as text, for a log."""
+    return ", ".join(f"{name} {value}" for name, value in standing(record.loss_end, record.evaluation).items())

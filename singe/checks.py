@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
+from .graph.groups import qualified
 from .graph.trace import Trace
 from .models.batches import Batch, described, head, with_dicts
 from .models.copies import copy_of
@@ -19,6 +23,8 @@ from .ops import FLOATING
 from .removal.surgery import widths_by_tensors
 from .task import Task
 
+log = logging.getLogger("singe")
+
 
 def sound_model(model: nn.Module) -> torch.device:
     """The device of a sound model: all of it on one device that computes in its dtypes, with finite weights.
@@ -26,11 +32,34 @@ def sound_model(model: nn.Module) -> torch.device:
     Raises:
         ValueError: the model is not sound; says why.
     """
+    real_weights(model)
     device = device_of(model)
     computable(model)
     finite_weights(model)
     true_attributes(model)
     return device
+
+
+_QUANTISED = tuple(f"torch.ao.{place}" for place in (
+    "nn.quantized", "nn.intrinsic.quantized", "nn.qat", "nn.intrinsic.qat", "quantization.observer",
+    "quantization.fake_quantize",
+))  # fmt: skip
+"""Where torch keeps modules whose weights or activations are quantised, or about to be."""
+
+
+def real_weights(model: nn.Module) -> None:
+    """Raises ValueError, naming what it is, if a model's weights are quantised, or not there yet."""
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith(_QUANTISED):
+            raise ValueError(
+                f"expected a model that is not quantised, got {name or 'one'} of {type(module).__name__}; prune first, "
+                "and quantise the result"
+            )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise ValueError(f"expected initialised weights, got {name} without values; run the model on a batch first")
+        if tensor.is_meta:
+            raise ValueError(f"expected a model on a device, got {name} on 'meta', which holds no values")
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -66,9 +95,9 @@ def true_attributes(model: nn.Module) -> None:
     """Raises ValueError if a module's attributes contradict the widths of its tensors; names them."""
     for name, module in model.named_modules():
         for attribute, value in widths_by_tensors(module).items():
-            if getattr(module, attribute) != value:
+            if (found := getattr(module, attribute)) != value:
                 raise ValueError(
-                    f"expected {name}.{attribute} to be {value}, as its tensors are, got {getattr(module, attribute)}"
+                    f"expected {qualified(name, attribute)} to be {value}, as its tensors are, got {found}"
                 )
 
 
@@ -127,8 +156,28 @@ def example(value: Any, device: torch.device, task: Task) -> Batch:
     if task.forward is not None:
         return batch_of(value, device, task)
     if not isinstance(value, Tensor):
-        raise TypeError(f"expected example to be a tensor x, got {type(value).__name__}; other models need forward=")
-    return batch_of((value, value), device, task)  # a task's batch is a pair; nobody looks at y here
+        remark = "of a batch (x, y) pass x alone" if isinstance(value, (tuple, list)) else "other models need forward="
+        raise TypeError(f"expected example to be a tensor x, got {type(value).__name__}; {remark}")
+    x, _ = batch_of((value, value.new_zeros(value.shape[:1])), device, task)
+    return x, x  # a task's batch is a pair; nobody looks at y here
+
+
+def something_to_prune(kind: str, able: Collection[Any], frozen: Mapping[str, str]) -> None:
+    """Logs what stays whole.
+
+    Args:
+        kind: of what there is to prune, "neurons" or "weights".
+        able: the parts that may lose some.
+        frozen: names of the others -> why.
+
+    Raises:
+        ValueError: no part may lose any.
+    """
+    for name, reason in frozen.items():
+        log.info("%s is not pruned: %s", name, reason)
+    if not able:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in frozen.items())
+        raise ValueError(f"expected a model with {kind} to prune, found none ({reasons or 'no layers'})")
 
 
 def finite_inputs(inputs: Batch) -> None:

@@ -10,7 +10,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -142,8 +142,7 @@ class FadingCriterion(PathCriterion):
             hasattr(self.quadrature, "dt") and hasattr(self.quadrature, "log_dt")
         ):
             raise TypeError(f"expected a quadrature object such as GaussLegendre(2), got {self.quadrature!r}")
-        if self.path not in ("neuron", "layer"):
-            raise ValueError(f"expected path 'neuron' or 'layer', got {self.path!r}")
+        values.choice("path", self.path, get_args(Path))
 
 
 @dataclass(frozen=True)

@@ -158,12 +158,8 @@ class GradualPruner:
         found = survey(work, self._trace, self._sample, self._task, left_whole, seconds)
         blind = unscorable(self._trace, found.able, self._criterion, None)
         self.frozen = found.frozen | blind
-        for name, reason in self.frozen.items():
-            log.info("%s is not pruned: %s", name, reason)
         self._groups = {g.name: g for g in found.able if g.name not in blind}
-        if not self._groups:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in self.frozen.items())
-            raise ValueError(f"expected a model with neurons to prune, found none ({reasons or 'no layers'})")
+        checks.something_to_prune("neurons", self._groups, self.frozen)
         self._macs = count_macs(work, self._sample, self._task.call)
 
     # -- while training --------------------------------------------------------------------------------------

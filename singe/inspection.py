@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -95,9 +96,10 @@ class Inspection:
         room = max(_REMARK, _WIDTH - taken)
         lines = [table(header, [[*row[:-1], _head(row[-1], room)] for row in rows], left=(0, 2, 7))]
         lines += [f"not followed: {name} ({reason})" for name, reason in self.unfollowed.items()]
+        params, macs = (_floored(share) for share in (self.removable_params, self.removable_macs))
         lines.append(
-            f"{len(self.prunable)} of {len(self.groups)} groups can be pruned: up to {self.removable_params:.1%} of "
-            f"{self.params:,} parameters, {self.removable_macs:.1%} of {self.macs:,} multiply-adds"
+            f"{len(self.prunable)} of {len(self.groups)} groups can be pruned: up to {params} of {self.params:,} "
+            f"parameters, {macs} of {self.macs:,} multiply-adds"
         )
         return "\n".join(lines)
 
@@ -181,6 +183,11 @@ def _row(group: GroupInfo) -> list[str]:
         _tail(group.name), f"{group.units:,}", first + more, f"{group.params_per_unit:,}", f"{group.macs_per_unit:,}",
         f"{group.params_share:.1%}", f"{group.macs_share:.1%}", remark,
     ]  # fmt: skip
+
+
+def _floored(share: float) -> str:
+    """A share that is within reach: never rounded up."""
+    return f"{math.floor(1000 * share) / 1000:.1%}"
 
 
 def _tail(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .timing.latency import Latency
 
@@ -47,7 +47,7 @@ class GroupRecord:
     group: str
     size: int
     removed: tuple[int, ...]
-    scores: tuple[float, ...]
+    scores: tuple[float, ...] = field(repr=False)
     neurons_scored: int
     loss_start: float
     loss_removed: float
@@ -56,8 +56,8 @@ class GroupRecord:
     seconds_compensating: float
     seconds_tuning: float
     uncompensated: dict[str, str]
-    first_scores: tuple[float, ...] = ()
-    curves: tuple[Curve, ...] = ()
+    first_scores: tuple[float, ...] = field(default=(), repr=False)
+    curves: tuple[Curve, ...] = field(default=(), repr=False)
     evaluation: float | None = None
 
 
@@ -106,7 +106,7 @@ class RoundRecord:
 
     epoch: int
     removed: dict[str, tuple[int, ...]]
-    scores: dict[str, tuple[float, ...]]
+    scores: dict[str, tuple[float, ...]] = field(repr=False)
     channels: int
     loss_start: float
     loss_removed: float

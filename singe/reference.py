@@ -28,7 +28,7 @@ from .criteria import (
 )
 from .graph import batchnorm
 from .graph.analysis import find_groups
-from .graph.groups import Group, groups_of, in_layer_order, module_of
+from .graph.groups import Group, groups_of, in_layer_order, module_of, own_name
 from .graph.riders import find_riders
 from .graph.trace import Forward, Trace, trace
 from .models.batches import Batch
@@ -204,7 +204,7 @@ def fold(model: nn.Module, graph: Trace) -> bool:
 def _scale_rows(model: nn.Module, tensor: str, scale: Tensor) -> None:
     """Multiplies the weights that write channel n by scale[n]."""
     module = model.get_submodule(module_of(tensor))
-    rows = getattr(module, tensor.rpartition(".")[2]).data
+    rows = getattr(module, own_name(tensor)).data
     shape = [1] * rows.dim()
     shape[0] = -1
     if isinstance(module, _ConvTransposeNd) and rows.dim() > 1:

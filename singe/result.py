@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -113,8 +114,10 @@ class PruneResult(Generic[R]):
                 f"-{self.params_removed:.1%}",
             ],
             ["multiply-adds", f"{self.macs_before:,}", f"{self.macs_after:,}", f"-{self.macs_removed:.1%}"],
-            ["loss", f"{self.loss_before:.4f}", f"{self.loss_after:.4f}", ""],
+            ["loss", *(f"{x:.4f}" if math.isfinite(x) else "-" for x in (self.loss_before, self.loss_after)), ""],
         ]
+        if self.evaluation_before is not None and self.evaluation_after is not None:
+            rows.append(["evaluation", f"{self.evaluation_before:.4g}", f"{self.evaluation_after:.4g}", ""])
         if self.latency is not None:
             name, change = f"latency, batch of {self.latency.samples}", f"{-self.latency.removed:+.1%}"
             rows.insert(2, [name, str(self.latency.before), str(self.latency.after), change])

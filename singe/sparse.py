@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,7 +94,9 @@ class SparseResult:
         rows = [
             ["weights", f"{self.weights_before:,}", f"{self.weights_after:,}", f"-{self.weights_removed:.1%}"],
             ["parameters", f"{self.params_before:,}", f"{self.params_after:,}", f"-{self.params_removed:.1%}"],
-            ["loss", f"{self.loss_before:.4f}", f"{self.loss_after:.4f}", ""],
+            ["loss", *(f"{x:.4f}" if math.isfinite(x) else "-" for x in (self.loss_before, self.loss_after)), ""],
         ]
+        if self.evaluation_before is not None and self.evaluation_after is not None:
+            rows.append(["evaluation", f"{self.evaluation_before:.4g}", f"{self.evaluation_after:.4g}", ""])
         frozen = "".join(f"\nleft whole: {name} ({reason})" for name, reason in self.frozen.items())
         return table(["", "before", "after", "change"], rows) + frozen

@@ -28,6 +28,12 @@ def cross_entropy(outputs: Any, batch: Batch) -> Tensor:
     if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[1], Tensor):
         raise TypeError(f"expected batches (x, y) for the default loss, got {type(batch).__name__}; pass loss=")
     y = batch[1]
+    if y.is_floating_point() and y.shape == outputs.shape and not _are_probabilities(y):
+        raise ValueError(
+            "expected class indices, or probabilities of classes that sum to 1, for the default loss (cross-entropy), "
+            f"got y of {y.dtype} and shape {tuple(y.shape)} in [{y.min():g}, {y.max():g}]; for regression or several "
+            "labels pass loss=(outputs, batch) -> scalar"
+        )
     try:
         return F.cross_entropy(outputs, y)
     except (IndexError, ValueError, RuntimeError) as error:
@@ -36,6 +42,11 @@ def cross_entropy(outputs: Any, batch: Batch) -> Tensor:
             f"expected class indices or probabilities y that fit logits of shape {tuple(outputs.shape)}, got y of "
             f"shape {tuple(y.shape)}, {labels}: {error}"
         ) from error
+
+
+def _are_probabilities(y: Tensor) -> bool:
+    """Whether y [B, classes, ...] holds probabilities of more than one class."""
+    return y.dim() > 1 and y.shape[1] > 1 and bool((y >= 0).all() and ((y.sum(1) - 1).abs() < 0.02).all())
 
 
 def differentiable(loss: Tensor) -> Tensor:

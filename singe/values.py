@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
@@ -20,6 +21,13 @@ def number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"expected a number for {name}, got {type(value).__name__}")
     return float(value)
+
+
+def choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raises ValueError unless ``value`` is one of some names."""
+    if not (isinstance(value, str) and value in choices):
+        *first, last = map(repr, choices)
+        raise ValueError(f"expected {name} {', '.join(first)} or {last}, got {value!r}")
 
 
 def seed(value: int) -> int:

@@ -168,3 +168,27 @@ def test_weights_that_are_computed_are_not_computed_to_look_at_them():
     before = [buffer.clone() for buffer in model.buffers()]
     checks.sound_model(model)
     assert before and all(map(torch.equal, before, model.buffers()))
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "prepared", "converted"])
+def test_a_quantised_model_is_named_and_refused(kind):
+    quantisation = pytest.importorskip("torch.ao.quantization")
+    model = nn.Sequential(quantisation.QuantStub(), nn.Linear(4, 3), quantisation.DeQuantStub()).eval()
+    checks.sound_model(model)  # these do nothing until they are converted
+    if kind == "dynamic":
+        model = quantisation.quantize_dynamic(model, {nn.Linear})
+    else:
+        model.qconfig = quantisation.get_default_qconfig("x86")
+        model = quantisation.prepare(model)
+        model = quantisation.convert(model) if kind == "converted" else model
+    with pytest.raises(ValueError, match=r"expected a model that is not quantised, got .*prune first"):
+        checks.sound_model(model)
+
+
+@pytest.mark.parametrize("model, message", [
+    (nn.Sequential(nn.LazyLinear(3)), r"got 0\.weight without values; run the model on a batch first"),
+    (nn.Linear(2, 3, device="meta"), "got weight on 'meta'"),
+])  # fmt: skip
+def test_weights_that_are_not_there_are_named(model, message):
+    with pytest.raises(ValueError, match=message):
+        checks.sound_model(model)

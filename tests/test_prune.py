@@ -281,7 +281,7 @@ def test_a_model_that_cannot_be_copied_or_trained_on_the_loaders_batches_is_refu
     with pytest.raises(ValueError, match=r"copy\.deepcopy"):
         small(model=model)
     flat = nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.BatchNorm1d(6), nn.Linear(6, 4))
-    with pytest.raises(ValueError, match="can be trained on batches"):
+    with pytest.raises(ValueError, match="can be trained, in train mode, on batches"):
         small(model=flat, loader=[tuple(t[:1] for t in images())] * 8)
 
 

@@ -492,6 +492,34 @@ def assert_folding_changes_nothing(model, x):
     assert torch.allclose(folded(x), model(x), atol=1e-12)
 
 
+class Unrolled(nn.Module):
+    """A convolution used again behind itself, with a batch norm for each use, or for the second alone."""
+
+    def __init__(self, norms=2, residual=False):
+        super().__init__()
+        self.stem, self.conv, self.head = nn.Conv2d(3, 5, 3), nn.Conv2d(5, 5, 3, padding=1), nn.Linear(5, 4)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(5) for _ in range(norms)])
+        self.residual = residual
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        for i in range(2):
+            y = self.conv(x)
+            at = i + len(self.norms) - 2
+            y = self.norms[at](y) if at >= 0 else y
+            x = (x + y if self.residual else y).relu()
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("make", [Unrolled, lambda: Unrolled(residual=True), lambda: Unrolled(norms=1)])
+def test_a_layer_behind_itself_with_other_batch_norms_equals_the_reference(make, one_export):
+    model, (x, y) = randomised(make()).double(), images()
+    x = x.double()
+    for criterion in ("loss_change", "gradient", singe.IntegratedGradient(), singe.SummedGradient(path="layer")):
+        expected = reference.score(model, (x, y), "conv", criterion=criterion)
+        torch.testing.assert_close(singe.score(model, (x, y), "conv", criterion=criterion), expected)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_small_batches_equal_the_reference(count):
     model, batch = randomised(PlainNet()), images(count)

@@ -473,3 +473,20 @@ def test_a_loss_may_work_in_place_and_take_the_batch_apart():
     scores = [singe.score(model, batch, "conv", forward=by_keyword, loss=of) for of in (loss, plain)]
     torch.testing.assert_close(*scores)
     assert "label" in batch
+
+
+@pytest.mark.parametrize("y", [torch.randn(4, 3), torch.tensor([[1.0, 0, 1]] * 4), torch.full((4, 3), 0.2)])
+def test_targets_that_are_no_classes_are_refused_by_the_default_loss(y):
+    with pytest.raises(ValueError, match=r"class indices, or probabilities .* pass loss="):
+        Task().judge(torch.zeros(4, 3), (None, y))
+    with pytest.raises(ValueError, match="pass loss="):
+        Task().judge(torch.zeros(4, 1), (None, y[:, :1]))
+    with pytest.raises(ValueError, match="for regression or several labels"):
+        singe.prune(nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3)), [(torch.randn(4, 5), y)] * 3, 0.5, images=4)
+
+
+def test_probabilities_of_classes_are_targets():
+    y, outputs = torch.rand(4, 3).softmax(1), torch.randn(4, 3)
+    assert torch.equal(Task().judge(outputs, (None, y)), F.cross_entropy(outputs, y))
+    y, outputs = torch.rand(2, 3, 5).softmax(1), torch.randn(2, 3, 5)
+    assert torch.equal(Task().judge(outputs, (None, y)), F.cross_entropy(outputs, y))

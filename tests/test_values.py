@@ -22,3 +22,10 @@ def test_a_fraction_is_a_number_between_zero_and_one(value, error):
     with pytest.raises(error, match=r"\brho\b"):
         values.fraction("rho", value)
     assert values.fraction("rho", 0.5) == 0.5
+
+
+@pytest.mark.parametrize("value", ["c", 1, None, ["a"]])
+def test_a_choice_is_one_of_some_names(value):
+    values.choice("what", "a", ("a", "b", "d"))
+    with pytest.raises(ValueError, match="expected what 'a', 'b' or 'd', got"):
+        values.choice("what", value, ("a", "b", "d"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from ..graph.groups import Group
 from .cost import Cost
@@ -61,17 +61,90 @@ def fit(cost: Cost, choices: Sequence[Sequence[int]], schedule: Schedule, rho: f
         ValueError: rho is out of reach; says how large it can be.
     """
     check_reach(cost, choices, rho)
-    target = rho * cost.total
 
-    def at(level: float) -> list[int]:
-        """Which choice is nearest for each part at a level."""
-        return [_nearest(own, lost) for own, lost in zip(choices, schedule(level), strict=True)]
+    def search(level: float) -> _Search:
+        return _Search(cost, choices, schedule(level), rho * cost.total)
 
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if _gone(cost, choices, at(middle)) <= target else (low, middle)
-    return _removed(choices, _adjusted(cost, choices, at(low), target))
+        at = search(middle)
+        low, high = (middle, high) if at.missing(at.base) >= 0 else (low, middle)
+    below, above = search(low), search(high)
+    found = below.adjusted()
+    if not below.is_near(found):
+        found = min(found, above.adjusted(), key=lambda chosen: abs(below.missing(chosen)))
+    return below.removed(found)
+
+
+class _Search:
+    """Looks for choices near those that a schedule wants, by which as much goes as is to go.
+
+    Args:
+        cost, choices: as in :func:`fit`.
+        wanted: how many units each part is to lose by the schedule.
+        target: the cost that is to go.
+
+    Attributes:
+        base: for each part, the index of the choice nearest to what is wanted.
+    """
+
+    def __init__(self, cost: Cost, choices: Sequence[Sequence[int]], wanted: Sequence[float], target: float) -> None:
+        self._cost, self._choices, self._wanted, self._target = cost, choices, wanted, target
+        self.base = [_nearest(own, lost) for own, lost in zip(choices, wanted, strict=True)]
+
+    def removed(self, chosen: Sequence[int]) -> list[int]:
+        """How many units each part loses by the choices of these indices."""
+        return [own[i] for own, i in zip(self._choices, chosen, strict=True)]
+
+    def missing(self, chosen: Sequence[int]) -> float:
+        """How much more is to go."""
+        return self._target - self._cost.gone(self.removed(chosen))
+
+    def is_near(self, chosen: Sequence[int]) -> bool:
+        """Whether less than the smallest move is missing."""
+        missing, parts = self.missing(chosen), range(len(chosen))
+        moves = [
+            abs(missing - self.missing(m)) for i in parts for step in (-1, 1) for m in self._moves(chosen, i, step)
+        ]
+        return abs(missing) < max(self._cost.grain, min(moves))
+
+    def adjusted(self) -> list[int]:
+        """The base, with parts moved by single choices, none further than needed to come within the smallest move."""
+        chosen = self.base
+        for far in range(1, max(map(len, self._choices))):
+            chosen = self._moved(chosen, far)
+            if self.is_near(chosen):
+                break
+        return chosen
+
+    def _moved(self, chosen: list[int], far: int) -> list[int]:
+        """Moves parts while that comes closer, at most so far from the base: first as fits, then beyond the target."""
+        for beyond in (False, True):
+            while (closer := self._closer(chosen, far, beyond)) is not None:
+                chosen = closer
+        return chosen
+
+    def _closer(self, chosen: list[int], far: int, beyond: bool) -> list[int] | None:
+        """One part moved so that less is missing: of all such moves, the one that stays nearest to what is wanted."""
+        missing = self.missing(chosen)
+        step = 1 if missing > 0 else -1
+        for i in sorted(range(len(chosen)), key=lambda i: self._strays(i, chosen[i] + step)):
+            for trial in self._moves(chosen, i, step):
+                gap = self.missing(trial)
+                if abs(trial[i] - self.base[i]) <= far and abs(gap) < abs(missing) and (beyond or gap >= 0):
+                    return trial
+        return None
+
+    def _strays(self, part: int, index: int) -> float:
+        """How far a choice is from what is wanted, as a share of what the part may lose."""
+        own = self._choices[part]
+        return abs(own[index] - self._wanted[part]) / own[-1] if 0 <= index < len(own) else math.inf
+
+    def _moves(self, chosen: Sequence[int], part: int, step: int) -> list[list[int]]:
+        """The choices with another one for a part, if there is one."""
+        index = chosen[part] + step
+        return [[*chosen[:part], index, *chosen[part + 1 :]]] if 0 <= index < len(self._choices[part]) else []
 
 
 def _nearest(choices: Sequence[int], value: float) -> int:
@@ -80,52 +153,3 @@ def _nearest(choices: Sequence[int], value: float) -> int:
     if above == 0 or above == len(choices):
         return min(above, len(choices) - 1)
     return above - (value - choices[above - 1] <= choices[above] - value)
-
-
-def _adjusted(cost: Cost, choices: Sequence[Sequence[int]], base: list[int], target: float) -> list[int]:
-    """Moves parts forward or back by single choices, none further than needed to come within the smallest move."""
-    chosen = base
-    for far in range(1, max(map(len, choices))):
-        chosen = _moved(cost, choices, chosen, target, [range(b - far, b + far + 1) for b in base])
-        gone = _gone(cost, choices, chosen)
-        moves = [abs(gone - _gone(cost, choices, near)) for near in _neighbours(choices, chosen)]
-        if abs(target - gone) < max(cost.grain, min(moves)):
-            break
-    return chosen
-
-
-def _moved(
-    cost: Cost, choices: Sequence[Sequence[int]], chosen: list[int], target: float, allowed: Sequence[range]
-) -> list[int]:
-    """Moves parts, the most expensive first, while that comes closer: first moves that fit, then beyond the target."""
-    missing = target - _gone(cost, choices, chosen)
-    for beyond in (False, True):
-        changed = True
-        while changed:
-            changed = False
-            removed = _removed(choices, chosen)
-            for i in sorted(range(len(choices)), key=lambda i: -cost.unit(removed, i)):
-                trial = list(chosen)
-                trial[i] += 1 if missing > 0 else -1
-                if not 0 <= trial[i] < len(choices[i]) or trial[i] not in allowed[i]:
-                    continue
-                gap = target - _gone(cost, choices, trial)
-                if abs(gap) < abs(missing) and (beyond or gap >= 0):
-                    chosen, missing, changed = trial, gap, True
-    return chosen
-
-
-def _neighbours(choices: Sequence[Sequence[int]], chosen: Sequence[int]) -> Iterator[list[int]]:
-    """All choices that differ in one part by one step."""
-    for i, own in enumerate(choices):
-        for other in (chosen[i] - 1, chosen[i] + 1):
-            if 0 <= other < len(own):
-                yield [*chosen[:i], other, *chosen[i + 1 :]]
-
-
-def _removed(choices: Sequence[Sequence[int]], chosen: Sequence[int]) -> list[int]:
-    return [own[i] for own, i in zip(choices, chosen, strict=True)]
-
-
-def _gone(cost: Cost, choices: Sequence[Sequence[int]], chosen: Sequence[int]) -> int:
-    return cost.gone(_removed(choices, chosen))

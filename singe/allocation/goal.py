@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
@@ -38,8 +38,7 @@ class Goal:
 
     def __post_init__(self) -> None:
         values.fraction("rho", self.rho)
-        if self.target not in ("params", "macs", "latency"):
-            raise ValueError(f"expected target 'params', 'macs' or 'latency', got {self.target!r}")
+        values.choice("target", self.target, get_args(Target))
         schedules.check(self.allocation)
         values.integer("round_to", self.round_to, 1)
         values.patterns("ignore", self.ignore)
@@ -160,7 +159,8 @@ def ignored(model: nn.Module, parts: Sequence[Part], ignore: Collection[str]) ->
     Raises:
         ValueError: a pattern that names no module.
     """
-    return {name: "ignored" for pattern in ignore for name in named_parts(model, parts, pattern, "ignore")}
+    named = set[str]().union(*(named_parts(model, parts, pattern, "ignore") for pattern in ignore))
+    return {p.name: "ignored" for p in parts if p.name in named}  # in the order of parts, whatever that of a set is
 
 
 def _single(group: Group) -> str:

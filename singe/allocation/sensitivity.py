@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, fx, nn
 
+from ..graph.fading import readers
 from ..graph.groups import Group
 from ..graph.nodes import ancestors
-from ..graph.trace import Env, Trace, named_tensors
-from ..models.batches import Batch, length
+from ..graph.trace import Trace, named_tensors
+from ..models.batches import Batch, joined, length
+from ..models.copies import copy_of
+from ..refit.activations import Activations
 from ..refit.compensation import Compensator
 from ..removal.surgery import mask
 from ..task import Task
@@ -31,16 +33,25 @@ class Sensitivity:
     Args:
         model: unpruned, in eval mode.
         trace: of it.
-        batches: to measure the loss on.
+        batches: to measure the loss on, of one length.
         task: how the model is called and judged.
         compensator: refits readers before the loss is measured; None to leave them unchanged.
+        memory: bytes that activations may take, and copies of weights, each roughly.
     """
 
     def __init__(
-        self, model: nn.Module, trace: Trace, batches: Sequence[Batch], task: Task, compensator: Compensator | None
+        self,
+        model: nn.Module,
+        trace: Trace,
+        batches: Sequence[Batch],
+        task: Task,
+        compensator: Compensator | None,
+        memory: int,
     ) -> None:
         self._model, self._trace, self._batches, self._task = model, trace, batches, task
-        self._compensator = compensator
+        self._compensator, self._memory = compensator, memory
+        inputs = joined([task.inputs(batch) for batch in batches])
+        self._values = Activations(trace, inputs, length(batches[0]), memory // 2)
 
     @torch.no_grad()
     def prices(self, group: Group, order: Tensor) -> Tensor:
@@ -53,47 +64,57 @@ class Sensitivity:
         Returns:
             float64 [n], ascending, in the order of removal.
         """
-        changed = self._depending(group)
-        before = [self._before(batch, changed) for batch in self._batches]
-        start = self._loss(self._model, before, changed)
-        readers = [*self._compensator.equations(self._model, self._trace, group, {})] if self._compensator else []
-        rises = {0: 0.0}
-        for left in sorted({max(1, round(share * group.size)) for share in LEFT} - {group.size}, reverse=True):
-            gone, pruned = order[: group.size - left], copy.deepcopy(self._model)
-            mask(pruned, group.slices, gone)
-            for weight, equations in readers:
-                if self._compensator is not None and not isinstance(equations, str):
-                    columns = torch.isin(group.slice(weight, 1).neuron, gone).nonzero().flatten()
-                    known = equations.without(named_tensors(self._model)[weight], columns)
-                    self._compensator.solve(pruned, weight, known)
-            rises[len(gone)] = self._loss(pruned, before, changed) - start
+        unchanged = self._unchanged(group)
+        start, rises = self._loss(self._model, unchanged), {0: 0.0}
+        shared = self._others(group)
+        lefts = sorted({max(1, round(share * group.size)) for share in LEFT} - {group.size}, reverse=True)
+        copied = sum(t.nbytes for t in named_tensors(self._model).values()) - sum(t.nbytes for t in shared)
+        at_once = max(1, self._memory // max(1, copied))
+        for first in range(0, len(lefts), at_once):
+            removals = [order[: group.size - left] for left in lefts[first : first + at_once]]
+            for gone, network in zip(removals, self._pruned(group, removals, shared), strict=True):
+                rises[len(gone)] = self._loss(network, unchanged) - start
         return marginal(rises, group.size)
 
-    def _depending(self, group: Group) -> list[fx.Node]:
-        """The operators that a removal reaches."""
-        owned = {s.tensor for s in group.slices}
-        needed, reached = ancestors(self._trace.outputs), dict[fx.Node, None]()
-        for node in self._trace.nodes:
-            if node in needed and any(i in reached or self._trace.state.get(i) in owned for i in node.all_input_nodes):
-                reached[node] = None
-        return list(reached)
+    def _pruned(self, group: Group, removals: Sequence[Tensor], shared: Collection[Tensor]) -> list[nn.Module]:
+        """A network without each of some sets of neurons, its readers refitted; the rest is the model's own."""
+        networks = [copy_of(self._model, shared) for _ in removals]
+        for network, gone in zip(networks, removals, strict=True):
+            mask(network, group.slices, gone)
+        if self._compensator is None:
+            return networks
+        tensors = named_tensors(self._model)
+        for weight, equations in self._compensator.equations(self._model, self._trace, group, {}):
+            for network, gone in zip(networks, removals, strict=True):
+                if not isinstance(equations, str):
+                    columns = torch.isin(group.slice(weight, 1).neuron, gone).nonzero().flatten()
+                    self._compensator.solve(network, weight, equations.without(tensors[weight], columns))
+        return networks
 
-    def _before(self, batch: Batch, changed: Sequence[fx.Node]) -> tuple[Batch, Env]:
-        """A batch, and the values that no removal reaches."""
-        graph, inputs = self._trace, self._task.inputs(batch)
-        behind = set(changed)
-        read = {i for node in changed for i in node.all_input_nodes} | set(graph.outputs)
-        ends = [node for node in graph.nodes if node in read and node not in behind and not graph.is_size(node)]
-        needed, env = ancestors(ends), graph.live(self._model) | graph.feed(inputs)
-        graph.run([node for node in graph.nodes if node in needed], env, length(inputs), keep=ends)
-        return batch, {node: env[node] for node in (*ends, *graph.inputs)}
+    def _others(self, group: Group) -> list[Tensor]:
+        """The tensors that neither a removal from the group nor refitting its readers changes."""
+        trace, tensors = self._trace, named_tensors(self._model)
+        calls = [call for weight in readers(group) for call in trace.calls(weight)]
+        near = {i for call in calls for node in (call, *call.users) for i in node.all_input_nodes}
+        changed = {s.tensor for s in group.slices} | {trace.state[node] for node in near if node in trace.state}
+        own = {id(tensors[name]) for name in changed if name in tensors}  # tied ones go by several names
+        return [tensor for tensor in tensors.values() if id(tensor) not in own]
 
-    def _loss(self, model: nn.Module, before: Sequence[tuple[Batch, Env]], changed: Sequence[fx.Node]) -> float:
-        losses, graph, live = list[Tensor](), self._trace, self._trace.live(model)
-        for batch, known in before:
-            env, count = live | known, length(batch)
-            graph.run(changed, env, count, keep=graph.outputs)
-            outputs = graph.unflatten([env[node] for node in graph.outputs], count)
+    def _unchanged(self, group: Group) -> list[fx.Node]:
+        """The values that no removal reaches, but something that one reaches reads."""
+        graph, owned = self._trace, {s.tensor for s in group.slices}
+        needed, reached = ancestors(graph.outputs), set[fx.Node]()
+        for node in graph.nodes:
+            if node in needed and any(i in reached or graph.state.get(i) in owned for i in node.all_input_nodes):
+                reached.add(node)
+        read = {i for node in reached for i in node.all_input_nodes} | set(graph.outputs)
+        return [node for node in graph.nodes if node in read and node not in reached and not graph.is_size(node)]
+
+    def _loss(self, network: nn.Module, unchanged: Sequence[fx.Node]) -> float:
+        graph, losses = self._trace, list[Tensor]()
+        values = self._values(network, [*graph.outputs, *unchanged], again=unchanged)
+        for batch, found in zip(self._batches, values, strict=True):
+            outputs = graph.unflatten(found[: len(graph.outputs)], length(batch))
             losses.append(self._task.judge(outputs, batch).double())
         return float(torch.stack(losses).mean())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
 import os
 import sys
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from ..runs.neurons import NeuronRun
 from ..runs.weights import WeightRun
+from ..storage.checkpoint import FILE as CHECKPOINT
 from . import commands, config
 from .parser import build
 
@@ -39,13 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = argparse.Namespace(traceback="--traceback" in words)
     try:
-        with _warnings_on_stderr():
+        with _log_on_stderr() as handler:
             options = parse(words)
+            if _runs_unseen(options):
+                handler.setLevel(logging.INFO)  # where there is no bar, the log says how far it is
             commands.RUN[options.command](options)
             sys.stdout.flush()
     except KeyboardInterrupt:
         kept = getattr(options, "checkpoint", None)
-        return _ended("interrupted" + (f"; the same command resumes from {kept}" if kept else ""), INTERRUPTED, options)
+        resumes = f"; the same command resumes from {kept}" if kept and (kept / CHECKPOINT).exists() else ""
+        return _ended(f"interrupted{resumes}", INTERRUPTED, options)
     except BrokenPipeError:  # the reader has stopped, as with | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
@@ -65,10 +70,21 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config", type=Path, nargs="?")
     path = early.parse_known_args(words)[0].config if words and words[0] in by_command else None
-    if path is None:
-        return parser.parse_args(words)
-    known = {name for command in by_command.values() for name in config.settings(command)}
-    return parser.parse_args([words[0], *config.arguments(path, by_command[words[0]], known), *words[1:]])
+    if path is not None:
+        known = {name for command in by_command.values() for name in config.settings(command)}
+        words = [words[0], *config.arguments(path, by_command[words[0]], known), *words[1:]]
+    options, others = parser.parse_known_args(words)
+    if others:
+        command = by_command[options.command]
+        near = difflib.get_close_matches(others[0].partition("=")[0], command._option_string_actions, 1)
+        command.error(f"unrecognized arguments: {' '.join(others)}" + (f"; perhaps {near[0]}" if near else ""))
+    return options
+
+
+def _runs_unseen(options: argparse.Namespace) -> bool:
+    """Whether a command is to say how far it is, and cannot draw bars."""
+    running = options.command == "prune" and not options.dry_run
+    return running and options.progress is not False and not sys.stderr.isatty()
 
 
 def _ended(message: str, code: int, options: argparse.Namespace) -> int:
@@ -93,16 +109,20 @@ def _within_a_run(error: BaseException) -> bool:
 
 
 @contextmanager
-def _warnings_on_stderr() -> Iterator[None]:
-    """The library's log appears on stderr, above a bar if there is one."""
-    handler, log = _Above(logging.WARNING), logging.getLogger("singe")
+def _log_on_stderr() -> Iterator[logging.Handler]:
+    """The library's warnings appear on stderr, above a bar if there is one; the handler may be set to say more."""
+    log, handler = logging.getLogger("singe"), _Above(logging.WARNING)
+    level = log.level
     log.addHandler(handler)
+    log.setLevel(min(logging.INFO, log.getEffectiveLevel()))
     try:
-        yield
+        yield handler
     finally:
+        log.setLevel(level)
         log.removeHandler(handler)
 
 
 class _Above(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(f"singe: {record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)
+        kind = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        tqdm.write(f"singe: {kind}{record.getMessage()}", file=sys.stderr)

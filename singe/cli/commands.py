@@ -58,9 +58,7 @@ def prune(options: argparse.Namespace) -> None:
             print(forecast(model, data.train, options.rho, **arguments))
         return
     start = time.perf_counter()
-    if _first():
-        options.out.mkdir(parents=True, exist_ok=True)
-    with _processes(), _board(options) as callbacks:
+    with _made(options.out), _processes(), _board(options) as callbacks:
         result = run(model, data.train, options.rho, callbacks=callbacks, **arguments)
     if not _first():
         return
@@ -68,9 +66,6 @@ def prune(options: argparse.Namespace) -> None:
     result.save(options.out)
     _leave_settings(options)
     print(result)
-    if result.evaluation_before is not None and result.evaluation_after is not None:
-        name, form = ("accuracy", ".2%") if options.evaluate is None else (options.evaluate, ".4g")
-        print(f"{name}: {result.evaluation_before:{form}} before, {result.evaluation_after:{form}} after")
     print(f"pruned in {duration(seconds)}, saved in {options.out}")
 
 
@@ -145,6 +140,20 @@ def _first() -> bool:
 def _place() -> int:
     """Which of this machine's processes this one is."""
     return int(os.environ.get("LOCAL_RANK", 0))
+
+
+@contextmanager
+def _made(directory: Path) -> Iterator[None]:
+    """Makes a directory before work starts, so that one that cannot be is refused; a call that fails leaves none."""
+    new = not directory.exists()
+    if _first():
+        directory.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if new and directory.is_dir() and not any(directory.iterdir()):
+            directory.rmdir()
+        raise
 
 
 @contextmanager

@@ -13,13 +13,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..models.wrappers import PREFIXES
 from .references import called, find
 
 SHOWN = 3
 """The most names of tensors that a message lists."""
 
 _NESTED = ("state_dict", "model_state_dict", "model")
-_WRAPPERS = ("module.", "_orig_mod.")
 
 
 def make(reference: str) -> nn.Module:
@@ -89,7 +89,7 @@ def _unwrapped(state: Any) -> dict[str, Tensor]:
         found = f"a dict with {_few(list(map(str, state)))}" if isinstance(state, Mapping) else type(state).__name__
         raise ValueError(f"expected a state dict of tensors in the file of weights, got {found}")
     state = dict(state)
-    while prefix := next((p for p in _WRAPPERS if state and all(name.startswith(p) for name in state)), None):
+    while prefix := next((p for p in PREFIXES if state and all(name.startswith(p) for name in state)), None):
         state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
 

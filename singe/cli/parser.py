@@ -13,9 +13,11 @@ from ..allocation.goal import Target
 from ..models.precision import Precision
 from ..prune import prune
 from ..refit.compensation import Compensate
+from ..scoring.engine import DEFAULT_MEMORY
 from ..scoring.selection import Refresh
 from ..training.finetune import FineTune
 from ..version import __version__
+from .datasets import BATCH_SIZE, IMAGE_SIZE
 
 _UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
@@ -122,7 +124,9 @@ def _prune(parser: Parser) -> None:
     )
     _ignore(group)
     group.add_argument(
-        "--structured", action=argparse.BooleanOptionalAction, help="remove whole neurons, or mask single weights"
+        "--structured",
+        action=argparse.BooleanOptionalAction,
+        help="remove whole neurons (default), or mask single weights",
     )
     group = parser.add_argument_group("how it is chosen")
     group.add_argument(
@@ -134,14 +138,16 @@ def _prune(parser: Parser) -> None:
     _literal(group, "refresh", Refresh, "which neurons are scored again after a removal")
     _literal(group, "precision", Precision, "arithmetic of the passes that compute scores")
     group.add_argument(
-        "--memory", type=_bytes, metavar="BYTES", help="of a scoring pass, such as 512MiB (default: 1GiB)"
+        "--memory",
+        type=_bytes,
+        metavar="BYTES",
+        help=f"of a scoring pass, such as 512MiB (default: {DEFAULT_MEMORY >> 30}GiB)",
     )
-    group.add_argument(
-        "--analysis-seconds", type=float, metavar="S", help="for trial removals" + _default("analysis_seconds")
-    )
+    _analysis_seconds(group)
     _whole(group, "seed", "of everything random")
     group = parser.add_argument_group("how accuracy is kept")
-    fine_tuning = " ".join(f"{field.name}={field.default}" for field in fields(FineTune))
+    given = {field.name: field.default for field in fields(FineTune)} | {"lr": FineTune().learning_rate}
+    fine_tuning = " ".join(f"{name}={value}" for name, value in given.items())
     group.add_argument("--finetune", nargs="+", metavar="NAME=VALUE", help=f"none; or changes to {fine_tuning.lower()}")
     group.add_argument(
         "--compensate", choices=get_args(Compensate),
@@ -161,13 +167,15 @@ def _prune(parser: Parser) -> None:
         "--test-images", type=_positive, metavar="N",
         help="for accuracy before, after every group, and at the end (default: all)",
     )  # fmt: skip
-    group.add_argument("--tensorboard", type=Path, metavar="DIR", help="every step, for TensorBoard")
+    group.add_argument("--tensorboard", type=Path, metavar="DIR", help="every group, for TensorBoard")
     group.add_argument("--checkpoint", type=Path, metavar="DIR", help="keeps what the same command needs to continue")
     group.add_argument(
         "--dry-run", action="store_true", help="only say what would be removed, and how long it would take"
     )
     group.add_argument(
-        "--progress", action=argparse.BooleanOptionalAction, help="bars on stderr, if that is a terminal"
+        "--progress",
+        action=argparse.BooleanOptionalAction,
+        help="bars on stderr, if that is a terminal (default: shown)",
     )
     _config(group)
 
@@ -179,9 +187,7 @@ def _inspect(parser: Parser) -> None:
     group = parser.add_argument_group("how to look")
     _forward(group)
     _ignore(group)
-    group.add_argument(
-        "--analysis-seconds", type=float, metavar="S", help="for trial removals" + _default("analysis_seconds")
-    )
+    _analysis_seconds(group)
     _config(group)
 
 
@@ -250,9 +256,11 @@ def _data(parser: Parser, required: bool) -> None:
         help="cifar10:DIR, the canonical binary files; imagefolder:DIR with folders train/ and maybe val/; or "
         "package.module:loader, which yields batches or is a function that returns a loader or (train, test)",
     )  # fmt: skip
-    group.add_argument("--batch-size", type=_positive, metavar="N", help="(default: 128)")
+    group.add_argument(
+        "--batch-size", type=_positive, metavar="N", help=f"of cifar10: and imagefolder: (default: {BATCH_SIZE})"
+    )
     group.add_argument("--workers", type=int, metavar="N", help="processes that load images (default: none)")
-    group.add_argument("--image-size", type=_positive, metavar="N", help="of imagefolder: (default: 224)")
+    group.add_argument("--image-size", type=_positive, metavar="N", help=f"of imagefolder: (default: {IMAGE_SIZE})")
 
 
 def _example(parser: Parser) -> None:
@@ -262,6 +270,11 @@ def _example(parser: Parser) -> None:
 
 def _ignore(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--ignore", nargs="*", metavar="PATTERN", help="module names to leave whole, such as 'layer4.*'")
+
+
+def _analysis_seconds(group: argparse._ArgumentGroup) -> None:
+    what = "for trial removals" + _default("analysis_seconds")
+    group.add_argument("--analysis-seconds", type=float, metavar="S", help=what)
 
 
 def _forward(group: argparse._ArgumentGroup) -> None:

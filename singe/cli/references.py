@@ -25,7 +25,8 @@ def find(reference: str) -> Any:
     try:
         found = importlib.import_module(module)
     except Exception as error:
-        raise ValueError(f"cannot import {module} of {reference!r}: {type(error).__name__}: {error}") from error
+        remark = "; a module is named without .py" if module.endswith(".py") else ""
+        raise ValueError(f"cannot import {module} of {reference!r}: {type(error).__name__}: {error}{remark}") from error
     for attribute in path.split("."):
         if not hasattr(found, attribute):
             raise ValueError(f"expected {attribute!r} in {module} for {reference!r}, found none")

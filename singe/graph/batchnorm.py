@@ -69,6 +69,14 @@ def affine(node: fx.Node, live: Env) -> Affine:
     return _affine(weight, bias, mean, var, arguments[7])
 
 
+def affine_of(norm: Any) -> Affine:
+    """The same for a module, in float64; a shift that is only rounding error is zero."""
+    weight, bias = (None if t is None else t.detach().double() for t in (norm.weight, norm.bias))
+    mean, var = norm.running_mean.double(), norm.running_var.double()
+    known, rounding = _affine(weight, bias, mean, var, norm.eps), 4 * torch.finfo(norm.running_mean.dtype).eps
+    return Affine(known.scale, known.shift.where(known.shift.abs() > rounding * (known.scale * mean).abs(), 0))
+
+
 def norm_at(trace: Trace, node: fx.Node) -> Norm | None:
     """The tensors of a batch norm; None if the node is no batch norm, is used at several places, or lacks any."""
     if not is_plain(node):
@@ -100,14 +108,6 @@ def restate(norm: Norm, tensors: Mapping[str, Tensor], seen: Tensor) -> None:
     scale.copy_(stretch * (now_var + norm.eps).sqrt())
     mean.copy_(now_mean)
     var.copy_(now_var)
-
-
-def affine_of(norm: Any) -> Affine:
-    """The same for a module, in float64; a shift that is only rounding error is zero."""
-    weight, bias = (None if t is None else t.detach().double() for t in (norm.weight, norm.bias))
-    mean, var = norm.running_mean.double(), norm.running_var.double()
-    known, rounding = _affine(weight, bias, mean, var, norm.eps), 4 * torch.finfo(norm.running_mean.dtype).eps
-    return Affine(known.scale, known.shift.where(known.shift.abs() > rounding * (known.scale * mean).abs(), 0))
 
 
 def _affine(weight: Tensor | None, bias: Tensor | None, mean: Any, var: Any, eps: float) -> Affine:

@@ -94,6 +94,16 @@ def module_of(tensor: str) -> str:
     return tensor.rpartition(".")[0]
 
 
+def own_name(tensor: str) -> str:
+    """Name that a parameter or buffer has in the module that holds it."""
+    return tensor.rpartition(".")[2]
+
+
+def qualified(module: str, name: str) -> str:
+    """Name in the whole model of what a module holds; the model's own name is empty."""
+    return f"{module}.{name}" if module else name
+
+
 def groups_of(layer: str, groups: Iterable[Group]) -> list[Group]:
     """The groups that own rows of a module, by its first name.
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 
-def copy_of(model: nn.Module) -> nn.Module:
+def copy_of(model: nn.Module, shared: Collection[Tensor] = ()) -> nn.Module:
     """A deep copy; tensors with a gradient history that modules keep as attributes are copied without it.
+
+    Args:
+        model: not modified.
+        shared: parameters and buffers that the copy is to share with it.
 
     Raises:
         ValueError: a module's own ``__deepcopy__`` shares parameters or buffers with it.
@@ -21,11 +25,14 @@ def copy_of(model: nn.Module) -> nn.Module:
         if tensor.is_inference():  # it could not be trained, nor could autograd tell whether it has changed
             plain = tensor.clone()
             memo[id(tensor)] = nn.Parameter(plain, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else plain
+    memo |= {id(tensor): tensor for tensor in shared}
     copied: nn.Module = copy.deepcopy(model, memo)
     own = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
-    shared = [own[id(t)] for t in (*copied.parameters(), *copied.buffers()) if id(t) in own]
-    if shared:
-        raise ValueError(f"the copy shares {', '.join(shared[:3])}{', ...' if shared[3:] else ''} with it")
+    for tensor in shared:
+        own.pop(id(tensor), None)
+    names = [own[id(t)] for t in (*copied.parameters(), *copied.buffers()) if id(t) in own]
+    if names:
+        raise ValueError(f"the copy shares {', '.join(names[:3])}{', ...' if names[3:] else ''} with it")
     return copied
 
 

@@ -11,18 +11,14 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from .. import values
+
 Precision = Literal["float32", "tf32", "bfloat16"]
-
-
-def check_name(precision: Any) -> None:
-    """Raises ValueError for anything that is not a precision."""
-    if precision not in get_args(Precision):
-        raise ValueError(f"expected precision {', '.join(map(repr, get_args(Precision)))}, got {precision!r}")
 
 
 def check_precision(precision: Any, model: nn.Module, device: torch.device) -> None:
     """Raises ValueError for anything that is not a precision, or not one for this model on its device."""
-    check_name(precision)
+    values.choice("precision", precision, get_args(Precision))
     if precision == "tf32" and device.type != "cuda":
         raise ValueError(f"expected precision 'tf32' with a model on a CUDA device, got one on {device}")
     if precision == "bfloat16" and any(p.dtype == torch.float16 for p in model.parameters()):

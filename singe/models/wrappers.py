@@ -10,7 +10,8 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 log = logging.getLogger("singe")
 
-_PREFIXES = ("module.", "_orig_mod.")
+PREFIXES = ("module.", "_orig_mod.")
+"""With which the names of what is inside of a wrapper begin."""
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -42,6 +43,6 @@ def _inside(model: nn.Module) -> nn.Module | None:
 def remark_on(name: str) -> str:
     """A remark for a message about an unknown module name, if the name begins as in a wrapped model; else nothing."""
     inner = name
-    while inner.startswith(_PREFIXES):
+    while inner.startswith(PREFIXES):
         inner = inner.partition(".")[2]
     return f" (of a wrapped model, the module inside is taken: perhaps {inner!r})" if inner != name else ""

@@ -58,7 +58,8 @@ class Equations:
 
     def enough(self) -> Equations | str:
         """The equations themselves, or a reason that there are too few."""
-        return self if self.plenty else f"{len(self.x):,} equations are too few for {self.unknowns:,} unknowns"
+        few = f"{len(self.x):,} equations are too few for {self.unknowns:,} unknowns"
+        return self if self.plenty else f"{few}: under {_FEWEST} for each"
 
     def without(self, weight: Tensor, columns: Tensor) -> Equations:
         """The equations of the reader without some of its inputs.

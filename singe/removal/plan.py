@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .. import typed
 from ..graph.groups import Group, Slice
 from ..graph.trace import named_tensors
 from ..models.weightnorm import WeightNorm, plain_copy, weight_norms, with_weight_norms, without_weight_norms
@@ -131,21 +132,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for ``json``; see :meth:`from_json`."""
-        return {
-            "format": "singe-plan",
-            "version": VERSION,
-            "removals": [
-                {
-                    "group": r.group,
-                    "size": r.size,
-                    "neurons": list(r.neurons),
-                    "cuts": [
-                        {"tensor": c.tensor, "axis": c.axis, "size": c.size, "indices": list(c.indices)} for c in r.cuts
-                    ],
-                }
-                for r in self.removals
-            ],
-        }
+        return {"format": "singe-plan", "version": VERSION, "removals": typed.plain(self.removals)}
 
     @classmethod
     def from_json(cls, data: Any) -> Plan:
@@ -159,9 +146,16 @@ class Plan:
         if data.get("version") != VERSION:
             raise ValueError(f"expected a plan of version {VERSION}, got version {reprlib.repr(data.get('version'))}")
         try:
-            return cls([_removal(r) for r in data["removals"]])
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"damaged plan: {error!r}") from error
+            removals = _read_removals(data.get("removals"), "removals")
+            for removal in removals:
+                _check_indices(removal.neurons, removal.size)
+                for cut in removal.cuts:
+                    _check_indices(cut.indices, cut.size)
+                    if list(cut.indices) != sorted(cut.indices):
+                        raise ValueError("expected ascending indices")
+        except ValueError as error:
+            raise ValueError(f"damaged plan: {error}") from error
+        return cls(list(removals))
 
 
 def _check_optimizer(optimizer: Optimizer, model: nn.Module, norms: Sequence[WeightNorm]) -> None:
@@ -179,38 +173,12 @@ def _check_optimizer(optimizer: Optimizer, model: nn.Module, norms: Sequence[Wei
         )
 
 
-def _removal(data: dict[str, Any]) -> Removal:
-    size = _integer(data["size"])
-    return Removal(_text(data["group"]), size, _indices(data["neurons"], size), tuple(map(_cut, data["cuts"])))
+_read_removals = typed.reader(tuple[Removal, ...])
 
 
-def _cut(data: dict[str, Any]) -> Cut:
-    size = _integer(data["size"])
-    indices = _indices(data["indices"], size)
-    if list(indices) != sorted(indices):
-        raise ValueError("damaged plan: expected ascending indices")
-    return Cut(_text(data["tensor"]), _integer(data["axis"]), size, indices)
-
-
-def _text(value: Any) -> str:
-    if type(value) is not str:
-        raise TypeError(f"expected a name, got {reprlib.repr(value)}")
-    return value
-
-
-def _integer(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < 2**63:
-        raise TypeError(f"expected an index or a size, got {reprlib.repr(value)}")
-    return value
-
-
-def _indices(values: Any, size: int) -> tuple[int, ...]:
-    """Different integers below ``size``."""
-    if type(values) is not list:
-        raise TypeError(f"expected a list of indices, got {reprlib.repr(values)}")
-    result = tuple(_integer(v) for v in values)
-    if len(set(result)) != len(result):
-        raise ValueError(f"damaged plan: repeated indices in {reprlib.repr(values)}")
-    if result and max(result) >= size:
-        raise ValueError(f"damaged plan: expected indices below {size}, got {max(result)}")
-    return result
+def _check_indices(indices: Sequence[int], size: int) -> None:
+    """Raises ValueError unless they are different ones below ``size``."""
+    if len(set(indices)) != len(indices):
+        raise ValueError(f"repeated indices in {reprlib.repr(indices)}")
+    if indices and max(indices) >= size:
+        raise ValueError(f"expected indices below {size}, got {max(indices)}")

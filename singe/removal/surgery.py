@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -12,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 
-from ..graph.groups import Slice, module_of
+from ..graph.groups import Slice, module_of, own_name, qualified
 from ..graph.trace import named_tensors
 
 Removed = Mapping[tuple[str, int], Tensor]
@@ -28,7 +29,7 @@ def mask(model: nn.Module, slices: Iterable[Slice], neurons: Tensor, optimizer: 
 def zero(model: nn.Module, removed: Removed, optimizer: Optimizer | None = None) -> None:
     """Zeroes the entries that :func:`compact` would cut out of tensors, and the optimiser's state for them."""
     for (name, dim), index in removed.items():
-        tensor = getattr(model.get_submodule(module_of(name)), name.rpartition(".")[2])
+        tensor = getattr(model.get_submodule(module_of(name)), own_name(name))
         if not isinstance(tensor, Tensor):
             continue
         index = index.to(tensor.device)
@@ -73,31 +74,34 @@ def compact(model: nn.Module, removed: Removed, *optimizers: Optimizer | None) -
         for weight, module, attribute in _in_blocks(model)
         if (weight, 0) in kept
     }
-    for optimizer in optimizers if kept else ():
+    holding = [optimizer for optimizer in optimizers if optimizer is not None]
+    for optimizer in holding if kept else ():
         _check_state(optimizer, tensors)
+    axes_of: dict[int, dict[int, Tensor]] = defaultdict(dict)  # of a tensor, by whatever name
+    for (name, dim), keep in kept.items():
+        axes_of[id(tensors[name])][dim] = keep
     cut: dict[int, Tensor] = {}
     for name, old in tensors.items():
-        axes = {dim: keep for (tensor, dim), keep in kept.items() if tensors[tensor] is old}
-        if not axes:
+        if not (axes := axes_of.get(id(old))):
             continue
         if id(old) not in cut:
             cut[id(old)] = _cut(old, axes)
-            for optimizer in optimizers:
+            for optimizer in holding:
                 _follow(optimizer, old, cut[id(old)], axes)
-        _replace(model.get_submodule(module_of(name)), name.rpartition(".")[2], cut[id(old)])
+        _replace(model.get_submodule(module_of(name)), own_name(name), cut[id(old)])
     for module in model.modules():
         for name, value in blocks.get(module, {}).items():
             setattr(module, name, value)
         for name, value in widths_by_tensors(module).items():
             setattr(module, name, value)
     for name, value in left.items():
-        setattr(model.get_submodule(module_of(name)), name.rpartition(".")[2], value)
+        setattr(model.get_submodule(module_of(name)), own_name(name), value)
 
 
 def named_widths(model: nn.Module) -> dict[str, int]:
     """Every integer attribute of every module, by qualified name: code may use these as the length of an axis."""
-    holders = [(f"{name}." if name else "", vars(module)) for name, module in model.named_modules()]
-    return {f"{prefix}{name}": value for prefix, held in holders for name, value in held.items() if type(value) is int}
+    holders = [(name, vars(module)) for name, module in model.named_modules()]
+    return {qualified(at, name): value for at, held in holders for name, value in held.items() if type(value) is int}
 
 
 def _kept(tensors: Mapping[str, Tensor], name: str, dim: int, indices: Tensor) -> Tensor:
@@ -153,7 +157,7 @@ def _in_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     for name, module in model.named_modules():
         attribute = "groups" if isinstance(module, _ConvNd) else "num_groups"
         if isinstance(module, _ConvNd | nn.GroupNorm) and getattr(module, attribute) > 1:
-            yield f"{name}.weight", module, attribute
+            yield qualified(name, "weight"), module, attribute
 
 
 def _blocks_left(weight: str, size: int, blocks: int, kept: Tensor) -> int:
@@ -201,10 +205,10 @@ def _fits(state: Tensor, parameter: Tensor) -> bool:
     )
 
 
-def _check_state(optimizer: Optimizer | None, tensors: Mapping[str, Tensor]) -> None:
+def _check_state(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Refuses an optimiser that keeps something else; of all parameters, as LBFGS keeps all of it with the first."""
-    for name, parameter in tensors.items() if optimizer is not None else ():
-        for key, value in optimizer.state.get(parameter, {}).items() if optimizer is not None else ():
+    for name, parameter in tensors.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor) and value.numel() > 1 and not _fits(value, parameter):
                 raise ValueError(
                     f"expected an optimizer whose state is one value per element, got {key} of shape "
@@ -213,10 +217,8 @@ def _check_state(optimizer: Optimizer | None, tensors: Mapping[str, Tensor]) -> 
                 )
 
 
-def _follow(optimizer: Optimizer | None, old: Tensor, new: Tensor, axes: Mapping[int, Tensor]) -> None:
+def _follow(optimizer: Optimizer, old: Tensor, new: Tensor, axes: Mapping[int, Tensor]) -> None:
     """Puts ``new`` where the optimiser held ``old``, with its state cut in the same way."""
-    if optimizer is None:
-        return
     for group in optimizer.param_groups:
         group["params"][:] = [new if p is old else p for p in group["params"]]  # some optimisers share the list
     matching = _matching_state(optimizer, old)

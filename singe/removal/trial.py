@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..graph.export import first_line
-from ..graph.groups import Group, module_of
+from ..graph.groups import Group, module_of, own_name
 from ..graph.trace import Forward, answer, named_tensors, plain
 from ..models.copies import copy_of
 from ..models.numerics import close
@@ -105,7 +105,7 @@ class Trials:
     def _kind(self, group: Group) -> Any:
         """What groups have in common that are built by the same piece of code."""
         parent, _, own = module_of(group.writers[0]).rpartition(".")
-        roles = tuple((s.role, s.dim, s.tensor.rpartition(".")[2]) for s in group.slices)
+        roles = tuple((s.role, s.dim, own_name(s.tensor)) for s in group.slices)
         return type(self._model.get_submodule(parent)), own, roles
 
     def _bisect(self, chosen: Chosen, problem: str, judge: Judge) -> dict[str, str]:
@@ -180,6 +180,8 @@ def difference(expected: Any, actual: Any) -> str | None:
     if len(a) != len(b):
         return f"the masked network has {len(a)} outputs, the compacted one {len(b)}"
     for e, g in zip(a, b, strict=True):
+        if isinstance(e, Tensor) != isinstance(g, Tensor):
+            return f"the masked network returns {type(e).__name__} where the compacted one returns {type(g).__name__}"
         if isinstance(e, Tensor) and not close(g, e):
             gap = float((g.double() - e.double()).abs().max()) if g.shape == e.shape else float("nan")
             return f"the outputs of the masked and the compacted network differ by {gap:.2e}"
@@ -199,13 +201,16 @@ def check_result(original: nn.Module, pruned: nn.Module, plan: Plan, inputs: Any
 def expanded(original: nn.Module, pruned: nn.Module, plan: Plan) -> nn.Module:
     """A copy of ``original`` in eval mode that holds the pruned network's values, and zero where the plan cut."""
     full = plain_copy(original).eval()
-    tensors, small, seen, removed = named_tensors(full), named_tensors(plain_copy(pruned)), set(), plan.removed()
+    tensors, small, seen = named_tensors(full), named_tensors(plain_copy(pruned)), set[int]()
+    cuts_of: dict[int, dict[int, Tensor]] = defaultdict(dict)
+    for (owner, dim), gone in plan.removed().items():
+        if owner in tensors:
+            cuts_of[id(tensors[owner])][dim] = gone
     for name, tensor in tensors.items():
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        cuts = {dim: gone for (owner, dim), gone in removed.items() if tensors.get(owner) is tensor}
-        if not cuts:
+        if not (cuts := cuts_of.get(id(tensor))):
             tensor.copy_(small[name])
             continue
         kept = [torch.ones(n, dtype=torch.bool) for n in tensor.shape]

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .. import typed
 from ..records import GroupRecord, LatencyChange, Record, RoundRecord, WeightRecord
-from ..storage import typed
 from ..storage.files import digest, read_text, replace, tensor_file
 from ..storage.saved import MASKS_FILE, PLAN_FILE
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..records import LatencyChange
 from ..storage.files import replace
+from ..timing.stopwatch import duration
 from . import drawing, plots
 from .facts import Facts
 from .markup import folded, section, table
@@ -135,9 +136,9 @@ _BEFORE = ["before", "after", "change"]
 
 _FADING = (
     "For the neurons removed last in a few groups: the norm of the loss's gradient while a neuron's weights fade from "
-    "their full size (t = 1) to nothing, measured just before its removal. A criterion that looks only at the network "
-    "as it is sees the left end of each line, the integrated gradient all of it: where a line rises, the neuron "
-    "matters more than its gradient says."
+    "their full size (t = 1) to an eighth, measured just before its removal. A criterion that looks only at the "
+    "network as it is sees the left end of each line, the integrated gradient all of it: where a line rises, the "
+    "neuron matters more than its gradient says."
 )
 
 
@@ -183,8 +184,8 @@ def _groups(facts: Facts) -> tuple[list[str], list[list[str]]]:
     rows = [
         [
             g.group, f"{g.size:,}", f"{len(g.removed):,}", _number(g.loss_start), _number(g.loss_removed),
-            _number(g.loss_end), _number(g.evaluation), plots.duration(g.seconds_scoring),
-            plots.duration(g.seconds_tuning),
+            _number(g.loss_end), _number(g.evaluation), duration(g.seconds_scoring),
+            duration(g.seconds_tuning),
         ]
         for g in facts.groups
     ]  # fmt: skip
@@ -196,7 +197,7 @@ def _tensors(facts: Facts) -> tuple[list[str], list[list[str]]]:
     rows = [
         [
             t.weight, _number(t.loss_start), _number(t.loss_removed), _number(t.loss_end), _number(t.evaluation),
-            plots.duration(t.seconds_scoring), plots.duration(t.seconds_tuning),
+            duration(t.seconds_scoring), duration(t.seconds_tuning),
         ]
         for t in facts.tensors
     ]  # fmt: skip
@@ -208,7 +209,7 @@ def _rounds(facts: Facts) -> tuple[list[str], list[list[str]]]:
     rows = [
         [
             f"{r.epoch}", f"{r.channels:,}", _number(r.loss_start), _number(r.loss_removed),
-            _number(r.evaluation_start), _number(r.evaluation_removed), plots.duration(r.seconds),
+            _number(r.evaluation_start), _number(r.evaluation_removed), duration(r.seconds),
         ]
         for r in facts.rounds
     ]  # fmt: skip
@@ -216,7 +217,7 @@ def _rounds(facts: Facts) -> tuple[list[str], list[list[str]]]:
 
 
 def _scores(facts: Facts, plot: str) -> str:
-    criterion = escape(facts.settings.get("criterion", facts.settings.get("score", "the criterion")))
+    criterion = escape(facts.settings.get("criterion", "the criterion"))
     text = (
         f"The scores by <code>{criterion}</code> of every neuron of a group before the first removal. Scores are "
         "computed again as neurons are removed, so those removed need not be the leftmost here."
@@ -248,7 +249,7 @@ def _uncompensated(facts: Facts) -> str:
 
 def _time(facts: Facts, plot: str) -> str:
     total = sum(facts.seconds.values())
-    return section("Where the time went", f"{plots.duration(total)} in all, as far as it was measured.", plot)
+    return section("Where the time went", f"{duration(total)} in all, as far as it was measured.", plot)
 
 
 def _settings(facts: Facts) -> str:

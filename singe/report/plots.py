@@ -166,10 +166,10 @@ def _steps(axes: Sequence[Axes], facts: Facts) -> None:
     _line(axes[-1], [0], [facts.loss[0]], PALE, "o", "of the unpruned network")
     _line(axes[-1], x, [r.loss_removed for r in records], GONE, "x", "after removal")
     _line(axes[-1], x, [r.loss_end for r in records], KEPT, "o-", "at the end of the step")
+    _line(axes[-1], [len(records) + 1], [facts.loss[1]], KEPT, "D", "of the result")
     if len(axes) > 1:
         _evaluated(axes[0], facts, [0, *x, len(records) + 1], [r.evaluation for r in records])
-        names.append("result")
-    names = ["unpruned", *(label(name, 24) for name in names)]
+    names = ["unpruned", *(label(name, 24) for name in names), "result"]
     named = every(len(names), 45)
     axes[-1].set_xticks(list(named), [names[i] for i in named], rotation=90)
     for panel in axes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
 from ..bars import bar
@@ -16,6 +18,8 @@ from ..scoring.selection import Scorer, Selection
 from ..timing.stopwatch import Stopwatch
 from ..training.finetune import Tuner
 from .neuron_workspace import Before, NeuronWorkspace
+
+log = logging.getLogger("singe")
 
 
 class Turn:
@@ -56,6 +60,8 @@ class Turn:
         space = self._space
         with self._scoring:
             selection = Selection(self._scorer(), space.options.criterion, space.options.refresh)
+        if not any(selection.first_scores):
+            log.warning("every score of %s is 0: nothing that the criterion sees depends on it", self._given.name)
         loss_start = selection.scorer.loss
         shown = self._remove(selection)
         loss_removed = space.loss(self._batch)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .. import checks
-from ..bars import bar, standing
+from ..bars import bar, standing, told
 from ..graph.groups import Group
 from ..graph.trace import named_tensors, trace
 from ..models.copies import copy_of
@@ -154,6 +154,8 @@ class NeuronRun:
                 self._save()
                 shown.set_postfix(standing(record.loss_end, record.evaluation), refresh=False)
                 shown.update()
+                place, name, left = f"{index + 1} of {total}", record.group, record.size - len(record.removed)
+                log.info("group %s: %s %d -> %d; %s", place, name, record.size, left, told(record))
                 space.options.observer.tell(record)
 
     def _agree(self, record: GroupRecord) -> None:
@@ -169,7 +171,7 @@ class NeuronRun:
         try:
             self._checkpoint.write(space.progress, space.model, self._optimizer)
         except OSError as error:
-            log.warning("no checkpoint after %s, the last one stays: %s", space.progress.history[-1].group, error)
+            log.warning("no checkpoint was written, the last one stays: %s", error)
 
     @property
     def refits_all(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -47,12 +47,10 @@ class Options:
     ranks: Ranks
 
     def __post_init__(self) -> None:
-        if self.refresh not in ("lazy", "full"):
-            raise ValueError(f"expected refresh 'lazy' or 'full', got {self.refresh!r}")
+        values.choice("refresh", self.refresh, get_args(Refresh))
+        values.choice("compensate", self.compensate, get_args(Compensate))
         if self.finetune is not None and not isinstance(self.finetune, FineTune):
             raise TypeError(f"expected finetune to be a singe.FineTune or None, got {type(self.finetune).__name__}")
-        if self.compensate not in ("none", "mean", "least_squares"):
-            raise ValueError(f"expected compensate 'none', 'mean' or 'least_squares', got {self.compensate!r}")
         if not isinstance(self.progress, bool):
             raise TypeError(f"expected progress to be True or False, got {self.progress!r}")
         for name, least in (("images", 1), ("compensation_images", 2), ("memory", 1), ("recalibrate_bn", 0)):

@@ -17,7 +17,7 @@ from .. import checks
 from ..allocation.cost import WeightCost
 from ..allocation.fit import most
 from ..allocation.goal import ignored
-from ..bars import bar, standing
+from ..bars import bar, standing, told
 from ..models.batches import Batch
 from ..models.isolation import same_modes
 from ..models.numerics import alike
@@ -71,11 +71,7 @@ class WeightRun:
         able = [w for w in able if w.name not in whole]
         whole |= goal.without_share(space.given, able)
         able, self.frozen = [w for w in able if w.name not in whole], whole
-        for name, reason in whole.items():
-            log.info("%s is not pruned: %s", name, reason)
-        if not able:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in whole.items())
-            raise ValueError(f"expected a model with weights to prune, found none ({reasons or 'no layers'})")
+        checks.something_to_prune("weights", able, whole)
         cost, choices = WeightCost(self.weights.total), [range(most(w.size, goal.max_rate) + 1) for w in able]
         with space.timed("ranking"):
             counts = goal.fitted(space.given, able, cost, choices, lambda: self._first_scores(able))
@@ -96,6 +92,8 @@ class WeightRun:
                 history.append(record)
                 shown.set_postfix(standing(record.loss_end, record.evaluation), refresh=False)
                 shown.update()
+                place, name, size = f"{index + 1} of {len(self.todo)}", weight.name, weight.size
+                log.info("layer %s: %s without %d of %d weights; %s", place, name, count, size, told(record))
                 space.options.observer.tell(record)
         if tuner is not None and tuner.when == "after":
             space.tune_after(len(self.todo))

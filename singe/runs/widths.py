@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..allocation.latency_budget import Machine, counts_within
 from ..allocation.schedules import RANKINGS
 from ..allocation.sensitivity import SAMPLES, Sensitivity
@@ -23,8 +23,6 @@ from ..scoring.scores import unscorable
 from ..scoring.selection import order
 from ..survey import survey
 from .neuron_workspace import MEASURED, RANKED, NeuronWorkspace
-
-log = logging.getLogger("singe")
 
 _ORDERED_ON = 16
 """The most samples to order neurons on, where the loss without them is measured anyway."""
@@ -47,11 +45,7 @@ def able_groups(space: NeuronWorkspace, seconds: float) -> tuple[list[Group], di
         found = survey(space.model, space.trace, space.sample, o.task, left_whole, seconds, o.progress)
     blind = unscorable(space.trace, found.able, o.criterion, space.probe)
     able, frozen = [g for g in found.able if g.name not in blind], found.frozen | blind
-    for name, reason in frozen.items():
-        log.info("%s is not pruned: %s", name, reason)
-    if not able:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in frozen.items())
-        raise ValueError(f"expected a model with neurons to prune, found none ({reasons or 'no layers'})")
+    checks.something_to_prune("neurons", able, frozen)
     return able, frozen
 
 
@@ -97,4 +91,4 @@ def _sensitivity(space: NeuronWorkspace) -> Sensitivity:
     few = None if o.compensate == "none" else space.drawn(min(o.compensation_images, SAMPLES))
     unpruned = None if few is None else Unpruned(space.model, graph, few, o.task, o.memory)
     compensator = None if unpruned is None else Compensator(unpruned, o.compensate)
-    return Sensitivity(space.model, graph, batches, o.task, compensator)
+    return Sensitivity(space.model, graph, batches, o.task, compensator, o.memory)

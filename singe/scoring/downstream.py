@@ -40,7 +40,8 @@ class Downstream:
         self.layers = find_layers(trace, group)
         self.by_output = {layer.output: layer for layer in self.layers}
         self.suffix = cut(trace, self.by_output)
-        self.foldable = [n for n in self.suffix.nodes if is_affine(n) and batchnorm.folds(n, live)]
+        layers = (n for n in self.suffix.nodes if is_affine(n) and n not in self.by_output)  # what fades itself stays
+        self.foldable = [n for n in layers if batchnorm.folds(n, live)]
         self._absorbed = {norm for n in self.foldable if (norm := batchnorm.following(n)) is not None}
         ride = [n for n in self.suffix.nodes if n not in self.by_output]
         self.riders = {rider.node: rider for rider in find_riders(trace, group, ride)}

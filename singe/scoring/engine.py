@@ -87,16 +87,6 @@ class Engine:
             self._current_loss = self._run(self._evaluate)
         return self._current_loss
 
-    @property
-    def chunk(self) -> int:
-        """How many jobs that fade one neuron run at a time."""
-        return self._run(lambda: self._passes.chunk)
-
-    @property
-    def parts(self) -> int:
-        """The number of parts of the images, several if one job on all of them exceeds the memory."""
-        return self._passes.parts
-
     def scores(self, criterion: Criterion, neurons: Tensor | None = None) -> Tensor:
         """float64 [len(neurons)] on the CPU: the criterion for each of ``neurons`` (int64; None: the whole group).
 
@@ -183,6 +173,7 @@ class Engine:
 
     def _neuron_path(self, rule: PathRule, p: float, neurons: Tensor, norms: ByRow) -> ByRow:
         totals = {weight: torch.zeros_like(norm) for weight, norm in norms.items()}
+        added = {weight: torch.zeros_like(norm, device="cpu") for weight, norm in norms.items()}
 
         def add(jobs: Jobs, sums: Sums, at: RowDelta) -> None:
             if self._passes.parts > 1 or self._is_shared(at.layer) or at.layer.transposed:
@@ -198,10 +189,10 @@ class Engine:
             sums: Sums = {}
             self._passes.row_deltas(jobs, partial(add, jobs, sums))
             for (weight, _), (row, gradient) in sums.items():
-                norm = torch.linalg.vector_norm(gradient, p, dim=1)
-                row = beside(row, norm)
-                totals[weight].index_add_(0, row, beside(jobs.weight, norm) * norms[weight][row] * norm)
-        return totals
+                norm = norms[weight][beside(row, gradient)] * torch.linalg.vector_norm(gradient, p, dim=1)
+                # on the CPU, since sums into rows come out differently from call to call on a GPU
+                added[weight].index_add_(0, row.cpu(), jobs.weight.cpu() * norm.cpu())
+        return {weight: total + beside(added[weight], total) for weight, total in totals.items()}
 
     def _fading(self, neuron: int, t: Tensor, p: float) -> Tensor:
         norms = []

@@ -198,9 +198,9 @@ class Passes:
         self._prefix.refresh()
         if self.parts > 1:
             return  # the parts are recomputed for every pass
-        front = self._all.front
-        for neuron in gone if front is not None else ():
-            front.remove(neuron)  # type: ignore[union-attr]
+        if (front := self._all.front) is not None:
+            for neuron in gone:
+                front.remove(neuron)
         for root in self._down.suffix.roots:
             layer, z = self._down.by_output[root], self._all.values[root]
             z.index_fill_(layer.axis, layer.rows[gone].flatten().to(z.device), 0)

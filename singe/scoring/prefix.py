@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from ..graph import batchnorm
 from ..graph.groups import Group
+from ..graph.nodes import packet_of
 from ..graph.operators import CONVOLUTIONS
 from ..graph.trace import Env, Trace
 from .downstream import Downstream
@@ -66,7 +67,7 @@ class Prefix:
         self.folded |= {call: batchnorm.folded(call, self.live) for call in calls}
 
     def _formatted(self, live: Env) -> Env:
-        kernels = {n.args[1] for n in self._trace.nodes if getattr(n.target, "overloadpacket", None) in CONVOLUTIONS}
+        kernels = {n.args[1] for n in self._trace.nodes if packet_of(n) in CONVOLUTIONS}
         return {node: self._in_format(value) if node in kernels else value for node, value in live.items()}
 
     def _in_format(self, value: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from ..criteria import Criterion, FeatureRelevance
@@ -212,13 +213,15 @@ def _gather(sums: _Sums, layers: Sequence[Layer], y: Tensor, logits: Tensor, fou
     classes = logits.shape[1]
     if not sums.count.numel():
         sums.count, sums.right = (torch.zeros(classes, dtype=torch.float64, device=y.device) for _ in range(2))
-    sums.count += torch.bincount(y, minlength=classes)
-    sums.right += torch.bincount(y[logits.argmax(1) == y], minlength=classes)
+    of_class = F.one_hot(y, classes).double()
+    sums.count += of_class.sum(0)
+    sums.right += of_class[logits.argmax(1) == y].sum(0)
     for layer in {layer.output: layer for layer in layers}.values():
         channels = layer.output.meta["val"].shape[layer.axis]
         own = sums.relevance.setdefault(layer.weight, sums.count.new_zeros(classes, channels))
         if layer.output in found:  # else it does not lead to the outputs
-            own.index_add_(0, y, layer.channels_first(found[layer.output]).flatten(2).mean(2).double())
+            # a product, since sums into rows come out differently from call to call on a GPU
+            own += of_class.T @ layer.channels_first(found[layer.output]).flatten(2).mean(2).double()
 
 
 class RelevanceScorer:

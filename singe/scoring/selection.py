@@ -87,10 +87,9 @@ class Selection:
 
 def order(scorer: Scorer, criterion: Criterion) -> Tensor:
     """int64 [n]: a group's neurons, least relevant first, re-scored if that needs no removal in the model."""
-    scores = scorer.scores(criterion)
     if not isinstance(criterion, Reconstruction):
-        return scores.argsort(stable=True)
+        return scorer.scores(criterion).argsort(stable=True)
     selection = Selection(scorer, criterion, "full")
-    for _ in range(len(scores)):
+    for _ in selection.first_scores:
         scorer.forget(selection.take_least())
     return torch.tensor(selection.taken)

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .. import typed
 from ..graph.trace import named_tensors
 from ..models.batches import Batch, tensors
 from ..records import GroupRecord
 from ..removal.plan import Plan
-from . import typed
 from .files import digest, tensor_file, write_tensors
 
 log = logging.getLogger("singe")
@@ -27,8 +27,18 @@ log = logging.getLogger("singe")
 FILE = "checkpoint.safetensors"
 VERSION = 1
 
-_read_record, _read_seconds = typed.reader(GroupRecord), typed.reader(dict[str, float])
-_read_reasons = typed.reader(dict[str, str])
+_READERS = {
+    "memory": typed.reader(int),
+    "samples": typed.reader(str),
+    "widths": typed.reader(tuple[tuple[str, int, int], ...]),
+    "plan": lambda data, at: Plan.from_json(data),
+    "history": typed.reader(tuple[GroupRecord, ...]),
+    "traced": typed.reader(int),
+    "tuned": typed.reader(bool),
+    "uncompensated": typed.reader(dict[str, str]),
+    "seconds": typed.reader(dict[str, float]),
+}
+"""Of the fields of :class:`Progress`."""
 
 
 @dataclass
@@ -75,29 +85,18 @@ class Progress:
             ValueError: something in it is of the wrong type, or contradicts the rest.
         """
         try:
-            widths = [(str(name), _count(size), _count(count)) for name, size, count in data["widths"]]
-            history = [_read_record(record, "history") for record in data["history"]]
-            seconds = _read_seconds(data.get("seconds", {}), "seconds")
-            plan, memory, traced = Plan.from_json(data["plan"]), _count(data["memory"]), _count(data["traced"])
-            progress = cls(
-                memory=memory, samples=str(data["samples"]), widths=widths, plan=plan, history=history, traced=traced,
-                tuned=data["tuned"] is True, seconds=seconds,
-                uncompensated=_read_reasons(data.get("uncompensated", {}), "uncompensated"),
-            )  # fmt: skip
-        except (KeyError, TypeError, AttributeError, OverflowError, ValueError) as error:
+            found = {name: read(data[name], name) for name, read in _READERS.items()}
+        except (KeyError, ValueError) as error:
             raise ValueError(f"damaged progress: {error!r:.200}") from error
+        progress = cls(**found | {name: list(found[name]) for name in ("widths", "history")})
+        widths, history, plan = progress.widths, progress.history, progress.plan
         removed = [(r.group, r.size, len(r.neurons), r.neurons) for r in plan.removals]
         if removed != [(*w, r.removed) for w, r in zip(widths, history, strict=False)] or len(removed) < len(history):
             raise ValueError("damaged progress: what was removed is not what was to be")
-        if traced > len(history) or not memory or any(not 0 < count < size for _, size, count in widths):
+        sensible = all(0 < count < size for _, size, count in widths)
+        if not (progress.memory and progress.traced <= len(history) and sensible):
             raise ValueError("damaged progress: numbers out of range")
         return progress
-
-
-def _count(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < 2**63:
-        raise TypeError(f"expected a non-negative int, got {reprlib.repr(value)}")
-    return value
 
 
 class Checkpoint:

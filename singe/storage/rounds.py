@@ -76,7 +76,5 @@ def _plain(record: RoundRecord) -> dict[str, Any]:
 
 
 def _record(data: Mapping[str, Any]) -> RoundRecord:
-    nested = {
-        key: {name: tuple(values.tolist()) for name, values in data[key].items()} for key in ("removed", "scores")
-    }
+    nested = {key: {name: tuple(found.tolist()) for name, found in data[key].items()} for key in ("removed", "scores")}
     return RoundRecord(**{**data, **nested})

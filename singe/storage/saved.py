@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .. import checks
+from ..graph.groups import qualified
 from ..graph.trace import named_tensors
 from ..models.copies import copy_of
 from ..models.wrappers import unwrapped
@@ -77,10 +79,8 @@ def load(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Module:
         ValueError: a file is damaged, of another version, does not fit the model, or is from another save; or the
             model is on the meta device.
     """
-    path, model = Path(directory), unwrapped(model)
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_meta:
-            raise ValueError(f"expected a model on a device, got {name} on 'meta', which holds no values")
+    model, path = unwrapped(model), Path(directory)
+    checks.real_weights(model)
     if (path / MASKS_FILE).exists():
         return _load_masked(copy_of(model), path)
     text, plan = _read_plan(path / PLAN_FILE)
@@ -159,7 +159,7 @@ def _persistent(model: nn.Module) -> dict[str, Tensor]:
     Not what ``state_dict`` says, which hooks may have rewritten.
     """
     passing = {
-        f"{prefix}.{name}" if prefix else name
+        qualified(prefix, name)
         for prefix, module in model.named_modules(remove_duplicate=False)
         for name in module._non_persistent_buffers_set
     }

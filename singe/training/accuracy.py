@@ -26,6 +26,8 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> floa
     device, task, right, total = checks.device_of(model), Task(), 0, 0
     with evaluating([model]):
         for batch in batches:
+            if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+                raise TypeError(f"expected batches (x, y) to measure accuracy on, got {type(batch).__name__}")
             x, y = checks.batch_of(batch, device, task)
             logits = model(x)
             if not isinstance(logits, Tensor) or logits.dim() < 2 or logits[:, 0].shape != y.shape:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 import torch
@@ -41,7 +41,8 @@ class Stream:
         ranks: Ranks = ALONE,
     ) -> None:
         if not hasattr(loader, "__iter__"):
-            raise TypeError(f"expected an iterable of batches, got {type(loader).__name__}")
+            remark = "; put a DataLoader around it" if hasattr(loader, "__getitem__") else ""
+            raise TypeError(f"expected an iterable of batches, got {type(loader).__name__}{remark}")
         if isinstance(loader, Iterator):
             raise TypeError(f"expected a loader that can be iterated again, got a one-shot {type(loader).__name__}")
         self._loader, self._device, self._task, self._ranks = loader, device, task, ranks
@@ -72,6 +73,14 @@ class Stream:
             raise ValueError(f"expected a loader with at least one batch, got {ended}")
         self._seen = True
         return checks.batch_of(item, self._device, self._task)
+
+    @property
+    def last(self) -> int | None:
+        """The samples in the last batch of an epoch, where the loader is a ``DataLoader`` that knows."""
+        sampler, size = getattr(self._loader, "sampler", None), getattr(self._loader, "batch_size", None)
+        if not isinstance(sampler, Sized) or not size or getattr(self._loader, "drop_last", True):
+            return None
+        return len(sampler) % size or size
 
     def take(self, images: int) -> Batch:
         """One batch of exactly ``images`` samples, joined from as many batches as that needs; the same on all ranks.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +16,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .. import values
 from ..bars import bar
-from ..models.batches import Batch, described, length
+from ..models.batches import Batch, described, head, length
 from ..models.copies import copy_of
-from ..models.precision import Precision, arithmetic, callers_multiplication, check_name
+from ..models.precision import Precision, arithmetic, callers_multiplication
 from ..ranks import ALONE, Ranks
 from ..removal.surgery import Removed
 from ..task import Task, differentiable
 from .data import Stream
 from .distillation import Teacher
+
+log = logging.getLogger("singe")
 
 When = Literal["after", "layer", "neuron"]
 
@@ -67,10 +70,8 @@ class FineTune:
 
     def __post_init__(self) -> None:
         values.integer("steps", self.steps, 1)
-        if self.optimizer not in ("sgd", "adamw"):
-            raise ValueError(f"expected optimizer 'sgd' or 'adamw', got {self.optimizer!r}")
-        if self.when not in ("after", "layer", "neuron"):
-            raise ValueError(f"expected when='after', 'layer' or 'neuron', got {self.when!r}")
+        values.choice("optimizer", self.optimizer, tuple(LEARNING_RATES))
+        values.choice("when", self.when, get_args(When))
         for name in ("momentum", "weight_decay", "decay"):
             values.number(name, getattr(self, name))
         values.number("lr", self.learning_rate)
@@ -89,7 +90,7 @@ class FineTune:
         if not 0 <= values.number("hints", self.hints) < math.inf:
             raise ValueError(f"expected hints >= 0, got {self.hints!r}")
         if self.precision is not None:
-            check_name(self.precision)
+            values.choice("precision", self.precision, get_args(Precision))
 
     @property
     def learning_rate(self) -> float:
@@ -175,8 +176,11 @@ class Tuner:
             self._outputs = self._distributed()
             with bar(range(steps), desc="fine-tuning", unit="step", shown=self._progress, inside=True) as turns:
                 for _ in turns:
-                    self._train_step()
+                    loss = self._train_step()
                     self._step += 1
+                    turns.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                    if self._progress and self._step % max(1, self._plan.steps // 10) == 0:
+                        log.info("fine-tuning: %d of %d steps, loss %.4f", self._step, self._plan.steps, loss)
         finally:
             self._outputs = None  # so that an exception that is kept does not keep other ranks waiting
             self._model.eval()
@@ -188,9 +192,15 @@ class Tuner:
         """One forward and backward step on a copy, before anything is pruned, so that failures come early.
 
         Raises:
-            ValueError: the network or the loss cannot be trained on the loader's batches.
+            TypeError, ValueError: the network or the loss cannot be trained on the loader's batches.
         """
-        model, (batch, _) = copy_of(self._model), self._stream.next_share()
+        batch, _ = self._stream.next_share()
+        self._rehearse_on(batch)
+        if self._stream.last == 1 < length(batch) and self._ranks.size == 1:
+            self._rehearse_on(head(batch, 1))
+
+    def _rehearse_on(self, batch: Batch) -> None:
+        model = copy_of(self._model)
         self._train_mode(model)
         try:
             with torch.enable_grad(), self._arithmetic():
@@ -198,9 +208,11 @@ class Tuner:
                 trained = [p for p in model.parameters() if p.requires_grad]
                 self._unused = None in torch.autograd.grad(loss, trained, allow_unused=True)
                 copy_of(model)  # with what it keeps of its last pass, as after fine-tuning
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(
-                f"expected a network and a loss that can be trained on batches of {described(batch)}: {error}"
+        except (RuntimeError, ValueError, TypeError) as error:
+            remark = "; try drop_last=True" if length(batch) == 1 else ""
+            raise (TypeError if isinstance(error, TypeError) else ValueError)(
+                f"expected a network and a loss that can be trained, in train mode, on batches of {described(batch)}"
+                f"{remark}: {error}"
             ) from error
 
     def _train_mode(self, model: nn.Module) -> None:
@@ -223,7 +235,8 @@ class Tuner:
             find_unused_parameters=unused,
         )
 
-    def _train_step(self) -> None:
+    def _train_step(self) -> float:
+        """One step; returns the loss."""
         assert self._outputs is not None
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
@@ -246,6 +259,7 @@ class Tuner:
                 f"{self._plan.steps}; try a smaller lr than {self._plan.learning_rate}"
             )
         self.optimizer.step()
+        return value
 
     def _loss(self, model: nn.Module, outputs_of: Callable[[Batch], Any], batch: Batch) -> Tensor:
         if self._teacher is None:

@@ -138,6 +138,20 @@ def test_shares_follow_the_rates_but_for_a_neuron_or_two(groups, rho):
     assert max(low for low, _ in bounds) <= min(high for _, high in bounds), f"no common level for {removed}"
 
 
+@pytest.mark.parametrize(
+    ("widths", "rho", "removed"),
+    [
+        ([16, 16, 24, 32, 32, 16], 0.696, [8, 16, 16, 16]),
+        ([8, 32, 64, 16], 0.355, [8, 16]),
+        ([64, 48, 32, 48], 0.723, [32, 24]),
+    ],
+)
+def test_rounded_widths_stay_near_a_common_share(widths, rho, removed):
+    model, groups = chain(widths)
+    choices, schedule = [removable(g, 8) for g in groups], proportional([1.0] * len(groups), widths[1:-1])
+    assert fit(parameter_cost(model, groups), choices, schedule, rho) == removed
+
+
 def test_the_same_input_gives_the_same_widths():
     model, groups = chain([5, 8, 8, 8, 3])
     count = parameter_cost(model, groups)

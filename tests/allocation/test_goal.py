@@ -8,7 +8,7 @@ from chains import chain, group_of
 from torch import nn
 
 from singe.allocation.cost import parameter_cost
-from singe.allocation.goal import Goal, left_alone
+from singe.allocation.goal import Goal, ignored, left_alone
 from singe.graph.groups import Group, Slice
 
 
@@ -56,6 +56,12 @@ def test_what_stays_whole_has_a_reason():
     for options in ({"ignore": {"8"}}, {"allocation": {"8": 1}}):
         with pytest.raises(ValueError, match=f"{next(iter(options))}, got '8'"):
             goal(**options).left_whole(model, groups)
+
+
+def test_what_is_ignored_comes_in_the_order_of_the_network():
+    model, groups = chain([3] * 11)
+    names = [str(i) for i in range(9)]
+    assert list(ignored(model, groups, names[::-1])) == list(ignored(model, groups, set(names))) == names
 
 
 def test_one_neuron_of_many_channels_says_so():

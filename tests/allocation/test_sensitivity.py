@@ -61,7 +61,7 @@ def flattened():
     return nn.Sequential(*layers, nn.Linear(8, 4))
 
 
-def prepared(make, how="none"):
+def prepared(make, how="none", memory=1 << 30):
     """A network, its graph and groups, two batches, and what measures its sensitivity."""
     torch.manual_seed(0)
     model = randomised(make()).double().eval()
@@ -70,13 +70,14 @@ def prepared(make, how="none"):
     unpruned = Unpruned(model, graph, (images(20, seed=5)[0].double(), None), task, 1 << 30)
     compensator = None if how == "none" else Compensator(unpruned, how)
     groups = [g for g in find_groups(graph) if g.frozen is None]
-    return model, graph, groups, batches, compensator, Sensitivity(model, graph, batches, task, compensator)
+    return model, graph, groups, batches, compensator, Sensitivity(model, graph, batches, task, compensator, memory)
 
 
+@pytest.mark.parametrize("memory", [1 << 30, 1], ids=["plenty", "scarce"])
 @pytest.mark.parametrize("how", ["none", "mean", "least_squares"])
 @pytest.mark.parametrize("make", [PlainNet, flattened, ResNeXt, ExciteNet])
-def test_prices_are_those_of_the_whole_network_masked_and_refitted(make, how):
-    model, graph, groups, batches, compensator, sensitivity = prepared(make, how)
+def test_prices_are_those_of_the_whole_network_masked_and_refitted(make, how, memory):
+    model, graph, groups, batches, compensator, sensitivity = prepared(make, how, memory)
 
     def loss(network):
         with torch.no_grad():

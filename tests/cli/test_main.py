@@ -81,6 +81,17 @@ def test_a_wrong_command_line_is_refused_in_one_line(arguments, capsys):
     assert line.startswith("singe") and "--help" in line
 
 
+def test_a_mistyped_option_is_told_which_is_near(capsys):
+    words = ["prune", "--model", "m:f", "--data", "d:f", "--rho", "0.5", "--out", "x"]
+    for wrong in ("--round=8", "--fine-tune"):
+        with pytest.raises(SystemExit) as caught:
+            cli.main([*words, wrong])
+        assert caught.value.code == 2
+        near = "--round-to" if "round" in wrong else "--finetune"
+        said = capsys.readouterr().err
+        assert f"unrecognized arguments: {wrong}; perhaps {near} (see singe prune --help)" in said
+
+
 def test_help_names_the_commands_and_exit_codes(capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(["--help"])

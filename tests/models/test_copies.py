@@ -71,3 +71,10 @@ def test_a_module_that_copies_share_is_refused_before_it_is_touched(call):
         call(model, torch.rand(4, 3))
     assert model[0].out_features == 8
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_copy_may_share_some_tensors():
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    copied = copy_of(model, [model[0].weight, model[1].running_mean])
+    assert copied[0].weight is model[0].weight and copied[1].running_mean is model[1].running_mean
+    assert copied[0].bias is not model[0].bias and torch.equal(copied[0].bias, model[0].bias)

@@ -24,7 +24,7 @@ def spearman(a, b):
 
 def test_what_is_no_precision_is_refused():
     for precision in ("float16", "fp32", None, torch.float32):
-        with pytest.raises(ValueError, match="expected precision 'float32', 'tf32', 'bfloat16', got"):
+        with pytest.raises(ValueError, match="expected precision 'float32', 'tf32' or 'bfloat16', got"):
             check_precision(precision, DigitNet(3), GPU)
     with pytest.raises(ValueError, match="expected precision 'tf32' with a model on a CUDA device, got one on cpu"):
         check_precision("tf32", DigitNet(3), CPU)

@@ -306,7 +306,7 @@ def test_layers_with_hardly_more_equations_than_unknowns_stay_and_are_named():
     small, graph, plan, helper = pruned_twice(model, x)
     before = small.head.weight.clone()
     few = Compensator(Unpruned(model, trace(model, x), (x[:40], None), Task(), 1 << 30), "least_squares")
-    assert few.refit_all(small, graph, plan)["head"] == "40 equations are too few for 32 unknowns"
+    assert few.refit_all(small, graph, plan)["head"] == "40 equations are too few for 32 unknowns: under 4 for each"
     assert torch.equal(small.head.weight, before)
     assert helper.refit_all(small, graph, plan) == {} and not torch.equal(small.head.weight, before)
 

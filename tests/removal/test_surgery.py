@@ -170,6 +170,17 @@ def test_a_depthwise_convolution_of_one_channel_is_a_convolution_without_groups(
     assert close(model(x), expanded(old, model, plan)(x))
 
 
+def test_a_layer_that_is_the_whole_model_is_cut_as_any_other():
+    model, gone = nn.Conv2d(4, 6, 1, groups=2), torch.tensor([1, 4])
+    with pytest.raises(ValueError, match="as many rows of each of the 2 groups of weight"):
+        compact(model, {("weight", 0): torch.tensor([0, 1])})
+    compact(model, {("weight", 0): gone, ("bias", 0): gone})
+    assert (model.groups, model.in_channels, model.out_channels) == (2, 4, 4)
+    norm, gone = nn.GroupNorm(3, 6), torch.tensor([2, 3])
+    compact(norm, {("weight", 0): gone, ("bias", 0): gone})
+    assert (norm.num_groups, norm.num_channels) == (2, 4)
+
+
 def grouped():
     return randomised(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 6, 3, groups=2), nn.Conv2d(6, 2, 1)))
 

@@ -263,6 +263,7 @@ def test_difference_sees_every_output_and_small_errors():
     with torch.no_grad():
         other.b.bias[1] += 1e-6
     assert "differ by 1.00e-06" in difference(model(x), other(x))
+    assert "returns Tensor where the compacted one returns int" in difference([x], [1])
 
 
 @pytest.mark.parametrize("error", [AssertionError, KeyError, AttributeError])

@@ -46,10 +46,10 @@ def test_names_thin_out_where_there_are_too_many():
 def test_losses_and_evaluations_along_the_run():
     evaluation, loss = plots.course(neurons()).axes
     assert list(evaluation.lines[0].get_ydata()) == [0.95, 0.93, 0.9, 0.91]
-    assert [list(line.get_ydata()) for line in loss.lines] == [[0.25], [0.9, 0.9], [0.6, 0.6]]
+    assert [list(line.get_ydata()) for line in loss.lines] == [[0.25], [0.9, 0.9], [0.6, 0.6], [0.5]]
     assert [t.get_text() for t in loss.get_xticklabels()] == ["unpruned", "conv1", "conv2", "result"]
     (loss,) = plots.course(weights()).axes
-    assert len(loss.lines) == 3
+    assert len(loss.lines) == 4
     evaluation, loss = plots.course(rounds()).axes
     assert list(loss.lines[0].get_xdata()) == [21, 42] and list(evaluation.lines[1].get_ydata()) == [0.8, 0.8]
     assert plots.course(neurons(history=())) is None

@@ -128,7 +128,9 @@ def test_no_more_bytes_are_held_than_memory_says(make, layer, memory):
             engine.scores(criterion)
         assert held.most <= memory + (96 << 10)  # weights in another memory format, scores, gradients of weights
         used = max(used, held.most)
-    assert engine.parts > 1 or memory > 1 << 19 or layer == "features.12"  # where only what lies before is large
+    assert (
+        engine._passes.parts > 1 or memory > 1 << 19 or layer == "features.12"
+    )  # where only what lies before is large
     assert used >= memory / 8 or memory > 1 << 19  # and it makes use of it
 
 
@@ -165,7 +167,7 @@ class Seeing(Wide):
 def test_samples_that_see_each_other_are_not_passed_in_parts_and_the_log_says_so(caplog):
     with caplog.at_level(logging.WARNING, "singe"):
         engine = Engine(*setting(randomised(Seeing()), images(6), "features.0"), memory=1)
-    assert (engine.parts, engine.chunk) == (1, 1)
+    assert (engine._passes.parts, engine._passes.chunk) == (1, 1)
     assert "features.0: samples cannot be passed in parts" in caplog.text
 
 

@@ -234,9 +234,23 @@ def test_without_room_on_the_disk_a_run_goes_on_and_says_so(tmp_path, monkeypatc
     monkeypatch.setattr(Checkpoint, "write", full)
     result = prune(mlp(), vectors(), tmp_path)
     assert written.count(True) == len(result.history), "once before all groups, and behind all but one"
-    (message,) = [r.getMessage() for r in caplog.records if "no checkpoint after" in r.getMessage()]
-    assert result.history[0].group in message and "No space left" in message
+    (message,) = [r.getMessage() for r in caplog.records if "no checkpoint was written" in r.getMessage()]
+    assert "No space left" in message
     assert os.listdir(tmp_path) == [FILE]
+
+
+def test_without_room_a_run_that_removes_nothing_ends_too(tmp_path, monkeypatch, caplog):
+    write, before = Checkpoint.write, []
+
+    def full(self, *args):
+        if before:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        before.append(write(self, *args))
+
+    monkeypatch.setattr(Checkpoint, "write", full)
+    result = prune(mlp(), vectors(), tmp_path, rho=1e-4, finetune=FineTune(2))
+    assert not result.history
+    assert "no checkpoint was written" in caplog.text
 
 
 def test_a_directory_that_cannot_be_written_to_is_refused_before_any_work(tmp_path, monkeypatch):

@@ -112,7 +112,7 @@ def test_so_it_does_as_an_exported_program(pruned, tmp_path):
     same_at_every_size(model, x, torch.export.load(tmp_path / "net.pt2").module())
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_so_it_does_traced(pruned, tmp_path):
     model, x = pruned
     torch.jit.trace(model, x[:2]).save(tmp_path / "net.pt")

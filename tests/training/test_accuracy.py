@@ -41,7 +41,7 @@ def test_it_is_measured_in_eval_mode_and_leaves_all_modes_alone():
     "batches, message",
     [
         ([], "got no batch"),
-        ([logits(0)], r"expected a batch \(x, y\)"),
+        ([logits(0)], r"expected batches \(x, y\) to measure accuracy on, got Tensor"),
         ([(logits(0), torch.zeros(1, 1))], r"labels of shape \(1, 1\).*got \(1, 3\)"),
         ([(torch.zeros(1), torch.zeros(1))], r"got \(1,\)"),
     ],

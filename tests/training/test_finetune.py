@@ -230,8 +230,45 @@ def test_bfloat16_trains_about_as_float32_does():
 
 
 def test_a_precision_of_training_is_refused_before_work_where_it_cannot_be_had():
-    with pytest.raises(ValueError, match="expected precision 'float32', 'tf32', 'bfloat16', got 'half'"):
+    with pytest.raises(ValueError, match="expected precision 'float32', 'tf32' or 'bfloat16', got 'half'"):
         singe.FineTune(precision="half")
     x, y = small_stream().take(8)
     with pytest.raises(ValueError, match="expected precision 'tf32' with a model on a CUDA device"):
         singe.prune(small_model(), [(x, y)], 0.5, finetune=singe.FineTune(precision="tf32"))
+
+
+def stream_of(count, **options):
+    data = TensorDataset(torch.randn(count, 6), torch.arange(count) % 3)
+    return Stream(DataLoader(data, batch_size=8, **options), torch.device("cpu"))
+
+
+def test_a_last_batch_of_one_sample_is_found_out_at_the_rehearsal():
+    for count, options in ((16, {}), (17, {"drop_last": True}), (18, {})):
+        Tuner(singe.FineTune(), small_model(), stream_of(count, **options), Task(), unpruned=small_model()).rehearse()
+    tuner = Tuner(singe.FineTune(), small_model(), stream_of(17), Task(), unpruned=small_model())
+    with pytest.raises(ValueError, match=r"on batches of .*\(1, 6\).*try drop_last=True"):
+        tuner.rehearse()
+
+
+class Auxiliary(nn.Module):
+    """Has a second head in train mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 3), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return (self.a(x), self.b(x)) if self.training else self.a(x)
+
+
+def test_outputs_of_train_mode_alone_that_the_loss_does_not_take_are_told_as_such():
+    tuner = Tuner(singe.FineTune(), Auxiliary(), small_stream(), Task(), unpruned=Auxiliary())
+    with pytest.raises(TypeError, match=r"in train mode, on batches of .* got tuple"):
+        tuner.rehearse()
+
+
+def test_a_tenth_of_the_steps_at_a_time_the_log_says_how_far_it_is(caplog):
+    tuner = Tuner(singe.FineTune(20), small_model(), small_stream(), Task(), unpruned=small_model(), progress=True)
+    with caplog.at_level("INFO", "singe"):
+        tuner.train_stage()
+    assert [m.split(",")[0] for m in caplog.messages] == [f"fine-tuning: {n} of 20 steps" for n in range(2, 21, 2)]

@@ -9,6 +9,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from ..claims import Claims, StoredTensor
+from ..groups import qualified
 from ..mirrors import representative, varies
 from ..nodes import described, place_of
 from ..owners import Owners
@@ -57,7 +58,7 @@ class Base:
                     if owners.shape[axis] == value and varies(owners, axis):
                         others = [i for i in range(owners.dim()) if i != axis]
                         neurons = representative(owners, others).flatten()
-                        self._claims.width(f"{place}.{name}" if place else name, neurons)
+                        self._claims.width(qualified(place, name), neurons)
 
     def _filled(self, node: fx.Node, owners: Tensor) -> Any:
         """Owners expanded to each of the node's outputs."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from singe.storage.typed import plain, reader
+from singe.typed import plain, reader
 
 
 @dataclass(frozen=True)
