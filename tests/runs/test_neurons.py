@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from networks import MLP, DigitNet, images, randomised
+from networks import MLP, DigitNet, PlainNet, images, randomised
 from pruning import CRITERIA, learned, mlp, parameters, prune, random_states, same_plan, snapshot, vectors
 from states import same
 from torch import nn
@@ -361,3 +361,17 @@ def test_a_last_batch_of_one_image_does_not_stop_recalibration_at_the_end_of_a_r
     data = vectors(count=33).dataset
     result = prune(normed(), DataLoader(data, batch_size=16), recalibrate_bn=33, criterion="magnitude")
     assert all(t.isfinite().all() for pair in statistics(result.model).values() for t in pair)
+
+
+def test_each_group_is_logged_and_one_that_nothing_depends_on_too(caplog):
+    model, (x, y) = randomised(PlainNet()), images(20)
+    with torch.no_grad():
+        for p in model.features[4].parameters():
+            p.zero_()
+    options = {"images": 10, "progress": False, "finetune": None, "compensate": "none", "criterion": "magnitude"}
+    with caplog.at_level("INFO", "singe"):
+        result = singe.prune(model, [(x, y)], 0.4, allocation="uniform", **options)
+    for i, record in enumerate(result.history):
+        left = record.size - len(record.removed)
+        assert f"group {i + 1} of {len(result.history)}: {record.group} {record.size} -> {left}; loss" in caplog.text
+    assert "every score of features.4 is 0" in caplog.text and "every score of features.0" not in caplog.text

@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from ..claims import StoredTensor
 from ..mirrors import NOBODY, along, varies
-from ..nodes import described, packet_of
+from ..nodes import ancestors, described, packet_of
 from ..operators import TRANSPOSED, aten
 from .combinations import Combinations
 
@@ -82,6 +82,8 @@ class Layers(Combinations):
             reason = f"the weight of {described(node)} is computed"
             if any(packet_of(source) is aten._to_copy for source in node.all_input_nodes[1:]):
                 reason += ", in another dtype; leave autocast to precision= and FineTune(precision=)"
+            if any(self._trace.state.get(n, "").endswith("_mask") for n in ancestors(node.all_input_nodes[1:])):
+                reason += ", by a mask of torch.nn.utils.prune; make masks permanent first"
             for source in node.all_input_nodes[1:]:
                 self._freeze_sources(source, reason)
             unknown: Tensor = self._unknown(node, x, weight, bias, reason=reason)

@@ -3,7 +3,7 @@ import torch
 from networks import images
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 from wiring import Wired, free, groups_of, normal, once, owned, unsafe_groups
 
 from singe.graph.analysis import analyse
@@ -44,6 +44,11 @@ REFUSED = {
         lambda self, y: self.inner(y),
         parametrizations.spectral_norm(nn.Linear(6, 6)),
         "the weight of aten.linear.default in inner is computed",
+    ),
+    "masked weight": (
+        lambda self, y: self.inner(y),
+        prune.random_unstructured(nn.Linear(6, 6), "weight", 0.5),
+        "the weight of aten.linear.default in inner is computed, by a mask of torch.nn.utils.prune; make masks",
     ),
     "transposed weight": (
         lambda self, y: y @ self.inner.weight.T,
