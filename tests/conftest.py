@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from torch.export import exported_program
 from torch.utils.data import DataLoader, TensorDataset
 
 from singe import demo
+from singe.graph import export
+from singe.graph.trace import named_tensors, plain
 from singe.models.batches import described
 from singe.timing.latency import Latency
 
@@ -67,6 +70,36 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(sys.modules["singe.result"], "latencies", latencies)
     monkeypatch.setattr(sys.modules["singe.allocation.latency_budget"], "module_times", module_times)
     return calls
+
+
+_PROGRAMS: dict[Any, Any] = {}
+
+
+@pytest.fixture(autouse=True)
+def exports_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports each of the small networks once for all tests: nothing writes to an export, and traces are made anew."""
+    original = export.exported
+
+    def exported(model, inputs, forward):
+        known = type(model).__module__ in ("networks", "singe.demo") and forward is plain
+        if not known or torch.get_default_dtype() != torch.float32 or torch.is_autocast_enabled("cpu"):
+            return original(model, inputs, forward)
+        modules, tensors = list(model.named_modules(remove_duplicate=False)), named_tensors(model)
+        simple = (bool, int, float, str, tuple, torch.dtype)
+        own = [(n, k, v) for n, m in modules for k, v in vars(m).items() if isinstance(v, simple)]
+        first = list(dict.fromkeys(map(id, tensors.values())))
+        named = [
+            (n, first.index(id(t)), t.shape, t.dtype, t.stride(), t.requires_grad, t.device) for n, t in tensors.items()
+        ]
+        key = repr((type(model), repr(model), own, named, described(inputs), torch.is_inference_mode_enabled()))
+        if key in _PROGRAMS:
+            return _PROGRAMS[key]
+        program, form = original(model, inputs, forward)
+        if not program.graph_signature.inputs_to_lifted_tensor_constants:
+            _PROGRAMS[key] = program, form
+        return program, form
+
+    monkeypatch.setattr(sys.modules["singe.graph.trace"], "exported", exported)
 
 
 @pytest.fixture
