@@ -6,7 +6,7 @@ import logging
 import math
 import time
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -78,7 +78,7 @@ class GradualPruner:
         per_round: int,
         until: int,
         criterion: str | Criterion = "feature_relevance",
-        ignore: Sequence[str] = (),
+        ignore: Collection[str] = (),
         images: int = 1024,
         loss: Loss | None = None,
         forward: Forward | None = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, overload
@@ -60,7 +60,7 @@ class Arguments(TypedDict, total=False):
     images: int
     loss: Loss | None
     forward: Forward | None
-    ignore: Sequence[str]
+    ignore: Collection[str]
     recalibrate_bn: int
     analysis_seconds: float
     seed: int
@@ -114,7 +114,7 @@ def prune(
     images: int = 64,
     loss: Loss | None = None,
     forward: Forward | None = None,
-    ignore: Sequence[str] = (),
+    ignore: Collection[str] = (),
     recalibrate_bn: int = 0,
     analysis_seconds: float = 600,
     seed: int = 0,

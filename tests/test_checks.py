@@ -170,6 +170,7 @@ def test_weights_that_are_computed_are_not_computed_to_look_at_them():
     assert before and all(map(torch.equal, before, model.buffers()))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of torch, about these tools
 @pytest.mark.parametrize("kind", ["dynamic", "prepared", "converted"])
 def test_a_quantised_model_is_named_and_refused(kind):
     quantisation = pytest.importorskip("torch.ao.quantization")

@@ -114,7 +114,7 @@ def exported_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("singe.runs.workspace.trace", graph_of)
 
 
-@pytest.mark.parametrize(("name", "share"), zip(ZOO, cycle([0.3, 0.6])))
+@pytest.mark.parametrize(("name", "share"), [*zip(ZOO, cycle([0.3, 0.6]))])
 def test_a_pruned_network_is_the_masked_one_and_trains(name, share, monkeypatch):
     exported_once(name, monkeypatch)
     entry = ZOO[name]

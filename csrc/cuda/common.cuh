@@ -54,8 +54,8 @@ template <class... Parameters, class... Arguments>
 void launch_kernel(const char* name, void (*kernel)(Parameters...), dim3 grid, cudaStream_t stream,
                    Arguments&&... arguments) {
   const cudaLaunchConfig_t config{grid, dim3(kThreads), 0, stream, nullptr, 0};
-  cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
-  const cudaError_t error = cudaGetLastError();  // and forget it
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
+  if (error != cudaSuccess) cudaGetLastError();  // forgets it; others' errors are not ours to report
   STD_TORCH_CHECK(error == cudaSuccess, name, ": ", cudaGetErrorString(error));
 }
 

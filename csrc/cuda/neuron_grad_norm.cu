@@ -58,7 +58,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-struct Job {
+// One call of the operator.
+struct Call {
   Geometry g;
   int64_t jobs, neurons, channels, group_channels, group_neurons;
   int64_t columns, tiles;  // columns of one group, and how many tiles they make
@@ -71,28 +72,28 @@ struct Job {
 template <class In, class Index, int J, int C>
 __global__ void __launch_bounds__(kThreads)
     tile_norms(const In* __restrict__ packed, const In* __restrict__ delta,
-               const int64_t* __restrict__ neuron, Job job, double* __restrict__ parts) {
+               const int64_t* __restrict__ neuron, Call call, double* __restrict__ parts) {
   using T = Compute<In>;
-  const Geometry& g = job.g;
-  const int64_t tile = blockIdx.x % job.tiles, first_job = blockIdx.x / job.tiles * J;
+  const Geometry& g = call.g;
+  const int64_t tile = blockIdx.x % call.tiles, first = blockIdx.x / call.tiles * J;
   const int64_t positions = g.batch * g.outputs(), taps = g.taps(), channel_size = g.channel();
   int64_t first_channel = 0;
   if constexpr (J == 1) {
-    const int64_t row = neuron[first_job];
-    trap_unless_row(row, job.neurons);
+    const int64_t row = neuron[first];
+    trap_unless_row(row, call.neurons);
     if (row < 0) return;
-    first_channel = row / job.group_neurons * job.group_channels;
-    if (!job.shared) first_channel += first_job * job.channels;
+    first_channel = row / call.group_neurons * call.group_channels;
+    if (!call.shared) first_channel += first * call.channels;
   }
 
   // Entries beyond the last job or column compute something that exists and are dropped below.
   const In* row[J];
   const In* column[C];
 #pragma unroll
-  for (int j = 0; j < J; ++j) row[j] = delta + min(first_job + j, job.jobs - 1) * positions;
+  for (int j = 0; j < J; ++j) row[j] = delta + min(first + j, call.jobs - 1) * positions;
 #pragma unroll
   for (int c = 0; c < C; ++c) {
-    const int64_t index = min(tile * C + c, job.columns - 1);
+    const int64_t index = min(tile * C + c, call.columns - 1);
     column[c] = packed + (first_channel + index / taps) * channel_size + g.tap_offset(index % taps);
   }
 
@@ -134,32 +135,32 @@ __global__ void __launch_bounds__(kThreads)
     gradient[threadIdx.x] = total;
   }
   __syncthreads();
-  if (threadIdx.x < J && first_job + threadIdx.x < job.jobs) {
-    trap_unless_row(neuron[first_job + threadIdx.x], job.neurons);
+  if (threadIdx.x < J && first + threadIdx.x < call.jobs) {
+    trap_unless_row(neuron[first + threadIdx.x], call.neurons);
     double part = 0;
-    for (int c = 0; c < C && tile * C + c < job.columns; ++c) {
-      part = merge(job.norm, part, element(job.norm, gradient[threadIdx.x * C + c]));
+    for (int c = 0; c < C && tile * C + c < call.columns; ++c) {
+      part = merge(call.norm, part, element(call.norm, gradient[threadIdx.x * C + c]));
     }
-    parts[(first_job + threadIdx.x) * job.tiles + tile] = part;
+    parts[(first + threadIdx.x) * call.tiles + tile] = part;
   }
 }
 
 __global__ void __launch_bounds__(kThreads)
     add_scores(const double* __restrict__ parts, const int64_t* __restrict__ neuron,
-               const double* __restrict__ node_weight, const double* __restrict__ weight_norm, Job job,
+               const double* __restrict__ node_weight, const double* __restrict__ weight_norm, Call call,
                int64_t score_stride, double* __restrict__ scores) {
   const int64_t n = global_thread() / kWarp;
   const int lane = threadIdx.x % kWarp;
-  if (n >= job.neurons) return;  // whole warps
+  if (n >= call.neurons) return;  // whole warps
   double score = scores[n * score_stride];
-  for (int64_t k = 0; k < job.jobs; ++k) {
+  for (int64_t k = 0; k < call.jobs; ++k) {
     if (neuron[k] != n) continue;
     double sum = 0;
-    for (int64_t i = lane; i < job.tiles; i += kWarp) sum = merge(job.norm, sum, parts[k * job.tiles + i]);
+    for (int64_t i = lane; i < call.tiles; i += kWarp) sum = merge(call.norm, sum, parts[k * call.tiles + i]);
     for (int step = kWarp / 2; step > 0; step /= 2) {
-      sum = merge(job.norm, sum, __shfl_xor_sync(0xffffffffu, sum, step));
+      sum = merge(call.norm, sum, __shfl_xor_sync(0xffffffffu, sum, step));
     }
-    score += node_weight[k] * weight_norm[n] * finish(job.norm, sum);
+    score += node_weight[k] * weight_norm[n] * finish(call.norm, sum);
   }
   if (lane == 0) scores[n * score_stride] = score;
 }
@@ -172,37 +173,37 @@ struct Pointers {
 };
 
 template <class In, class Index, int J, int C>
-void launch(const Tensor& x, const Tensor& delta, Job job, const Pointers& at, cudaStream_t stream) {
-  const Geometry& g = job.g;
-  const int64_t elements = (job.shared ? 1 : job.jobs) * job.channels * g.channel();
+void launch(const Tensor& x, const Tensor& delta, Call call, const Pointers& at, cudaStream_t stream) {
+  const Geometry& g = call.g;
+  const int64_t elements = (call.shared ? 1 : call.jobs) * call.channels * g.channel();
   Tensor packed = empty(x, {elements}, x.scalar_type());
   launch_kernel("neuron_grad_norm: pack", pack<In, Index>, blocks_for(elements, kThreads), stream,
-                x.const_data_ptr<In>(), g, job.channels, elements, packed.mutable_data_ptr<In>());
+                x.const_data_ptr<In>(), g, call.channels, elements, packed.mutable_data_ptr<In>());
 
-  job.tiles = (job.columns + C - 1) / C;
-  const int64_t blocks = (job.jobs + J - 1) / J * job.tiles;
+  call.tiles = (call.columns + C - 1) / C;
+  const int64_t blocks = (call.jobs + J - 1) / J * call.tiles;
   STD_TORCH_CHECK(blocks < (int64_t{1} << 31), "neuron_grad_norm: too many jobs for one call");
-  Tensor parts = empty(x, {job.jobs, job.tiles}, ScalarType::Double);
+  Tensor parts = empty(x, {call.jobs, call.tiles}, ScalarType::Double);
   launch_kernel("neuron_grad_norm: tile_norms", tile_norms<In, Index, J, C>, static_cast<unsigned>(blocks),
-                stream, packed.const_data_ptr<In>(), delta.const_data_ptr<In>(), at.neuron, job,
+                stream, packed.const_data_ptr<In>(), delta.const_data_ptr<In>(), at.neuron, call,
                 parts.mutable_data_ptr<double>());
 
-  const int64_t threads = job.neurons * kWarp;
+  const int64_t threads = call.neurons * kWarp;
   launch_kernel("neuron_grad_norm: add_scores", add_scores,
                 static_cast<unsigned>((threads + kThreads - 1) / kThreads), stream,
-                parts.const_data_ptr<double>(), at.neuron, at.node_weight, at.weight_norm, job,
+                parts.const_data_ptr<double>(), at.neuron, at.node_weight, at.weight_norm, call,
                 at.score_stride, at.scores);
 }
 
 template <class In>
-void launch(const Tensor& x, const Tensor& delta, const Job& job, const Pointers& at, cudaStream_t stream) {
+void launch(const Tensor& x, const Tensor& delta, const Call& call, const Pointers& at, cudaStream_t stream) {
   constexpr int kTile = std::is_same_v<In, double> ? 4 : 8;  // registers: the tile's square
-  const bool alike = job.shared && job.channels == job.group_channels;
-  const bool small = job.g.reach() < (int64_t{1} << 31);
-  if (alike && small) return launch<In, uint32_t, kTile, kTile>(x, delta, job, at, stream);
-  if (alike) return launch<In, uint64_t, kTile, kTile>(x, delta, job, at, stream);
-  if (small) return launch<In, uint32_t, 1, kTile>(x, delta, job, at, stream);
-  return launch<In, uint64_t, 1, kTile>(x, delta, job, at, stream);
+  const bool alike = call.shared && call.channels == call.group_channels;
+  const bool small = call.g.reach() < (int64_t{1} << 31);
+  if (alike && small) return launch<In, uint32_t, kTile, kTile>(x, delta, call, at, stream);
+  if (alike) return launch<In, uint64_t, kTile, kTile>(x, delta, call, at, stream);
+  if (small) return launch<In, uint32_t, 1, kTile>(x, delta, call, at, stream);
+  return launch<In, uint64_t, 1, kTile>(x, delta, call, at, stream);
 }
 
 void neuron_grad_norm(const Tensor& x_in, const Tensor& delta_in, const Tensor& neuron_in,
@@ -211,18 +212,18 @@ void neuron_grad_norm(const Tensor& x_in, const Tensor& delta_in, const Tensor& 
   const Problem problem = make_problem(x_in, delta_in, neuron_in, node_weight_in, weight_norm_in, scores,
                                        kernel_size, stride, padding, dilation, groups);
   const Geometry& g = problem.geometry;
-  Job job{g,
-          problem.jobs,
-          problem.neurons,
-          problem.channels,
-          problem.group_channels,
-          problem.neurons / groups,
-          problem.group_channels * g.taps(),
-          0,
-          problem.shared,
-          Norm::two};
-  with_norm(p, [&]<Norm norm>() { job.norm = norm; });
-  if (job.jobs == 0 || job.neurons == 0 || job.columns == 0 || g.batch == 0 || g.outputs() == 0) return;
+  Call call{g,
+            problem.jobs,
+            problem.neurons,
+            problem.channels,
+            problem.group_channels,
+            problem.neurons / groups,
+            problem.group_channels * g.taps(),
+            0,
+            problem.shared,
+            Norm::two};
+  with_norm(p, [&]<Norm norm>() { call.norm = norm; });
+  if (call.jobs == 0 || call.neurons == 0 || call.columns == 0 || g.batch == 0 || g.outputs() == 0) return;
 
   const Device device(x_in);
   const Tensor x = without_gaps(x_in), delta = without_gaps(delta_in);
@@ -232,7 +233,7 @@ void neuron_grad_norm(const Tensor& x_in, const Tensor& delta_in, const Tensor& 
   const Pointers at{neuron.const_data_ptr<int64_t>(), node_weight.const_data_ptr<double>(),
                     weight_norm.const_data_ptr<double>(), scores.mutable_data_ptr<double>(),
                     scores.stride(0)};
-  with_floating(x.scalar_type(), [&]<class In>() { launch<In>(x, delta, job, at, device.stream()); });
+  with_floating(x.scalar_type(), [&]<class In>() { launch<In>(x, delta, call, at, device.stream()); });
 }
 
 }  // namespace

@@ -60,6 +60,9 @@ class Plan:
     """Which neurons were removed, and which parts of each tensor with them; independent of any export.
 
     Every index counts in the unpruned model, so a plan applies to a fresh copy of that model.
+
+    Attributes:
+        removals: of each group that lost neurons, in order.
     """
 
     removals: list[Removal] = field(default_factory=list)

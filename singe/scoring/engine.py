@@ -87,6 +87,16 @@ class Engine:
             self._current_loss = self._run(self._evaluate)
         return self._current_loss
 
+    @property
+    def chunk(self) -> int:
+        """How many jobs that fade one neuron run at a time."""
+        return self._run(lambda: self._passes.chunk)
+
+    @property
+    def parts(self) -> int:
+        """The number of parts of the images, several if one job on all of them exceeds the memory."""
+        return self._run(lambda: self._passes.parts)
+
     def scores(self, criterion: Criterion, neurons: Tensor | None = None) -> Tensor:
         """float64 [len(neurons)] on the CPU: the criterion for each of ``neurons`` (int64; None: the whole group).
 

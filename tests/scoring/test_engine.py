@@ -137,15 +137,15 @@ def test_memory_sets_how_much_runs_at_once_and_not_what_comes_out(setting, memor
 
     engine = setting.engine(task=Task(loss=loss), memory=memory)
     expected = setting.engine()
-    assert expected._passes.parts == 1 < expected._passes.chunk
+    assert expected.parts == 1 < expected.chunk
     if memory == 1:
-        assert (engine._passes.parts, engine._passes.chunk) == (len(setting.batch[0]), 1)
+        assert (engine.parts, engine.chunk) == (len(setting.batch[0]), 1)
     for criterion in CRITERIA:
         evaluated.clear()
         assert close(engine.scores(criterion), expected.scores(criterion)), criterion
         assert set(evaluated) <= {len(setting.batch[0])}  # the loss is always that of the whole batch
     if memory == 1 << 40:
-        assert engine._passes.chunk >= setting.group.size
+        assert engine.chunk >= setting.group.size
 
 
 def with_room_for(monkeypatch, samples, error):
@@ -174,7 +174,7 @@ def test_where_the_device_has_no_room_passes_get_smaller(setting, monkeypatch, c
     engine = setting.engine()
     for criterion, whole in zip(CRITERIA, expected, strict=True):
         assert close(engine.scores(criterion), whole), criterion
-    assert engine._passes.chunk * len(setting.batch[0]) <= samples or engine._passes.parts > 1
+    assert engine.chunk * len(setting.batch[0]) <= samples or engine.parts > 1
     assert 0 < engine.memory < DEFAULT_MEMORY
     assert f"{setting.group.name}: out of memory, passes may take {engine.memory} bytes" in caplog.messages[-1]
 
@@ -284,7 +284,7 @@ def test_samples_that_see_each_other_run_job_by_job_and_the_log_says_so(caplog):
         engine = Setting(randomised(Mixing()), (x, y), "layers.0").engine()
         engine.scores(singe.LossChange())
     assert "layers.0" in caplog.text
-    assert engine._passes.chunk == 1
+    assert engine.chunk == 1
 
 
 def test_a_loss_that_is_not_finite_is_refused():

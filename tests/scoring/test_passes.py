@@ -128,9 +128,7 @@ def test_no_more_bytes_are_held_than_memory_says(make, layer, memory):
             engine.scores(criterion)
         assert held.most <= memory + (96 << 10)  # weights in another memory format, scores, gradients of weights
         used = max(used, held.most)
-    assert (
-        engine._passes.parts > 1 or memory > 1 << 19 or layer == "features.12"
-    )  # where only what lies before is large
+    assert engine.parts > 1 or memory > 1 << 19 or layer == "features.12"  # where only what lies before is large
     assert used >= memory / 8 or memory > 1 << 19  # and it makes use of it
 
 
@@ -144,7 +142,7 @@ def test_images_in_parts_score_as_together(make, layer, memory):
     for group in [g for g in find_groups(graph) if not g.frozen and layer in (None, g.name)][:2]:
         whole = Engine(model, graph, group, (x.double(), y))
         parts = Engine(model, graph, group, (x.double(), y), memory=memory)
-        assert whole._passes.parts == 1 < parts._passes.parts <= 7
+        assert whole.parts == 1 < parts.parts <= 7
         for criterion in CRITERIA:
             torch.testing.assert_close(parts.scores(criterion), whole.scores(criterion), rtol=1e-9, atol=1e-13)
         kept = {k: v.clone() for k, v in model.state_dict().items()}
@@ -167,7 +165,7 @@ class Seeing(Wide):
 def test_samples_that_see_each_other_are_not_passed_in_parts_and_the_log_says_so(caplog):
     with caplog.at_level(logging.WARNING, "singe"):
         engine = Engine(*setting(randomised(Seeing()), images(6), "features.0"), memory=1)
-    assert (engine._passes.parts, engine._passes.chunk) == (1, 1)
+    assert (engine.parts, engine.chunk) == (1, 1)
     assert "features.0: samples cannot be passed in parts" in caplog.text
 
 
@@ -178,7 +176,7 @@ def test_a_loss_of_the_whole_batch_sees_the_whole_batch_in_parts_too():
 
     where = setting(randomised(Wide()).double(), (images(6)[0].double(), images(6)[1]), "features.3")
     whole, parts = (Engine(*where, task=Task(loss=contrast), memory=m) for m in (1 << 30, 1))
-    assert parts._passes.parts == 6
+    assert parts.parts == 6
     torch.testing.assert_close(parts.scores(CRITERIA[0]), whole.scores(CRITERIA[0]), rtol=1e-9, atol=1e-13)
 
 

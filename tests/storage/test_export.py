@@ -246,7 +246,7 @@ REFUSED = {
     "an operator": (lambda self, x: torch.linalg.svdvals(self.a(x)), normal(3, 5, 5), {}, ValueError, "ONNX.*svd"),
     "code": (lambda self, x: self.a(x) if x.sum() > 0 else x, normal(3, 5), {}, ValueError, r"torch.export.*Wired"),
     "a dtype": (lambda self, x: self.a(x), normal(3, 5).bfloat16(), {}, ValueError, "Runtime can run on the CPU.*Gemm"),
-    "inputs": (lambda self, x: self.a(x), [normal(3, 5)], {}, TypeError, "a tensor x, got list.*forward="),
+    "inputs": (lambda self, x: self.a(x), [normal(3, 5)], {}, TypeError, "a tensor x, got list; of a batch"),
     "a shape": (lambda self, x: self.a(x), normal(3, 6), {}, ValueError, r"model\(x\) failed"),
     "opset": (lambda self, x: self.a(x), normal(3, 5), {"opset": 18.0}, TypeError, "int for opset"),
     "batch": (lambda self, x: self.a(x), normal(3, 5), {"dynamic_batch": 4}, TypeError, "dynamic_batch.*got 4"),
