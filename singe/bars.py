@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tqdm import tqdm
-
-from .records import GroupRecord, WeightRecord
 
 DELAY = 0.5
 """Seconds after which an inner bar appears: shorter work shows none."""
@@ -34,6 +32,6 @@ def standing(loss: float, evaluation: float | None) -> dict[str, str]:
     return shown if evaluation is None else shown | {"evaluation": f"{evaluation:.4g}"}
 
 
-def told(record: GroupRecord | WeightRecord) -> str:
-    """The same as text, for a log."""
-    return ", ".join(f"{name} {value}" for name, value in standing(record.loss_end, record.evaluation).items())
+def inline(state: Mapping[str, str]) -> str:
+    """The same in a line of a log."""
+    return ", ".join(f"{name} {value}" for name, value in state.items())

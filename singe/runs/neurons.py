@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .. import checks
-from ..bars import bar, standing, told
+from ..bars import bar, inline, standing
 from ..graph.groups import Group
 from ..graph.trace import named_tensors, trace
 from ..models.copies import copy_of
@@ -152,10 +152,11 @@ class NeuronRun:
                 history.append(record)
                 self._agree(record)
                 self._save()
-                shown.set_postfix(standing(record.loss_end, record.evaluation), refresh=False)
+                state = standing(record.loss_end, record.evaluation)
+                shown.set_postfix(state, refresh=False)
                 shown.update()
                 place, name, left = f"{index + 1} of {total}", record.group, record.size - len(record.removed)
-                log.info("group %s: %s %d -> %d; %s", place, name, record.size, left, told(record))
+                log.info("group %s: %s %d -> %d; %s", place, name, record.size, left, inline(state))
                 space.options.observer.tell(record)
 
     def _agree(self, record: GroupRecord) -> None:

@@ -17,7 +17,7 @@ from .. import checks
 from ..allocation.cost import WeightCost
 from ..allocation.fit import most
 from ..allocation.goal import ignored
-from ..bars import bar, standing, told
+from ..bars import bar, inline, standing
 from ..models.batches import Batch
 from ..models.isolation import same_modes
 from ..models.numerics import alike
@@ -90,10 +90,11 @@ class WeightRun:
             for index, (weight, count) in enumerate(self.todo):
                 record = self._prune_weight(index, weight, count)
                 history.append(record)
-                shown.set_postfix(standing(record.loss_end, record.evaluation), refresh=False)
+                state = standing(record.loss_end, record.evaluation)
+                shown.set_postfix(state, refresh=False)
                 shown.update()
                 place, name, size = f"{index + 1} of {len(self.todo)}", weight.name, weight.size
-                log.info("layer %s: %s without %d of %d weights; %s", place, name, count, size, told(record))
+                log.info("layer %s: %s without %d of %d weights; %s", place, name, count, size, inline(state))
                 space.options.observer.tell(record)
         if tuner is not None and tuner.when == "after":
             space.tune_after(len(self.todo))
