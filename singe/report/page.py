@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..records import LatencyChange
+from ..storage import files
 from ..storage.files import replace
 from ..timing.stopwatch import duration
 from . import drawing, plots
@@ -43,7 +44,7 @@ def write(facts: Facts, directory: Path) -> Path:
         figures = {name: drawing.laid_out(made) for name, made in drawn.items()}
         pictures = {name: drawing.png(made) for name, made in figures.items()}
         inline = {name: drawing.svg(made, name, PLOTS[name][1]) for name, made in figures.items()}
-    directory.mkdir(parents=True, exist_ok=True)
+    files.directory(directory)
     for name in PLOTS:
         path = directory / f"report-{name}.png"
         if name in pictures:

@@ -8,7 +8,6 @@ import os
 import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from ..graph.trace import named_tensors
 from ..models.batches import Batch, tensors
 from ..records import GroupRecord
 from ..removal.plan import Plan
+from . import files
 from .files import digest, tensor_file, write_tensors
 
 log = logging.getLogger("singe")
@@ -108,8 +108,7 @@ class Checkpoint:
     """
 
     def __init__(self, directory: str | os.PathLike[str], call: Mapping[str, Any]) -> None:
-        self._path = Path(directory) / FILE
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = files.directory(directory) / FILE
         self._call = json.loads(json.dumps(call))
 
     def read(self) -> Progress | None:

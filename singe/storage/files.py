@@ -58,6 +58,19 @@ def read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
+def directory(path: str | os.PathLike[str]) -> Path:
+    """A directory, created if it does not exist.
+
+    Raises:
+        NotADirectoryError: there is a file of that name.
+    """
+    found = Path(path)
+    if found.exists() and not found.is_dir():
+        raise NotADirectoryError(f"expected a directory, got the file {found}")
+    found.mkdir(parents=True, exist_ok=True)
+    return found
+
+
 def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of a text and of the names, types and values of tensors, in hexadecimal."""
     found = hashlib.sha256(text.encode())

@@ -16,6 +16,7 @@ from ..models.copies import copy_of
 from ..models.wrappers import unwrapped
 from ..removal import masks
 from ..removal.plan import Plan
+from . import files
 from .files import check_dtypes, digest, read_text, replace, tensor_file, write_tensors
 
 PLAN_FILE = "plan.json"
@@ -96,7 +97,10 @@ def load_plan(directory: str | os.PathLike[str]) -> Plan:
         FileNotFoundError: no ``plan.json`` in the directory.
         ValueError: it is damaged or of another version.
     """
-    return _read_plan(Path(directory) / PLAN_FILE)[1]
+    path = Path(directory)
+    if (path / MASKS_FILE).exists() and not (path / PLAN_FILE).exists():
+        raise FileNotFoundError(f"expected {PLAN_FILE} in {path}, got {MASKS_FILE}, of single weights: use singe.load")
+    return _read_plan(path / PLAN_FILE)[1]
 
 
 def _load_masked(model: nn.Module, path: Path) -> nn.Module:
@@ -140,9 +144,7 @@ def check(model: nn.Module) -> None:
 def _made(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
     """The directory, for a model that can be saved."""
     check(model)
-    path = Path(directory)
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+    return files.directory(directory)
 
 
 def _read_plan(path: Path) -> tuple[str, Plan]:

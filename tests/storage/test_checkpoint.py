@@ -255,7 +255,7 @@ def test_without_room_a_run_that_removes_nothing_ends_too(tmp_path, monkeypatch,
 
 def test_a_directory_that_cannot_be_written_to_is_refused_before_any_work(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("no directory")
-    with pytest.raises(OSError):
+    with pytest.raises(NotADirectoryError, match="expected a directory, got the file "):
         prune(mlp(), vectors(), tmp_path / "file")
 
     def full(_):

@@ -320,6 +320,11 @@ def test_a_directory_holds_a_plan_or_masks(masked, pruned):
     assert sorted(p.name for p in path.iterdir()) == ["masks.safetensors", "model.safetensors"]
 
 
+def test_masks_are_no_plan(masked):
+    with pytest.raises(FileNotFoundError, match=r"expected plan\.json in .*, got masks\.safetensors"):
+        load_plan(masked[1])
+
+
 def other_masks(path):
     kept = load_file(path / "masks.safetensors")
     save_file({name: ~mask for name, mask in kept.items()}, path / "masks.safetensors")
