@@ -21,9 +21,8 @@ from ..inspection import inspect as look
 from ..models.batches import Batch, head, with_dicts
 from ..prune import prune as run
 from ..report import write_report
-from ..storage import files
 from ..storage.export import export_onnx
-from ..storage.files import replace
+from ..storage.files import create_directory, replace
 from ..storage.saved import check as check_savable
 from ..storage.saved import load as load_saved
 from ..tensorboard import TensorBoard
@@ -148,7 +147,7 @@ def _made(directory: Path) -> Iterator[None]:
     """Makes a directory before work starts, so that one that cannot be is refused; a call that fails leaves none."""
     new = not directory.exists()
     if _first():
-        files.directory(directory)
+        create_directory(directory)
     try:
         yield
     except BaseException:

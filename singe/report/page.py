@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..records import LatencyChange
-from ..storage import files
-from ..storage.files import replace
+from ..storage.files import create_directory, replace
 from ..timing.stopwatch import duration
 from . import drawing, plots
 from .facts import Facts
@@ -44,7 +43,7 @@ def write(facts: Facts, directory: Path) -> Path:
         figures = {name: drawing.laid_out(made) for name, made in drawn.items()}
         pictures = {name: drawing.png(made) for name, made in figures.items()}
         inline = {name: drawing.svg(made, name, PLOTS[name][1]) for name, made in figures.items()}
-    files.directory(directory)
+    create_directory(directory)
     for name in PLOTS:
         path = directory / f"report-{name}.png"
         if name in pictures:

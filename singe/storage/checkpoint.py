@@ -19,8 +19,7 @@ from ..graph.trace import named_tensors
 from ..models.batches import Batch, tensors
 from ..records import GroupRecord
 from ..removal.plan import Plan
-from . import files
-from .files import digest, tensor_file, write_tensors
+from .files import create_directory, digest, tensor_file, write_tensors
 
 log = logging.getLogger("singe")
 
@@ -108,7 +107,7 @@ class Checkpoint:
     """
 
     def __init__(self, directory: str | os.PathLike[str], call: Mapping[str, Any]) -> None:
-        self._path = files.directory(directory) / FILE
+        self._path = create_directory(directory) / FILE
         self._call = json.loads(json.dumps(call))
 
     def read(self) -> Progress | None:

@@ -58,8 +58,8 @@ def read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def directory(path: str | os.PathLike[str]) -> Path:
-    """A directory, created if it does not exist.
+def create_directory(path: str | os.PathLike[str]) -> Path:
+    """A directory, which is created if it does not exist.
 
     Raises:
         NotADirectoryError: there is a file of that name.

@@ -16,8 +16,7 @@ from ..models.copies import copy_of
 from ..models.wrappers import unwrapped
 from ..removal import masks
 from ..removal.plan import Plan
-from . import files
-from .files import check_dtypes, digest, read_text, replace, tensor_file, write_tensors
+from .files import check_dtypes, create_directory, digest, read_text, replace, tensor_file, write_tensors
 
 PLAN_FILE = "plan.json"
 MASKS_FILE = "masks.safetensors"
@@ -144,7 +143,7 @@ def check(model: nn.Module) -> None:
 def _made(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
     """The directory, for a model that can be saved."""
     check(model)
-    return files.directory(directory)
+    return create_directory(directory)
 
 
 def _read_plan(path: Path) -> tuple[str, Plan]:

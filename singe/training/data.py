@@ -75,12 +75,12 @@ class Stream:
         return checks.batch_of(item, self._device, self._task)
 
     @property
-    def last(self) -> int | None:
-        """The samples in the last batch of an epoch, where the loader is a ``DataLoader`` that knows."""
+    def before_lone(self) -> int | None:
+        """How many batches of an epoch come before one of a single sample; None where no ``DataLoader`` says so."""
         sampler, size = getattr(self._loader, "sampler", None), getattr(self._loader, "batch_size", None)
         if not isinstance(sampler, Sized) or not size or getattr(self._loader, "drop_last", True):
             return None
-        return len(sampler) % size or size
+        return len(sampler) // size if len(sampler) % size == 1 else None
 
     def take(self, images: int) -> Batch:
         """One batch of exactly ``images`` samples, joined from as many batches as that needs; the same on all ranks.

@@ -196,7 +196,8 @@ class Tuner:
         """
         batch, _ = self._stream.next_share()
         self._rehearse_on(batch)
-        if self._stream.last == 1 < length(batch) and self._ranks.size == 1:
+        lone = self._stream.before_lone
+        if lone is not None and lone < self._plan.steps and self._ranks.size == 1:
             self._rehearse_on(head(batch, 1))
 
     def _rehearse_on(self, batch: Batch) -> None:
