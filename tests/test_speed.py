@@ -103,7 +103,7 @@ def test_durations_and_bytes_are_readable():
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_call_is_timed_and_its_result_kept(device):
     result, seconds = timed(lambda: time.sleep(0.05) or "done", torch.device(device))
-    assert result == "done" and 0.05 <= seconds < 1
+    assert result == "done" and 0.05 <= seconds < 10
 
 
 def test_ways_take_turns_and_their_median_counts(monkeypatch):
@@ -116,13 +116,14 @@ def test_ways_take_turns_and_their_median_counts(monkeypatch):
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak")
 def test_the_peak_of_a_call_is_what_it_had_at_once_and_no_other_had():
-    def allocate(count):
-        return float(torch.ones(count << 18).sum())  # MiB
+    # above 32 MiB glibc asks the system for each block, and gives it back at once; below, it may fill what lies free
+    def allocate(mebibytes):
+        return float(torch.ones(mebibytes << 18).sum())
 
-    total, large = with_peak(lambda: allocate(96), CPU)
-    assert total == 96 << 18 and 90 << 20 < large < 140 << 20
-    assert 20 << 20 < with_peak(lambda: allocate(24), CPU)[1] < 90 << 20
-    assert with_peak(lambda: [allocate(24) for _ in range(4)], CPU)[1] < 90 << 20
+    total, large = with_peak(lambda: allocate(160), CPU)
+    assert total == 160 << 18 and 150 << 20 < large < 200 << 20
+    assert 35 << 20 < with_peak(lambda: allocate(40), CPU)[1] < 75 << 20
+    assert with_peak(lambda: [allocate(40) for _ in range(4)], CPU)[1] < 75 << 20
 
 
 @pytest.mark.skipif("cuda" not in DEVICES, reason="needs a GPU")

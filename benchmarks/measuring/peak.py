@@ -19,6 +19,8 @@ def with_peak(way: Callable[[], Result], device: torch.device) -> tuple[Result, 
     """What a call returns, and its peak bytes above what was in use before; None where this is unknown.
 
     On a CPU these are resident bytes of the whole process, which only Linux reports; on a GPU those of tensors.
+    Too few where the process, with several threads, has failed to allocate before: from then on glibc serves the
+    thread from another arena, and what lies free at the end of that cannot be given back, and is filled unnoticed.
     """
     gc.collect()
     if device.type == "cuda":
