@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from .criteria import Criterion
+from .graph.fading import readers
 from .graph.groups import Group
 from .models.copies import copy_of
 from .observer import Observer
@@ -222,8 +223,9 @@ class Rehearsal(NeuronRun):
             f"took {again:.1f} scores per removal in addition to each neuron's first"
         )
         if o.compensate != "none":
-            a_layer = sum(r.seconds_compensating for r in records) / len(records)
-            seconds["compensating"] = a_layer * (len(todo) + self._refitted_last())
+            layers = {group.name: len(readers(group)) for group, _ in todo}
+            a_layer = sum(r.seconds_compensating for r in records) / max(1, sum(layers[r.group] for r in records))
+            seconds["compensating"] = a_layer * (sum(layers.values()) + self._refitted_last())
 
     def _refitted_last(self) -> int:
         """How many layers are refitted once more at the end."""

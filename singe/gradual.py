@@ -128,6 +128,7 @@ class GradualPruner:
         self._processes = model.process_group if isinstance(model, DistributedDataParallel) else None
         self._model = unwrapped(model)
         self._device = checks.sound_model(self._model)
+        self._kinds = _kinds(self._model)
         if norms := weight_norms(self._model):
             raise ValueError(f"expected a model without weight norms, got one in {norms[0].module}")
         self._every, self._per_round, self._until = every, per_round, until
@@ -176,8 +177,9 @@ class GradualPruner:
             what the round did, or None where none was due.
 
         Raises:
-            TypeError, ValueError: the loader's batches cannot be scored, or ``evaluate`` returns no finite number.
-                The epoch then does not count, nor does it if ``evaluate`` itself fails.
+            TypeError, ValueError: the model has been moved or cast, the loader's batches cannot be scored, or
+                ``evaluate`` returns no finite number. The epoch then does not count, nor does it if ``evaluate``
+                itself fails.
         """
         self._check_running()
         stream, epoch = Stream(loader, self._device, self._task), self.epoch + 1
@@ -269,7 +271,7 @@ class GradualPruner:
             NaN where there was none. ``plan.apply(model, optimizer)`` cuts the model itself, to train it further.
 
         Raises:
-            ValueError: it has been called before.
+            ValueError: it has been called before, or the model has been moved or cast.
         """
         self._check_running()
         plan, task = self._plan(self._masked), self._task
@@ -310,6 +312,11 @@ class GradualPruner:
     def _check_running(self) -> None:
         if not self._release.alive:
             raise ValueError("expected a GradualPruner that is still in use, got one whose finish() was called")
+        if (kinds := _kinds(self._model)) != self._kinds:
+            raise ValueError(
+                f"expected a model of {' and '.join(self._kinds)}, as it was when GradualPruner was made, got one of "
+                f"{' and '.join(kinds)}; move or cast a model first"
+            )
 
     # -- checkpoints -----------------------------------------------------------------------------------------
 
@@ -353,6 +360,11 @@ def _hold(pruner: weakref.ref[GradualPruner], optimizer: Optimizer, args: object
     held = pruner()
     if held is not None and held._zeros:
         zero(held._model, held._zeros, optimizer)
+
+
+def _kinds(model: nn.Module) -> list[str]:
+    """The dtypes of a model's parameters, and where they are."""
+    return sorted({f"{p.dtype} on {p.device}" for p in model.parameters()})
 
 
 def _with(masked: Mapping[str, list[int]], removed: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:

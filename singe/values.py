@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -50,8 +50,10 @@ def positive(name: str, value: Any) -> float:
 
 
 def patterns(name: str, value: Any) -> None:
-    """Raises TypeError unless ``value`` is a list (or tuple, or set) of strings."""
-    if not isinstance(value, (list, tuple, set, frozenset)) or not all(isinstance(p, str) for p in value):
+    """Raises TypeError unless ``value`` is a collection of strings, other than a string."""
+    if isinstance(value, (str, Mapping)) or not (
+        isinstance(value, Collection) and all(isinstance(pattern, str) for pattern in value)
+    ):
         raise TypeError(f"expected a list of module names for {name}, got {value!r}")
 
 

@@ -1,14 +1,17 @@
 import copy
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from networks import MLP, randomised
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import singe
 from singe import FineTune, Forecast
+from singe.graph.fading import readers
 from singe.runs.group import Turn
 
 forecast_module = sys.modules["singe.forecast"]
@@ -182,3 +185,28 @@ def test_what_evaluations_took_before_is_not_what_one_takes(model, loader, tmp_p
     interrupted_after_a_group(monkeypatch, model, loader, 0.3, evaluate=slow, **arguments)
     rest = singe.forecast(model, loader, 0.3, evaluate=lambda network: 1.0, **arguments)
     assert 0 < rest.seconds["evaluate"] / (len(rest.parts) + 1) < 0.25
+
+
+def test_refitting_takes_as_long_as_layers_are_many(loader, monkeypatch):
+    class Branching(nn.Module):
+        """Three layers read a, one reads b."""
+
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(10, 12), nn.Linear(12, 9)
+            self.c, self.d, self.e = nn.Linear(12, 4), nn.Linear(12, 4), nn.Linear(9, 4)
+
+        def forward(self, x):
+            x = self.a(x).relu()
+            return self.e(self.b(x).relu()) + self.c(x) + self.d(x)
+
+    def a_second_each(self):
+        return replace(take(self), seconds_compensating=float(len(readers(self._group))))
+
+    take = Turn.take
+    monkeypatch.setattr(Turn, "take", a_second_each)
+    monkeypatch.setattr(forecast_module, "TRIED", -1)  # one of the groups
+    options = {"compensate": "mean", "finetune": None, "allocation": {"*": 0.3}, "images": 8, "progress": False}
+    told = singe.forecast(randomised(Branching()), loader, 0.3, **options)
+    assert [part.name for part in told.parts] == ["a", "b"]
+    assert told.seconds["compensating"] == pytest.approx(4)

@@ -519,3 +519,18 @@ def test_records_of_a_state_are_handed_over_first():
 def test_what_cannot_watch_is_refused():
     with pytest.raises(TypeError, match="expected evaluate to be a function"):
         pruner(mlp(), evaluate=1.0)
+
+
+def test_a_model_that_was_cast_since_is_refused():
+    model = mlp()
+    held = pruner(model)
+    held.epoch_end(loader())
+    model.double()
+    message = (
+        r"a model of torch\.float32 on cpu, as it was when GradualPruner was made, got one of torch\.float64 on cpu"
+    )
+    for call in (lambda: held.epoch_end(loader()), held.finish, lambda: held.load_state_dict({})):
+        with pytest.raises(ValueError, match=message):
+            call()
+    model.float()
+    assert held.finish().history == held.history

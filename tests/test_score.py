@@ -738,3 +738,22 @@ def test_masked_classes_with_infinite_logits_do_not_look_like_disagreement():
     model, (x, y) = randomised(Masked()), images(classes=3)
     result = singe.prune(model, [(x, y)], 0.3, criterion="magnitude", finetune=None, images=5, progress=False)
     assert set(result.frozen) == {"classifier.3"}
+
+
+class Detached(nn.Module):
+    """What ``a`` computes reaches the outputs, but no gradient gets back to it."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(10, 6), nn.Linear(6, 4), nn.Linear(10, 4)
+
+    def forward(self, x):
+        return self.b(F.relu(self.a(x)).detach()) + self.c(x)
+
+
+@pytest.mark.parametrize("memory", [1 << 30, 400])
+@pytest.mark.parametrize("criterion", ["integrated_gradient", "magnitude_gradient"])
+def test_neurons_that_no_gradient_reaches_score_zero(criterion, memory):
+    model, batch = randomised(Detached()), (torch.randn(8, 10), torch.arange(8) % 4)
+    assert singe.score(model, batch, "a", criterion=criterion, memory=memory).tolist() == [0] * 6
+    assert singe.score(model, batch, "a", criterion="loss_change", memory=memory).abs().min() > 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ class Goal:
     def described(self) -> dict[str, Any]:
         """The arguments as plain data, the same for all values that mean the same."""
         rates = self.allocation
-        return asdict(self) | {
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {
             "rho": float(self.rho),
             "max_rate": float(self.max_rate),
             "ignore": sorted(self.ignore),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from .. import checks
-from ..criteria import FeatureRelevance, Reconstruction, reads_loss
+from ..criteria import FeatureRelevance, Reconstruction
 from ..graph.groups import Group
 from ..models.batches import Batch
 from ..models.weightnorm import plain_copy, weight_norms, without_weight_norms
@@ -62,8 +62,6 @@ class NeuronWorkspace(Workspace):
         o = self.options
         self.progress, self.seconds = progress, progress.seconds
         progress.memory = min(progress.memory, o.memory)
-        if reads_loss(o.criterion) or o.goal.allocation == "sensitivity":
-            checks.loss_of_outputs(self.model, self.probe, o.task)
         self.analyse()
         self.macs = self.macs_of(self.model)
         if o.compensate != "none" or isinstance(o.criterion, Reconstruction):

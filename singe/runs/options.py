@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, get_args
 
 import torch
@@ -59,13 +61,12 @@ class Options:
 
     def deciding(self) -> dict[str, Any]:
         """Those that decide the result of a run, as plain data."""
-        functions = {"loss": self.task.objective, "forward": self.task.forward}
+        named = {"loss": _identity(self.task.objective), "forward": self.task.forward and _identity(self.task.forward)}
         return {
             **self.goal.described(), "criterion": identity(self.criterion), "refresh": self.refresh,
             "compensate": self.compensate, "compensation_images": self.compensation_images,
             "finetune": repr(self.finetune), "images": self.images, "recalibrate_bn": self.recalibrate_bn,
-            "seed": self.seed, "precision": self.precision,
-            **{key: f and getattr(f, "__qualname__", type(f).__name__) for key, f in functions.items()},
+            "seed": self.seed, "precision": self.precision, **named,
         }  # fmt: skip
 
     def described(self, device: torch.device) -> dict[str, str]:
@@ -73,3 +74,13 @@ class Options:
         deciding = self.deciding() | {"memory": self.memory}
         shown = {name: value if isinstance(value, str) else repr(value) for name, value in deciding.items()}
         return shown | surroundings(device)
+
+
+def _identity(function: Callable[..., Any]) -> str:
+    """What tells a function from others, the same in every process: its name, and of a lambda what it computes."""
+    name: str = getattr(function, "__qualname__", type(function).__name__)
+    code = getattr(function, "__code__", None)
+    if code is None or code.co_name != "<lambda>":
+        return name
+    constants = [value for value in code.co_consts if isinstance(value, (int, float, str))]
+    return f"{name} {sha256(repr((code.co_code, code.co_names, constants)).encode()).hexdigest()[:8]}"

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from .. import checks
+from ..criteria import reads_loss
 from ..graph.trace import Trace, named_tensors, trace
 from ..models.batches import Batch
 from ..models.copies import copy_of
@@ -66,13 +67,17 @@ class Workspace:
         """Makes the graph.
 
         Raises:
-            ValueError: the model cannot be traced, shares weights with something outside it, or has no finite loss.
+            ValueError: the model cannot be traced, shares weights with something outside it, or has no finite loss, or
+                one of more than its outputs where that decides what is removed.
         """
+        o = self.options
+        if reads_loss(o.criterion) or o.goal.allocation == "sensitivity":
+            checks.loss_of_outputs(self.model, self.probe, o.task)
         with self.timed("analysis"):
             self.trace = self.traced(self.probe)
         checks.own_weights(self.given, self.trace)
-        self.sample = few(self.probe, self.trace, self.options.task)
-        self.watch = Watch(self.model, self.probe, self.options.task)
+        self.sample = few(self.probe, self.trace, o.task)
+        self.watch = Watch(self.model, self.probe, o.task)
         if not math.isfinite(self.watch.loss):
             raise ValueError(f"expected a finite loss before pruning, got {self.watch.loss}")
 

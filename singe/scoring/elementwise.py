@@ -22,6 +22,7 @@ from ..models.precision import Precision, arithmetic
 from ..quadrature import Nodes
 from ..ranks import ALONE, Ranks
 from ..task import Task
+from .backward import gradients
 from .judging import Judge
 from .samples import Samples
 from .shortage import Memory
@@ -130,14 +131,10 @@ class Gradients:
         faded, total = (t * self._weight).requires_grad_(), torch.zeros_like(self._weight)
         if len(self._sizes) == 1:
             with torch.enable_grad():
-                loss = self._judge.summed(self._outputs(faded, 0), 1)
-                return torch.autograd.grad(loss, faded, materialize_grads=True)[0]
+                return gradients([self._judge.summed(self._outputs(faded, 0), 1)], None, [faded])[0]
         for index, wanted in enumerate(self._at_outputs(faded)):
             with torch.enable_grad():
-                outputs = self._outputs(faded, index)
-                ends = [(out, own) for out, own in zip(outputs, wanted, strict=True) if out.requires_grad]
-                values, at_values = zip(*ends, strict=True)
-                total += torch.autograd.grad(values, faded, at_values, materialize_grads=True)[0]
+                total += gradients(self._outputs(faded, index), wanted, [faded])[0]
         return total
 
     def _at_outputs(self, faded: Tensor) -> list[tuple[Tensor, ...]]:

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from ..graph.trace import Trace
 from ..models.batches import Batch, length, tensors
 from ..task import Task, differentiable
+from .backward import gradients
 from .stacking import Stacking
 
 
@@ -38,19 +39,20 @@ class Judge:
             return torch.stack([self._task.judge(outputs, self._batch) for outputs in jobs])
 
     def summed(self, outputs: Sequence[Tensor], count: int) -> Tensor:
-        """The losses' sum, to be differentiated.
+        """The losses' sum, to be differentiated where the outputs are.
 
         Raises:
-            ValueError: it has no gradient.
+            ValueError: it has no gradient although an output has one.
         """
-        return differentiable(self.losses(outputs, count).sum())
+        loss = self.losses(outputs, count).sum()
+        return differentiable(loss) if any(output.requires_grad for output in outputs) else loss
 
     def gradients(self, outputs: Sequence[Tensor], count: int) -> list[Tensor]:
         """The gradient of the losses' sum at every output; in place of one that has none, the output itself."""
         with torch.enable_grad():
             leaves = [out.detach().requires_grad_(out.is_floating_point() or out.is_complex()) for out in outputs]
             wanted = [leaf for leaf in leaves if leaf.requires_grad]
-            found = iter(torch.autograd.grad(self.summed(leaves, count), wanted, materialize_grads=True))
+            found = iter(gradients([self.summed(leaves, count)], None, wanted))
         return [next(found) if leaf.requires_grad else leaf for leaf in leaves]
 
     def _presented(self, node: fx.Node, value: Tensor) -> Tensor:

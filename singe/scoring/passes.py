@@ -26,6 +26,7 @@ from ..graph.trace import Env, Trace
 from ..models.batches import Batch, length, tensors
 from ..models.precision import Precision, prefers_channels_last
 from ..task import Task
+from .backward import gradients
 from .budget import Budget
 from .incremental import Incremental
 from .jobs import Jobs, beside, spread, whole_group
@@ -230,21 +231,12 @@ class Passes:
         def one(part: _Part, seed: Sequence[Tensor] | None) -> None:  # so that nothing is kept while the next part runs
             with torch.enable_grad():
                 done = self._forward(jobs, part)
-                ends, at_ends = self._ends(done.outputs, seed, len(jobs))
-                deltas = torch.autograd.grad(ends, list(done.faded.values()), at_ends, materialize_grads=True)
+                ends = done.outputs if seed is not None else [self._judge.summed(done.outputs, len(jobs))]
+                deltas = gradients(ends, seed, list(done.faded.values()))
             receive(done, dict(zip(done.faded, deltas, strict=True)))
 
         for index, seed in enumerate(seeds):
             one(self._part(index), seed)
-
-    def _ends(
-        self, outputs: list[Tensor], seed: Sequence[Tensor] | None, count: int
-    ) -> tuple[list[Tensor], list[Tensor] | None]:
-        """Where a backward pass begins, and with which gradients: the losses, or outputs of a part with their own."""
-        if seed is None:
-            return [self._judge.summed(outputs, count)], None
-        pairs = [(out, own) for out, own in zip(outputs, seed, strict=True) if out.requires_grad]
-        return [out for out, _ in pairs], [own for _, own in pairs]
 
     def _seeds(self, jobs: Jobs) -> list[tuple[Tensor, ...]]:
         """The gradient of the summed losses at the model's outputs, for every part of the images."""

@@ -19,6 +19,7 @@ from ..graph import batchnorm
 from ..graph.nodes import argument, packet_of
 from ..graph.operators import CONVOLUTIONS, MOVES, PADS, SPLITS, TRANSPOSED, aten
 from ..graph.trace import Env, evaluate
+from .backward import gradients
 
 EPSILON = 1e-12
 """Contributions whose sum is no more than this count as zero."""
@@ -64,11 +65,8 @@ class Step:
             leaves = pytree.tree_map(lambda t: t.detach().requires_grad_(t.is_floating_point()), values)
             output = self.run(leaves)
             given = pytree.tree_leaves(cotangent(pytree.tree_map(Tensor.detach, output)))
-            pairs = [(o, g) for o, g in zip(pytree.tree_leaves(output), given, strict=True) if o.requires_grad]
             inputs = [t for t in pytree.tree_leaves(leaves) if t.requires_grad]
-            found = torch.autograd.grad(
-                [o for o, _ in pairs], inputs, [g for _, g in pairs], allow_unused=True, materialize_grads=True
-            )
+            found = gradients(pytree.tree_leaves(output), given, inputs)
         known = dict(zip(map(id, inputs), found, strict=True))
         return {n: pytree.tree_map(lambda t: known.get(id(t), torch.zeros_like(t)), leaves[n]) for n in values}
 

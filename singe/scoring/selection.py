@@ -76,7 +76,8 @@ class Selection:
         self.taken.append(neuron)
         self.taken_scores.append(float(self._scores[neuron]))
         self._scores[neuron] = math.inf
-        self._fresh[:] = self.scorer.lasting(self._criterion)
+        if not self.scorer.lasting(self._criterion):
+            self._fresh[:] = False
         return neuron
 
     def _score(self, neurons: torch.Tensor) -> None:

@@ -11,14 +11,17 @@ from .. import checks
 from ..models.isolation import evaluating
 from ..task import Task
 
+_IGNORED = -100
+"""``ignore_index`` of torch's cross-entropy."""
+
 
 @torch.no_grad()
 def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """The share of labels that are the class of the largest logit, in [0, 1], in eval mode.
+    """The share of labels that are the class of the largest logit, in [0, 1], in eval mode; -100 is no label.
 
     Args:
         model: returns logits [B, classes, ...]; its mode is restored afterwards.
-        batches: pairs of inputs x [B, ...] and labels y, int [B, ...].
+        batches: pairs of inputs x [B, ...] and labels y, int [B, ...], with -100 where the default loss sees none.
 
     Raises:
         TypeError, ValueError: no batches, or other ones; or outputs that are not logits for such labels.
@@ -36,8 +39,9 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> floa
                     f"expected logits [B, classes, ...] for labels of shape {tuple(y.shape)} to measure accuracy, got "
                     f"{found}"
                 )
-            right += int((logits.argmax(1) == y).sum())
-            total += y.numel()
+            counted = y != _IGNORED
+            right += int((logits.argmax(1) == y)[counted].sum())
+            total += int(counted.sum())
     if not total:
-        raise ValueError("expected test data to measure accuracy on, got no batch")
+        raise ValueError(f"expected batches with labels other than {_IGNORED} to measure accuracy on, got none")
     return right / total

@@ -1,5 +1,6 @@
 import json
 import math
+import types
 
 import numpy as np
 import pytest
@@ -98,3 +99,10 @@ def test_goals_that_mean_the_same_are_described_alike_in_plain_data():
     given = Goal(np.float32(0.5), "params", {"b": np.float32(2), "a": 1}, 1, {"y", "x"}).described()
     assert given == Goal(0.5, "params", {"b": 2.0, "a": 1}, 1, ["x", "y"]).described()
     assert json.loads(json.dumps(given)) == given
+
+
+def test_any_collection_and_any_mapping_will_do():
+    rates = types.MappingProxyType({"a": 1, "b": np.float32(0.5)})
+    found = goal(ignore={"b": 1, "a": 2}.keys(), allocation=rates).described()
+    assert found["ignore"] == ["a", "b"] and found["allocation"] == {"a": 1.0, "b": 0.5}
+    assert json.loads(json.dumps(found)) == found

@@ -517,3 +517,34 @@ def test_what_does_not_apply_is_refused(options, message, tmp_path, monkeypatch)
 def test_structured_is_a_truth_value():
     with pytest.raises(TypeError, match="expected structured to be True or False, got 'no'"):
         prune(mlp(), structured="no")
+
+
+@pytest.mark.parametrize("memory", [1 << 30, 300])
+def test_weights_that_no_gradient_reaches_go_first(memory):
+    class Detached(MLP):
+        def forward(self, x):
+            return super().forward(x).detach() + self.aside(x)
+
+        def __init__(self):
+            super().__init__()
+            self.aside = nn.Linear(10, 4)
+
+    rates = {"*": 0.2, "aside": 0.5}
+    result = prune(randomised(Detached()), memory=memory, rho=0.2, allocation=rates)
+    assert {record.weight: record.removed for record in result.history}["aside.weight"] > 15
+
+
+def test_a_loss_that_sees_more_than_the_outputs_is_refused():
+    seen = []
+
+    class Watched(MLP):
+        def forward(self, x):
+            seen[:] = [super().forward(x)]
+            return seen[0]
+
+    def loss(outputs, batch):
+        return F.cross_entropy(outputs, batch[1]) + seen[0].abs().mean()
+
+    with pytest.raises(ValueError, match="outputs and the batch alone"):
+        prune(randomised(Watched()), loss=loss)
+    assert prune(randomised(Watched()), loss=loss, criterion="magnitude").history

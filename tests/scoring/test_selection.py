@@ -122,3 +122,9 @@ def test_scores_that_last_are_computed_once(refresh):
     assert engine.asked == [list(range(5))]
     selection.renew(engine)
     assert selection.take_least() == 3 and engine.asked[1:] == [[3]]
+
+
+def test_scores_that_last_get_no_fresher_by_a_removal():
+    selection = Selection(FakeEngine(3, lambda removed, n: n, lasts=True), singe.LossChange(), "lazy")
+    selection.renew(FakeEngine(3, lambda removed, n: (0, 9, 3)[n], lasts=True))
+    assert [selection.take_least() for _ in range(3)] == [0, 2, 1]

@@ -350,6 +350,11 @@ OTHERS = {
         mlp,
         "loss was cross_entropy and is CrossEntropyLoss",
     ),
+    "loss that has no name": (
+        {"loss": lambda outputs, batch: outputs.square().mean()},
+        mlp,
+        "loss was cross_entropy and is .*lambda",
+    ),
     "weights": ({}, another_weight, "model was"),
     "requires_grad": ({}, one_frozen, "model was"),
 }
@@ -487,3 +492,25 @@ def test_a_run_with_a_parameter_of_no_axes_goes_on(tmp_path, monkeypatch, optimi
         killed_after(patch, 2)
         run(tmp_path)
     same_runs(run(tmp_path), undisturbed)
+
+
+def test_the_order_of_rates_counts(tmp_path):
+    first, second = (prune_by_rates(tmp_path, ("*", "layers.0")) for _ in range(2))
+    assert first.plan.to_json() == second.plan.to_json()
+    with pytest.raises(ValueError, match=r"allocation was .* and is"):
+        prune_by_rates(tmp_path, ("layers.0", "*"))
+
+
+def prune_by_rates(directory, order):
+    return prune(mlp(), vectors(), directory, allocation={name: {"*": 1.0, "layers.0": 0.5}[name] for name in order})
+
+
+def test_functions_without_a_name_are_told_by_what_they_compute(tmp_path):
+    def by(loss):
+        return prune(mlp(), vectors(), tmp_path, loss=loss)
+
+    first = by(lambda outputs, batch: outputs.square().mean())
+    assert by(lambda outputs, batch: outputs.square().mean()).plan.to_json() == first.plan.to_json()
+    for other in (lambda outputs, batch: outputs.abs().mean(), lambda outputs, batch: 2 * outputs.square().mean()):
+        with pytest.raises(ValueError, match=r"loss was .*<lambda> \w{8} and is .*<lambda> \w{8}"):
+            by(other)

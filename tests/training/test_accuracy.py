@@ -40,7 +40,7 @@ def test_it_is_measured_in_eval_mode_and_leaves_all_modes_alone():
 @pytest.mark.parametrize(
     "batches, message",
     [
-        ([], "got no batch"),
+        ([], "expected batches .* got none"),
         ([logits(0)], r"expected batches \(x, y\) to measure accuracy on, got Tensor"),
         ([(logits(0), torch.zeros(1, 1))], r"labels of shape \(1, 1\).*got \(1, 3\)"),
         ([(torch.zeros(1), torch.zeros(1))], r"got \(1,\)"),
@@ -49,3 +49,11 @@ def test_it_is_measured_in_eval_mode_and_leaves_all_modes_alone():
 def test_what_has_no_accuracy_is_refused(batches, message):
     with pytest.raises((TypeError, ValueError), match=message):
         accuracy(Told(), batches)
+
+
+def test_labels_that_the_default_loss_ignores_do_not_count():
+    x = logits(0, 1).reshape(2, 3, 1, 1).expand(2, 3, 2, 2)
+    y = torch.tensor([[[0, -100], [-100, 1]], [[-100, 2], [2, 1]]])
+    assert accuracy(Told(), [(x, y)]) == 2 / 5
+    with pytest.raises(ValueError, match="labels other than -100 to measure accuracy on, got none"):
+        accuracy(Told(), [(x, torch.full_like(y, -100))])
