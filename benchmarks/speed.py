@@ -23,8 +23,8 @@ from engine.subject import prepare
 from measuring.common import settings, write_json
 from models import CIFAR10_MODELS, MODELS
 
+from singe.memory import DEFAULT_MEMORY
 from singe.models.precision import arithmetic
-from singe.scoring.engine import DEFAULT_MEMORY
 
 PARTS: dict[str, ModuleType] = {"layers": layers, "whole": whole, "ranks": ranks}
 

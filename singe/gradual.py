@@ -20,6 +20,7 @@ from . import checks, values
 from .allocation.goal import left_alone
 from .criteria import Criterion, identity, reads_loss, resolve
 from .graph.trace import Forward, trace
+from .memory import DEFAULT_MEMORY
 from .models.batches import Batch, head, length, parts
 from .models.isolation import plain_torch, preserved_random_state, same_modes
 from .models.weightnorm import weight_norms
@@ -30,7 +31,6 @@ from .removal.plan import Plan
 from .removal.surgery import compact, zero
 from .removal.trial import check_result
 from .result import TIMED, PruneResult, compared
-from .scoring.engine import DEFAULT_MEMORY
 from .scoring.rounds import channels, comparable, least
 from .scoring.scores import scores_of, unscorable
 from .sizes import count_macs, count_parameters, widths

@@ -17,6 +17,7 @@ from . import checks, values
 from .allocation.goal import Allocation, Goal, Target
 from .criteria import Criterion, resolve, resolve_elementwise
 from .graph.trace import Forward, named_tensors
+from .memory import DEFAULT_MEMORY
 from .models.copies import copy_of
 from .models.isolation import plain_torch, preserved_random_state
 from .models.precision import Precision, check_precision
@@ -29,7 +30,6 @@ from .result import PruneResult
 from .runs.neurons import NeuronRun
 from .runs.options import Options
 from .runs.weights import WeightRun
-from .scoring.engine import DEFAULT_MEMORY
 from .scoring.selection import Refresh
 from .sparse import SparseResult
 from .task import Loss, Task

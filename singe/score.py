@@ -13,13 +13,13 @@ from .criteria import Criterion, reads_loss, resolve
 from .graph.analysis import find_groups
 from .graph.groups import Group, groups_of, in_layer_order, module_of
 from .graph.trace import Forward, Trace, trace
+from .memory import DEFAULT_MEMORY
 from .models.batches import Batch
 from .models.isolation import plain_torch, preserved_random_state
 from .models.patterns import first_name
 from .models.precision import Precision, check_precision
 from .models.weightnorm import without_weight_norms
 from .models.wrappers import unwrapped
-from .scoring.engine import DEFAULT_MEMORY
 from .scoring.scores import scores_of, unscorable
 from .task import Loss, Task
 

@@ -15,11 +15,11 @@ from .criteria import Criterion, reads_loss, resolve
 from .graph.analysis import find_groups
 from .graph.groups import Group, Slice
 from .graph.trace import Forward, Trace, named_tensors, trace
+from .memory import DEFAULT_MEMORY
 from .models.batches import Batch, tensors
 from .models.isolation import plain_torch, preserved_random_state
 from .models.precision import Precision, check_precision
 from .models.wrappers import unwrapped
-from .scoring.engine import DEFAULT_MEMORY
 from .scoring.scores import scores_of, unscorable
 from .task import Loss, Task
 

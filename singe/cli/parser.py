@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from ..allocation.goal import Target
+from ..memory import DEFAULT_MEMORY
 from ..models.precision import Precision
 from ..prune import prune
 from ..refit.compensation import Compensate
-from ..scoring.engine import DEFAULT_MEMORY
 from ..scoring.selection import Refresh
 from ..training.finetune import FineTune
 from ..version import __version__

@@ -67,10 +67,6 @@ def evaluate(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     return operator_(*args, **kwargs)
 
 
-CPU_VALUE = 2 << 20
-"""Bytes of one value for each thread of a CPU: larger ones leave the caches, and are freed every time."""
-
-
 class Trace:
     """The ATen graph of a model in eval mode, functional and with a dynamic batch axis where possible.
 

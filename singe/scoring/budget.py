@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..graph.trace import CPU_VALUE, Trace
+from ..graph.trace import Trace
+from ..memory import CPU_VALUE
 from .downstream import Downstream
 from .stretch import Stretch
 

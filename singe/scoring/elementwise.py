@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from ..criteria import Criterion, Magnitude, PathCriterion, Random
 from ..graph.suffix import cut
 from ..graph.trace import Env, Trace
+from ..memory import Memory
 from ..models.batches import Batch, length
 from ..models.precision import Precision, arithmetic
 from ..quadrature import Nodes
@@ -25,7 +26,6 @@ from ..task import Task
 from .backward import gradients
 from .judging import Judge
 from .samples import Samples
-from .shortage import Memory
 from .stacking import Stacking
 
 log = logging.getLogger("singe")

@@ -17,6 +17,7 @@ from ..criteria import Criterion, LossChange, PathCriterion, PathRule, Random, W
 from ..graph.groups import Group
 from ..graph.layer import Layer
 from ..graph.trace import Trace
+from ..memory import DEFAULT_MEMORY, Memory
 from ..models.batches import Batch, tensors
 from ..models.precision import Precision, arithmetic
 from ..quadrature import Nodes
@@ -24,11 +25,8 @@ from ..ranks import ALONE, Ranks
 from ..task import Task
 from .jobs import Jobs, beside, whole_group
 from .passes import LayerDelta, Passes, RowDelta
-from .shortage import Memory
 
 T = TypeVar("T")
-
-DEFAULT_MEMORY = 1 << 30
 
 ByRow = dict[str, Tensor]
 """A value for every row of every weight, [N] each."""

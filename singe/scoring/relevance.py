@@ -26,7 +26,8 @@ from ..graph.layer import Layer, find_layers
 from ..graph.nodes import described
 from ..graph.suffix import cut
 from ..graph.trace import Env, Trace
-from ..models.batches import Batch, length, parts
+from ..memory import Memory
+from ..models.batches import Batch, length, parts, tensors
 from ..models.precision import wide
 from ..task import Task
 from .relevance_rules import Relevances, Step, rule_of
@@ -141,7 +142,7 @@ def relevance_scores(
     batch: Batch,
     task: Task,
     criterion: FeatureRelevance,
-    memory: int,
+    memory: Memory,
 ) -> list[Tensor]:
     """float64 [size] on the CPU for each group: how relevant its neurons are to the true classes of a batch.
 
@@ -152,7 +153,7 @@ def relevance_scores(
         batch: (x, y) with class indices y [B]; see :func:`labels`.
         task: how the model is called.
         criterion: the rule of layers with weights.
-        memory: upper bound, in bytes, of the activations of a pass, met where samples can be split.
+        memory: upper bound of the activations of a pass, met where samples can be split.
 
     Raises:
         TypeError, ValueError: no class indices, an operator without a rule, or scores that are not finite.
@@ -160,10 +161,14 @@ def relevance_scores(
     layers = [find_layers(trace, group) for group in groups]
     every = [layer for own in layers for layer in own]
     propagation = Propagation(trace, [layer.output for layer in every], criterion.alpha)
-    sums, live = _Sums({}, torch.empty(0), torch.empty(0)), trace.live(model)
-    for part in parts(batch, propagation.samples(memory)):
-        _gather(sums, every, *_started(propagation, live, task.inputs(part), labels(part)))
-    found = []
+
+    def summed() -> _Sums:
+        sums, live = _Sums({}, torch.empty(0), torch.empty(0)), trace.live(model)
+        for part in parts(batch, propagation.samples(memory.size)):
+            _gather(sums, every, *_started(propagation, live, task.inputs(part), labels(part)))
+        return sums
+
+    sums, found = memory.run(summed), []
     for group, own in zip(groups, layers, strict=True):
         rows = {layer.weight: layer.rows for layer in own}
         found.append(torch.stack([sums.channels(weight).cpu()[rows[weight]].sum(1) for weight in rows]).sum(0))
@@ -237,8 +242,13 @@ class RelevanceScorer:
     """
 
     def __init__(self, model: nn.Module, trace: Trace, group: Group, batch: Batch, task: Task, memory: int) -> None:
-        self.memory = memory
         self._model, self._trace, self._group, self._batch, self._task = model, trace, group, batch, task
+        self._memory = Memory(group.name, memory, tensors(batch)[0].device)
+
+    @property
+    def memory(self) -> int:
+        """What ``memory`` has come down to where the device had no room for that."""
+        return self._memory.size
 
     @property
     def loss(self) -> float:
@@ -250,7 +260,7 @@ class RelevanceScorer:
         """float64 [len(neurons)] on the CPU: the relevance of neurons in the model as it is."""
         assert isinstance(criterion, FeatureRelevance), criterion
         (scores,) = relevance_scores(
-            self._model, self._trace, [self._group], self._batch, self._task, criterion, self.memory
+            self._model, self._trace, [self._group], self._batch, self._task, criterion, self._memory
         )
         return scores if neurons is None else scores[neurons]
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..graph.trace import Trace
+from ..memory import is_shortage
 from ..models.numerics import close
 from .jobs import Jobs, whole_group
-from .shortage import is_shortage
 from .stacking import Stacking
 
 log = logging.getLogger("singe")

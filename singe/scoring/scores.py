@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from ..criteria import Criterion, FeatureRelevance, Reconstruction
 from ..graph.groups import Group
 from ..graph.trace import Trace
-from ..models.batches import Batch
+from ..memory import Memory
+from ..models.batches import Batch, tensors
 from ..models.precision import Precision
 from ..refit.equations import Unpruned
 from ..task import Task
@@ -63,8 +64,14 @@ def scores_of(
         TypeError, ValueError: the criterion has no finite scores on this batch.
     """
     if isinstance(criterion, FeatureRelevance):
-        return relevance_scores(model, trace, groups, batch, task, criterion, memory)
+        shared = Memory("feature relevance", memory, tensors(batch)[0].device)
+        return relevance_scores(model, trace, groups, batch, task, criterion, shared)
     if isinstance(criterion, Reconstruction):
         unpruned = Unpruned(model, trace, batch, task, memory)
         return [Reconstructor(model, trace, g, unpruned, {}).scores(criterion) for g in groups]
-    return [Engine(model, trace, g, batch, task, memory, precision).scores(criterion) for g in groups]
+    found = []
+    for group in groups:
+        engine = Engine(model, trace, group, batch, task, memory, precision)
+        found.append(engine.scores(criterion))
+        memory = engine.memory
+    return found

@@ -11,7 +11,7 @@ from wiring import Wired, normal
 
 import singe
 from singe.graph.analysis import find_groups
-from singe.graph.trace import trace
+from singe.graph.trace import Trace, trace
 from singe.refit.compensation import RIDGE, Compensator, least_squares, reached
 from singe.refit.equations import Unpruned
 from singe.removal.plan import Plan
@@ -140,6 +140,23 @@ def test_little_memory_means_fewer_equations_and_less_at_a_time():
     model, x = make().double(), normal(*shape, dtype=torch.float64)
     _, _, (whole, pruned, refitted) = compensated(model, x, {"0": [0, 5, 2]}, memory=1 << 17)
     assert error(refitted, whole) < 0.5 * error(pruned, whole)
+
+
+def test_fewer_samples_pass_where_the_device_has_no_room(monkeypatch, caplog):
+    model, x = randomised(DigitNet(3)).double(), images(40, channels=1)[0].double()
+    names = {"blocks.0.conv1": [0], "blocks.1.conv1": [0, 1]}
+    _, _, (whole, pruned, _) = compensated(model, x, names)
+    run = Trace.run
+
+    def short(self, nodes, env, size, **options):
+        if size > 8:
+            raise torch.OutOfMemoryError("no room")
+        return run(self, nodes, env, size, **options)
+
+    monkeypatch.setattr(Trace, "run", short)
+    _, refused, (*_, refitted) = compensated(model, x, names)
+    assert refused == {} and error(refitted, whole) < 0.6 * error(pruned, whole)
+    assert "refitting: out of memory, passes may take" in caplog.text
 
 
 REFUSED = {

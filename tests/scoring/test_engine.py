@@ -11,8 +11,9 @@ import singe
 from singe import reference
 from singe.graph.analysis import find_groups
 from singe.graph.trace import trace
+from singe.memory import DEFAULT_MEMORY
 from singe.removal.surgery import mask
-from singe.scoring.engine import DEFAULT_MEMORY, Engine
+from singe.scoring.engine import Engine
 from singe.scoring.passes import Passes
 from singe.task import Task
 

@@ -27,6 +27,7 @@ import singe
 from singe.graph.analysis import find_groups
 from singe.graph.layer import find_layers
 from singe.graph.trace import trace
+from singe.memory import Memory
 from singe.removal.surgery import mask
 from singe.scoring.relevance import Propagation, RelevanceScorer, check_relevance, relevance_scores
 from singe.task import Task
@@ -283,9 +284,28 @@ def test_samples_pass_in_parts_where_memory_is_short(setting):
     graph = trace(model, x)
     groups = find_groups(graph)
     whole, parted = (
-        relevance_scores(model, graph, groups, (x[:7], y[:7]), Task(), CRITERION, memory) for memory in (MEMORY, 1)
+        relevance_scores(model, graph, groups, (x[:7], y[:7]), Task(), CRITERION, Memory("it", memory, x.device))
+        for memory in (MEMORY, 1)
     )
     assert all(map(torch.allclose, whole, parted))
+
+
+def test_fewer_samples_pass_where_the_device_has_no_room(setting, monkeypatch, caplog):
+    model, x, y = setting
+    graph = trace(model, x)
+    group = find_groups(graph)[0]
+    expected = RelevanceScorer(model, graph, group, (x, y), Task(), MEMORY).scores(CRITERION)
+    call = Propagation.__call__
+
+    def short(self, live, inputs, start):
+        if len(inputs) > 3:
+            raise torch.OutOfMemoryError("no room")
+        return call(self, live, inputs, start)
+
+    monkeypatch.setattr(Propagation, "__call__", short)
+    scorer = RelevanceScorer(model, graph, group, (x, y), Task(), MEMORY)
+    assert torch.allclose(scorer.scores(CRITERION), expected, rtol=1e-9)
+    assert scorer.memory < MEMORY and f"{group.name}: out of memory" in caplog.text
 
 
 def test_a_coupled_neuron_scores_the_sum_over_its_layers():

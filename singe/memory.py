@@ -1,4 +1,4 @@
-"""Where the device turns out to have no room for passes, they get smaller."""
+"""What passes may take: where the device turns out to have no room for that, they get smaller."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ import torch
 
 log = logging.getLogger("singe")
 
+DEFAULT_MEMORY = 1 << 30
+"""Bytes that the activations of a pass may take."""
+
+CPU_VALUE = 2 << 20
+"""Bytes of one value for each thread of a CPU: larger ones leave the caches, and are freed every time."""
+
 T = TypeVar("T")
 
 
@@ -17,7 +23,7 @@ class Memory:
     """What passes may take.
 
     Args:
-        name: of what they score, for the log.
+        name: of what they are for, for the log.
         size: bytes.
         device: where they run.
 
