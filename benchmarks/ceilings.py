@@ -15,7 +15,7 @@ from measuring.common import settings, write_json
 from measuring.timing import Way, timed
 
 from singe.models.precision import Precision, arithmetic
-from singe.report import table
+from singe.table import table
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

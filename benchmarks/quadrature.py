@@ -17,7 +17,7 @@ from models import CIFAR10_MODELS, load
 
 import singe
 from singe.quadrature import Quadrature
-from singe.report import table
+from singe.table import table
 
 LAYERS = ["blocks.1.conv1", "blocks.12.conv1", "blocks.24.conv1"]  # one a stage of ResNet-56
 QUADRATURES: dict[str, Quadrature] = {f"GaussLegendre({n})": singe.GaussLegendre(n) for n in (1, 2, 4, 8)}

@@ -24,7 +24,7 @@ from .removal.plan import Plan
 from .result import PruneResult
 from .score import score
 from .sparse import SparseResult
-from .storage.export import export_onnx
+from .storage.onnx import export_onnx
 from .storage.saved import load, load_plan
 from .tensorboard import TensorBoard
 from .timing.latency import Latency, latencies, latency

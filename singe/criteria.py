@@ -232,7 +232,8 @@ def resolve(criterion: str | Criterion) -> Criterion:
     known = (WeightCriterion, PathCriterion, LossChange, Random, Reconstruction, FeatureRelevance)
     if not isinstance(criterion, known):
         bases = ", ".join(base.__name__ for base in known)
-        raise TypeError(f"expected a criterion's name, or an object of {bases}, got {type(criterion).__name__}")
+        remark = "; the loss is passed as loss=" if callable(criterion) else ""
+        raise TypeError(f"expected a criterion's name, or an object of {bases}, got {type(criterion).__name__}{remark}")
     return criterion
 
 

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from .prune import prune
-from .report import table
 from .sizes import count_macs, count_parameters
 from .storage.saved import load
+from .table import table
 from .timing.latency import latencies
 from .training.accuracy import accuracy
 

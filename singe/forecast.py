@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from .criteria import Criterion
-from .graph.fading import readers
 from .graph.groups import Group
+from .graph.weights import Weight
 from .models.copies import copy_of
 from .observer import Observer
 from .prune import Arguments, prepared, prune
@@ -25,8 +25,6 @@ from .records import GroupRecord
 from .refit.compensation import reached
 from .removal.plan import Plan
 from .removal.surgery import Removed
-from .removal.weights import Weight
-from .report import table
 from .runs.group import Turn
 from .runs.neurons import NeuronRun
 from .runs.options import Options
@@ -35,6 +33,7 @@ from .runs.workspace import Workspace
 from .scoring.selection import Refresh
 from .sizes import count_parameters
 from .storage.checkpoint import Checkpoint
+from .table import table
 from .timing.stopwatch import Stopwatch, duration
 from .training.data import Stream
 from .training.finetune import Tuner
@@ -223,7 +222,7 @@ class Rehearsal(NeuronRun):
             f"took {again:.1f} scores per removal in addition to each neuron's first"
         )
         if o.compensate != "none":
-            layers = {group.name: len(readers(group)) for group, _ in todo}
+            layers = {group.name: len(group.readers) for group, _ in todo}
             a_layer = sum(r.seconds_compensating for r in records) / max(1, sum(layers[r.group] for r in records))
             seconds["compensating"] = a_layer * (sum(layers.values()) + self._refitted_last())
 

@@ -35,7 +35,7 @@ from .scoring.rounds import channels, comparable, least
 from .scoring.scores import scores_of, unscorable
 from .sizes import count_macs, count_parameters, widths
 from .storage.rounds import read, state_of
-from .survey import few, survey
+from .survey import sample_inputs, survey
 from .task import Loss, Task
 from .timing.stopwatch import timed
 from .training.data import Stream
@@ -153,8 +153,8 @@ class GradualPruner:
         checks.runs(work, batch, self._task)
         self._trace = trace(work, self._task.inputs(batch), self._task.call)
         checks.own_weights(self._model, self._trace)
-        self._sample = few(batch, self._trace, self._task)
-        self._timed = few(batch, self._trace, self._task, TIMED)
+        self._sample = sample_inputs(batch, self._trace, self._task)
+        self._timed = sample_inputs(batch, self._trace, self._task, TIMED)
         left_whole = partial(left_alone, self._model, ignore=self._ignore)
         found = survey(work, self._trace, self._sample, self._task, left_whole, seconds)
         blind = unscorable(self._trace, found.able, self._criterion, None)

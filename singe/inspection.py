@@ -14,15 +14,15 @@ from torch import nn
 from . import checks, values
 from .allocation.cost import Cost, mac_cost, parameter_cost
 from .allocation.goal import left_alone
-from .graph.fading import ends_elsewhere, readers
+from .graph.fading import ends_elsewhere
 from .graph.groups import Group, module_of
 from .graph.trace import Forward, Trace, trace
 from .models.isolation import plain_torch, preserved_random_state
 from .models.weightnorm import without_weight_norms
 from .models.wrappers import unwrapped
-from .report.table import table
 from .sizes import count_macs
-from .survey import Survey, few, survey
+from .survey import Survey, sample_inputs, survey
+from .table import table
 from .task import Task
 
 _WIDTH = 140
@@ -135,7 +135,7 @@ def inspect(
         checks.runs(work, batch, task)
         graph = trace(work, task.inputs(batch), task.call)
         checks.own_weights(model, graph)
-        sample = few(batch, graph, task)
+        sample = sample_inputs(batch, graph, task)
         found = survey(work, graph, sample, task, lambda groups: left_alone(model, groups, ignore), analysis_seconds)
         count = partial(count_macs, inputs=sample, forward=task.call)
         costs = parameter_cost(model, found.groups), mac_cost(work, found.groups, graph, count, found.whole)
@@ -151,7 +151,7 @@ def _info(index: int, found: Survey, graph: Trace, costs: Iterable[Cost]) -> Gro
     params, macs = (cost.unit(nothing, index) for cost in costs)
     params_share, macs_share = (_share(cost, found, {index: group.size - 1}) for cost in costs)
     return GroupInfo(
-        name=group.name, members=group.members, readers=tuple(dict.fromkeys(map(module_of, readers(group)))),
+        name=group.name, members=group.members, readers=tuple(dict.fromkeys(map(module_of, group.readers))),
         units=group.size, params_per_unit=params, macs_per_unit=macs,
         params_share=params_share, macs_share=macs_share,
         frozen=frozen, note=_note(group, graph) if frozen is None else None,

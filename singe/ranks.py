@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .storage.files import digest
+from .digest import digest
 
 log = logging.getLogger("singe")
 

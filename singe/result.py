@@ -15,8 +15,9 @@ from . import checks, report
 from .models.batches import length
 from .records import GroupRecord, LatencyChange, Record, RoundRecord
 from .removal.plan import Plan
-from .report import Facts, table
+from .report import Facts
 from .storage import saved
+from .table import table
 from .task import Task
 from .timing.latency import latencies
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from . import report
 from .records import WeightRecord
 from .removal import masks
-from .report import Facts, table
+from .report import Facts
 from .storage import saved
+from .table import table
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -64,7 +64,7 @@ def survey(
     Args:
         work: the model in eval mode; not modified.
         graph: its trace.
-        sample: what the model is called with, for a few samples; see :func:`few`.
+        sample: what the model is called with, for a few samples; see :func:`sample_inputs`.
         task: how the model is called.
         left_whole: says which groups are not even tried.
         seconds: how long this may take.
@@ -139,6 +139,6 @@ def _in_training(work: nn.Module, graph: Trace, sample: Any, task: Task) -> Trac
         work.eval()
 
 
-def few(batch: Batch, graph: Trace, task: Task, count: int = 2) -> Any:
+def sample_inputs(batch: Batch, graph: Trace, task: Task, count: int = 2) -> Any:
     """What a model is called with for a few samples of a batch, where it takes any number of them."""
     return task.inputs(head(batch, count) if graph.dynamic else batch)

@@ -11,7 +11,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import singe
 from singe import FineTune, Forecast
-from singe.graph.fading import readers
 from singe.runs.group import Turn
 
 forecast_module = sys.modules["singe.forecast"]
@@ -201,7 +200,7 @@ def test_refitting_takes_as_long_as_layers_are_many(loader, monkeypatch):
             return self.e(self.b(x).relu()) + self.c(x) + self.d(x)
 
     def a_second_each(self):
-        return replace(take(self), seconds_compensating=float(len(readers(self._group))))
+        return replace(take(self), seconds_compensating=float(len(self._group.readers)))
 
     take = Turn.take
     monkeypatch.setattr(Turn, "take", a_second_each)

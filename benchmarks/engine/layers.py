@@ -22,8 +22,8 @@ from engine.images import Batch
 from engine.subject import Subject
 from singe.graph.groups import Group
 from singe.quadrature import Nodes
-from singe.report import table
 from singe.scoring.engine import Engine
+from singe.table import table
 
 WAYS = ("engine", *BASELINES)
 

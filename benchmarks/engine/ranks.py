@@ -20,8 +20,8 @@ from engine.subject import Subject
 from singe.graph.groups import Group
 from singe.models.precision import Precision
 from singe.quadrature import Quadrature
-from singe.report import table
 from singe.scoring.engine import Engine
+from singe.table import table
 
 EXACT = singe.Geometric(0.95)
 

@@ -17,7 +17,7 @@ from engine.images import loader
 from engine.literal import NODES, Literal, extrapolate
 from engine.subject import Subject
 from singe.records import GroupRecord
-from singe.report import table
+from singe.table import table
 
 
 @dataclass(frozen=True)

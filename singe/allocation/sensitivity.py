@@ -9,7 +9,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor, fx, nn
 
-from ..graph.fading import readers
 from ..graph.groups import Group
 from ..graph.nodes import ancestors
 from ..graph.trace import Trace, named_tensors
@@ -94,7 +93,7 @@ class Sensitivity:
     def _others(self, group: Group) -> list[Tensor]:
         """The tensors that neither a removal from the group nor refitting its readers changes."""
         trace, tensors = self._trace, named_tensors(self._model)
-        calls = [call for weight in readers(group) for call in trace.calls(weight)]
+        calls = [call for weight in group.readers for call in trace.calls(weight)]
         near = {i for call in calls for node in (call, *call.users) for i in node.all_input_nodes}
         changed = {s.tensor for s in group.slices} | {trace.state[node] for node in near if node in trace.state}
         own = {id(tensors[name]) for name in changed if name in tensors}  # tied ones go by several names
@@ -102,11 +101,8 @@ class Sensitivity:
 
     def _unchanged(self, group: Group) -> list[fx.Node]:
         """The values that no removal reaches, but something that one reaches reads."""
-        graph, owned = self._trace, {s.tensor for s in group.slices}
-        needed, reached = ancestors(graph.outputs), set[fx.Node]()
-        for node in graph.nodes:
-            if node in needed and any(i in reached or graph.state.get(i) in owned for i in node.all_input_nodes):
-                reached.add(node)
+        graph = self._trace
+        reached = ancestors(graph.outputs).intersection(graph.downstream({s.tensor for s in group.slices}))
         read = {i for node in reached for i in node.all_input_nodes} | set(graph.outputs)
         return [node for node in graph.nodes if node in read and node not in reached and not graph.is_size(node)]
 

@@ -21,8 +21,8 @@ from ..inspection import inspect as look
 from ..models.batches import Batch, head, with_dicts
 from ..prune import prune as run
 from ..report import write_report
-from ..storage.export import export_onnx
 from ..storage.files import create_directory, replace
+from ..storage.onnx import export_onnx
 from ..storage.saved import check as check_savable
 from ..storage.saved import load as load_saved
 from ..tensorboard import TensorBoard

@@ -14,11 +14,6 @@ from .layer import find_layers
 from .trace import Env, Trace, evaluate
 
 
-def readers(group: Group) -> tuple[str, ...]:
-    """Qualified names of the weights whose columns read the neurons, in execution order."""
-    return tuple(dict.fromkeys(s.tensor for s in group.slices if s.role == "reads"))
-
-
 def ends_elsewhere(trace: Trace, group: Group) -> fx.Node | None:
     """The operator that turns neurons faded to zero into other values that their readers get; None where none does.
 
@@ -29,7 +24,7 @@ def ends_elsewhere(trace: Trace, group: Group) -> fx.Node | None:
         trace: of the model.
         group: not frozen.
     """
-    read, written = set(readers(group)), {layer.output for layer in find_layers(trace, group)}
+    read, written = set(group.readers), {layer.output for layer in find_layers(trace, group)}
     values: Env = {}  # at t = 0, of the nodes that depend on the group
     for node in trace.nodes:
         own = [i for i in node.all_input_nodes if i in values]

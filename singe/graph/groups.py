@@ -77,6 +77,11 @@ class Group:
         raise KeyError(f"group {self.name} owns nothing of axis {dim} of {tensor}")
 
     @property
+    def readers(self) -> tuple[str, ...]:
+        """Qualified names of the weights whose columns read the neurons, in execution order."""
+        return tuple(dict.fromkeys(s.tensor for s in self.slices if s.role == "reads"))
+
+    @property
     def members(self) -> tuple[str, ...]:
         """Module names whose outputs are the group's neurons: the writers and the norms that ride along."""
         return tuple(dict.fromkeys(module_of(s.tensor) for s in self.slices if s.role == "writes"))

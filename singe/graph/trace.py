@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -149,6 +149,14 @@ class Trace:
     def calls(self, parameter: str) -> list[fx.Node]:
         """The operators that take ``parameter`` as an argument, in execution order."""
         return [n for n in self.nodes if any(self.state.get(i) == parameter for i in n.all_input_nodes)]
+
+    def downstream(self, parameters: Collection[str]) -> list[fx.Node]:
+        """The operators whose values depend on any of some parameters and buffers, in execution order."""
+        found: dict[fx.Node, None] = {}
+        for node in self.nodes:
+            if any(i in found or self.state.get(i) in parameters for i in node.all_input_nodes):
+                found[node] = None
+        return list(found)
 
     def used(self) -> list[str]:
         """Qualified names of the parameters and buffers that some operator takes."""

@@ -7,10 +7,9 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from ..graph import batchnorm
-from ..graph.fading import readers
 from ..graph.groups import Group, module_of
 from ..graph.layer import is_affine
 from ..graph.trace import Trace, named_tensors
@@ -87,7 +86,7 @@ class Compensator:
         self, model: nn.Module, trace: Trace, group: Group, removed: Removed
     ) -> Iterator[tuple[str, Equations | str]]:
         """The weight of every reader with its equations, or why it has none, each computed when it is its turn."""
-        for weight in readers(group):
+        for weight in group.readers:
             yield weight, self._unpruned.equations(model, trace, weight, removed)
 
     @torch.no_grad()
@@ -140,13 +139,8 @@ def _output(equations: Equations, inputs: Sequence[Tensor], fits: Sequence[tuple
 
 def reached(trace: Trace, owned: Collection[str]) -> list[str]:
     """The weights of the convolutions and linear layers downstream of some tensors or holding them, in order."""
-    behind, weights = set[fx.Node](), dict[str, None]()
-    for node in trace.nodes:
-        if any(i in behind or trace.state.get(i) in owned for i in node.all_input_nodes):
-            behind.add(node)
-            if is_affine(node) and (weight := trace.parameter(node, 1, "weight")) is not None:
-                weights[weight] = None
-    return list(weights)
+    weights = (trace.parameter(node, 1, "weight") for node in trace.downstream(owned) if is_affine(node))
+    return list(dict.fromkeys(weight for weight in weights if weight is not None))
 
 
 def least_squares(x: Tensor, y: Tensor, offset: bool) -> tuple[Tensor, Tensor]:

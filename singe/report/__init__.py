@@ -1,4 +1,4 @@
-"""Results for people to read: tables as text, and a page with plots."""
+"""Results for people to read: a page with plots."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from pathlib import Path
 from . import facts as _facts
 from . import page
 from .facts import Facts, save
-from .table import table
 
-__all__ = ["Facts", "save", "table", "write", "write_report"]
+__all__ = ["Facts", "save", "write", "write_report"]
 
 
 def write_report(directory: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:

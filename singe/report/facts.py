@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import typed
+from ..digest import digest
 from ..records import GroupRecord, LatencyChange, Record, RoundRecord, WeightRecord
-from ..storage.files import digest, read_text, replace, tensor_file
+from ..storage.files import read_text, replace, tensor_file
 from ..storage.saved import MASKS_FILE, PLAN_FILE
 
 FILE = "report.json"

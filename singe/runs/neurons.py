@@ -10,6 +10,7 @@ from torch import nn
 
 from .. import checks
 from ..bars import bar, inline, standing
+from ..digest import digest
 from ..graph.groups import Group
 from ..graph.trace import named_tensors, trace
 from ..models.copies import copy_of
@@ -23,8 +24,7 @@ from ..removal.trial import check_result
 from ..result import TIMED, LatencyChange, PruneResult, compared, spent
 from ..sizes import count_parameters, widths
 from ..storage.checkpoint import Checkpoint, Progress, fingerprint
-from ..storage.files import digest
-from ..survey import few
+from ..survey import sample_inputs
 from ..training.data import Stream
 from ..training.finetune import When
 from .group import Turn
@@ -217,7 +217,8 @@ class NeuronRun:
         """How long a forward pass took before and takes now, as the first rank measures it."""
         space, task = self.space, self.space.options.task
         with space.timed("latency"):
-            samples = few(space.probe, space.trace, task, TIMED) if space.served is None else task.inputs(space.served)
-            found = compared(space.given, space.model, samples, task) if space.ranks.first else None
+            served = space.served
+            x = sample_inputs(space.probe, space.trace, task, TIMED) if served is None else task.inputs(served)
+            found = compared(space.given, space.model, x, task) if space.ranks.first else None
             space.ranks.wait()  # so that nothing disturbs the measurement
         return found

@@ -18,12 +18,12 @@ from ..allocation.cost import WeightCost
 from ..allocation.fit import most
 from ..allocation.goal import ignored
 from ..bars import bar, inline, standing
+from ..graph.weights import Weight, find_weights
 from ..models.batches import Batch
 from ..models.isolation import same_modes
 from ..models.numerics import alike
 from ..records import WeightRecord
 from ..removal import masks
-from ..removal.weights import Weight, find_weights
 from ..result import spent
 from ..scoring.elementwise import WeightScorer
 from ..sizes import count_parameters
@@ -116,6 +116,7 @@ class WeightRun:
         if tuner is not None and tuner.when == "layer":
             with tuning:
                 tuner.train_stage()
+            space.synchronise()
             loss_end = self._loss(batch)
         return WeightRecord(
             weight=weight.name, size=weight.size, removed=count, loss_start=loss_start, loss_removed=loss_removed,

@@ -17,7 +17,7 @@ from ..graph.trace import Trace, named_tensors, trace
 from ..models.batches import Batch
 from ..models.copies import copy_of
 from ..removal.surgery import Removed
-from ..survey import few
+from ..survey import sample_inputs
 from ..timing.stopwatch import Stopwatch, timed
 from ..training.collapse import Watch
 from ..training.data import Stream
@@ -76,7 +76,7 @@ class Workspace:
         with self.timed("analysis"):
             self.trace = self.traced(self.probe)
         checks.own_weights(self.given, self.trace)
-        self.sample = few(self.probe, self.trace, o.task)
+        self.sample = sample_inputs(self.probe, self.trace, o.task)
         self.watch = Watch(self.model, self.probe, o.task)
         if not math.isfinite(self.watch.loss):
             raise ValueError(f"expected a finite loss before pruning, got {self.watch.loss}")
@@ -87,7 +87,7 @@ class Workspace:
         return trace(self.model, task.inputs(batch), task.call)
 
     def restart(self, phase: int) -> None:
-        """Begins a new epoch; no two phases of any two seeds below 4096 see the same."""
+        """Begins a new epoch with all generators seeded by seed * 2^20 + phase, of which numpy takes 32 bits."""
         self.stream.restart((self.options.seed << 20) + phase)
 
     def timed(self, what: str) -> AbstractContextManager[None]:

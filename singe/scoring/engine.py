@@ -124,9 +124,12 @@ class Engine:
         return self._run(lambda: self._fading(neuron, t, p))
 
     def lasting(self, criterion: Criterion) -> bool:
-        """Whether a neuron's score stays the same when others of the group are removed, as one of weights only does."""
-        read = {s.tensor for s in self._group.slices if s.role == "reads"}
-        return isinstance(criterion, WeightCriterion) and criterion.lasting and read.isdisjoint(self._group.writers)
+        """Whether removals from the group leave the other scores as they are: those of some weight criteria alone.
+
+        And not even those where a weight both writes and reads the group.
+        """
+        reads_itself = not set(self._group.readers).isdisjoint(self._group.writers)
+        return isinstance(criterion, WeightCriterion) and criterion.lasting and not reads_itself
 
     def forget(self, neuron: int) -> None:
         """Zeroes a neuron in the caches, after ``surgery.mask`` has zeroed it in the model."""

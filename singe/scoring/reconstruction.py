@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ..criteria import Criterion
-from ..graph.fading import readers
 from ..graph.groups import Group, module_of
 from ..graph.point import find_point
 from ..graph.trace import Trace, named_tensors
@@ -59,7 +58,7 @@ class _System:
 
 def unfit(trace: Trace, group: Group) -> str | None:
     """Why the neurons of a group cannot be scored: none of their readers can be refitted; None where one can."""
-    reasons = {module_of(weight): _unfit(trace, weight) for weight in readers(group)}
+    reasons = {module_of(weight): _unfit(trace, weight) for weight in group.readers}
     if any(reason is None for reason in reasons.values()):
         return None
     said = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
@@ -105,7 +104,7 @@ class Reconstructor:
         self._systems: list[_System] = []
         if (reason := unfit(trace, group)) is not None:
             raise ValueError(f"expected a group that can be reconstructed, but of {group.name} {reason}")
-        for weight in readers(group):
+        for weight in group.readers:
             if (reason := _unfit(trace, weight)) is not None:
                 log.info("%s is not used to score %s: %s", module_of(weight), group.name, reason)
             else:

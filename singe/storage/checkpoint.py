@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .. import typed
+from ..digest import digest
 from ..graph.trace import named_tensors
 from ..models.batches import Batch, tensors
 from ..records import GroupRecord
 from ..removal.plan import Plan
-from .files import create_directory, digest, tensor_file, write_tensors
+from .files import create_directory, tensor_file, write_tensors
 
 log = logging.getLogger("singe")
 

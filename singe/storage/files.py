@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +12,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from ..digest import digest, raw_bytes
 
 LONGEST_TEXT = 1 << 28
 """Bytes of JSON that are read, 256 MiB: a few hundred times what the plan of a network of 100,000 neurons takes."""
@@ -71,15 +72,6 @@ def create_directory(path: str | os.PathLike[str]) -> Path:
     return found
 
 
-def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of a text and of the names, types and values of tensors, in hexadecimal."""
-    found = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        found.update(f"\0{name}\0{tensors[name].dtype}\0{tuple(tensors[name].shape)}\0".encode())
-        found.update(_bytes(tensors[name]))
-    return found.hexdigest()
-
-
 def check_dtypes(tensors: Mapping[str, Tensor]) -> None:
     """Raises ValueError, naming it, for a tensor of a dtype that safetensors does not know."""
     for name, tensor in tensors.items():
@@ -109,15 +101,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         with open(part, "wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for name in order:
-                file.write(_bytes(tensors[name]))
+                file.write(raw_bytes(tensors[name]))
 
     replace(path, write)
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    """A tensor's values in row-major order."""
-    flat = tensor.detach().cpu().contiguous().view(-1)
-    return flat.view(torch.uint8).numpy().data
 
 
 @contextmanager

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks
+from ..digest import digest
 from ..graph.groups import qualified
 from ..graph.trace import named_tensors
 from ..models.copies import copy_of
 from ..models.wrappers import unwrapped
 from ..removal import masks
 from ..removal.plan import Plan
-from .files import check_dtypes, create_directory, digest, read_text, replace, tensor_file, write_tensors
+from .files import check_dtypes, create_directory, read_text, replace, tensor_file, write_tensors
 
 PLAN_FILE = "plan.json"
 MASKS_FILE = "masks.safetensors"

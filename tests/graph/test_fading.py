@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from wiring import Wired, normal
 
 from singe.graph.analysis import find_groups
-from singe.graph.fading import ends_elsewhere, readers
+from singe.graph.fading import ends_elsewhere
 from singe.graph.trace import trace
 
 
@@ -108,9 +108,3 @@ def test_a_depthwise_convolution_fades_whatever_it_reads_and_a_batch_norm_that_r
 @pytest.mark.parametrize("make", [MobileNet, ExciteNet, DenseNet], ids=lambda make: make.__name__)
 def test_usual_networks_fade_to_nothing(make):
     assert set(culprits(randomised(make()), images()[0]).values()) == {None}
-
-
-def test_readers_are_the_weights_whose_columns_go():
-    groups = {g.name: g for g in find_groups(trace(randomised(ExciteNet()), images()[0]))}
-    assert readers(groups["expand"]) == ("fc1.weight", "conv.weight")
-    assert readers(groups["head"]) == ()

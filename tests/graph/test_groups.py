@@ -1,7 +1,10 @@
 import pytest
 import torch
+from networks import ExciteNet, images, randomised
 
+from singe.graph.analysis import find_groups
 from singe.graph.groups import Group, Slice, module_of, rows_by_neuron
+from singe.graph.trace import trace
 
 
 @pytest.fixture
@@ -36,3 +39,9 @@ def test_an_axis_that_is_not_owned_is_named(group):
 def test_members_are_the_modules_that_hold_rows(group):
     assert group.members == ("a", "b.c")
     assert module_of("weight") == ""
+
+
+def test_readers_are_the_weights_whose_columns_go():
+    groups = {g.name: g for g in find_groups(trace(randomised(ExciteNet()), images()[0]))}
+    assert groups["expand"].readers == ("fc1.weight", "conv.weight")
+    assert groups["head"].readers == ()

@@ -12,7 +12,7 @@ import singe
 from singe import reference
 from singe.criteria import resolve_elementwise
 from singe.graph.trace import trace
-from singe.removal.weights import find_weights
+from singe.graph.weights import find_weights
 from singe.scoring import elementwise
 from singe.scoring.elementwise import Gradients, WeightScorer
 from singe.task import Task

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from wiring import normal
 
+from singe.digest import digest
 from singe.storage import files
-from singe.storage.files import digest, read_text, replace, tensor_file, write_tensors
+from singe.storage.files import read_text, replace, tensor_file, write_tensors
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -115,7 +116,7 @@ def test_other_dtypes_are_refused_by_name(tmp_path):
 
 def test_tensors_are_written_one_at_a_time(tmp_path, monkeypatch):
     alive = weakref.WeakSet()
-    as_bytes = files._bytes
+    as_bytes = files.raw_bytes
 
     def counted(tensor):
         copy = tensor.contiguous()
@@ -123,7 +124,7 @@ def test_tensors_are_written_one_at_a_time(tmp_path, monkeypatch):
         assert len(alive) == 1
         return as_bytes(copy)
 
-    monkeypatch.setattr(files, "_bytes", counted)
+    monkeypatch.setattr(files, "raw_bytes", counted)
     turned = {str(i): normal(2, 3, 4, 4).contiguous(memory_format=torch.channels_last) for i in range(4)}
     write_tensors(tmp_path / "x", turned, {})
     assert all(torch.equal(t, turned[name]) for name, t in load_file(tmp_path / "x").items())

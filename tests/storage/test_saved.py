@@ -243,7 +243,7 @@ def test_a_write_that_fails_leaves_no_part_and_the_old_files_whole(saved, pruned
     small, plan = pruned
     before = {p.name: p.read_bytes() for p in saved.iterdir()}
 
-    as_bytes, written = files._bytes, []
+    as_bytes, written = files.raw_bytes, []
 
     def fails(tensor):
         if written:
@@ -251,7 +251,7 @@ def test_a_write_that_fails_leaves_no_part_and_the_old_files_whole(saved, pruned
         written.append(tensor)
         return as_bytes(tensor)
 
-    monkeypatch.setattr(files, "_bytes", fails)
+    monkeypatch.setattr(files, "raw_bytes", fails)
     with pytest.raises(OSError, match="no space"):
         save(small, plan, saved)
     assert {p.name: p.read_bytes() for p in saved.iterdir()} == before

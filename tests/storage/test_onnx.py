@@ -262,6 +262,6 @@ def test_what_cannot_be_written_is_refused_and_nothing_is(tmp_path, wiring, x, o
 
 
 def test_more_weights_than_a_file_holds_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["singe.storage.export"], "LARGEST", 95)
+    monkeypatch.setattr(sys.modules["singe.storage.onnx"], "LARGEST", 95)
     with pytest.raises(ValueError, match="at most 95 bytes of weights for one ONNX file, got 96"):
         singe.export_onnx(nn.Linear(5, 4), normal(3, 5), tmp_path / "net.onnx")

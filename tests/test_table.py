@@ -1,4 +1,4 @@
-from singe.report import table
+from singe.table import table
 
 
 def test_a_table_keeps_its_columns():

@@ -8,11 +8,11 @@ from typing import Any
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ..graph.groups import module_of
-from ..graph.layer import is_affine, is_transposed
-from ..graph.nodes import argument, described
-from ..graph.stored import Stored
-from ..graph.trace import Trace
+from .groups import module_of
+from .layer import is_affine, is_transposed
+from .nodes import argument, described
+from .stored import Stored
+from .trace import Trace
 
 
 @dataclass(frozen=True)

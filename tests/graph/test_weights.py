@@ -6,7 +6,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from wiring import Wired, normal
 
 from singe.graph.trace import trace
-from singe.removal.weights import find_weights
+from singe.graph.weights import find_weights
 
 
 def weights_of(model, x):
