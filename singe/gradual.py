@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -356,10 +357,15 @@ class GradualPruner:
 
 
 def _hold(pruner: weakref.ref[GradualPruner], optimizer: Optimizer, args: object, kwargs: object) -> None:
-    """Keeps masked weights at zero, whichever optimiser has made a step."""
+    """Keeps masked weights at zero, whichever optimiser has made a step: those that it has moved, and no others.
+
+    A backward pass may still need the others as they are, and would not take them once they have been written to.
+    """
     held = pruner()
     if held is not None and held._zeros:
-        zero(held._model, held._zeros, optimizer)
+        moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        zeros = {key: index for key, index in held._zeros.items() if id(attrgetter(key[0])(held._model)) in moved}
+        zero(held._model, zeros, optimizer)
 
 
 def _kinds(model: nn.Module) -> list[str]:

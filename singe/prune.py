@@ -32,6 +32,7 @@ from .runs.options import Options
 from .runs.weights import WeightRun
 from .scoring.selection import Refresh
 from .sparse import SparseResult
+from .storage.saved import check as check_savable
 from .task import Loss, Task
 from .training.data import Stream
 from .training.finetune import FineTune
@@ -244,6 +245,10 @@ def prepared(
     check_precision(options.precision, model, device)
     if finetune is not None and finetune.precision is not None:
         check_precision(finetune.precision, model, device)
+    try:
+        check_savable(model)
+    except ValueError as error:
+        log.warning("the result cannot be saved with result.save: %s", error)
     stream = Stream(loader, device, options.task, ranks)
     if finetune is not None and not _shuffles(loader):
         log.warning(

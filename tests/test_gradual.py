@@ -534,3 +534,42 @@ def test_a_model_that_was_cast_since_is_refused():
             call()
     model.float()
     assert held.finish().history == held.history
+
+
+def test_a_step_touches_no_weights_but_its_own():
+    model, other = mlp(), nn.Linear(2, 2)
+    held, batches = pruner(model), loader()
+    held.epoch_end(batches)
+    x = samples().tensors[0]
+    # another network's step between passes
+    loss, aside = model(x).square().mean(), torch.optim.SGD(other.parameters(), **SGD)
+    other(torch.ones(1, 2)).sum().backward()
+    aside.step()
+    loss.backward()
+    # two optimisers that take turns on one graph
+    body, head = (torch.optim.SGD(part.parameters(), **SGD) for part in (model[:3], model[3:]))
+    features = model[:3](x)
+    loss = features.square().mean()
+    model[3:](features.detach()).square().mean().backward()
+    head.step()
+    loss.backward()
+    body.step()
+    assert zeros(model, masked(held))
+
+
+def test_masks_hold_where_each_weight_steps_within_the_backward_pass():
+    model = mlp()
+    held = pruner(model)
+    steps = {p: torch.optim.SGD([p], **SGD) for p in model.parameters()}
+
+    def step(parameter):
+        steps[parameter].step()
+        steps[parameter].zero_grad()
+
+    hooks = [parameter.register_post_accumulate_grad_hook(step) for parameter in steps]
+    for _ in range(2):
+        held.epoch_end(loader())
+        for x, y in loader():
+            F.cross_entropy(model(x), y).backward()
+            assert zeros(model, masked(held))
+    assert len(hooks) == 8 and held.finish().params_removed > 0

@@ -145,6 +145,14 @@ def test_a_network_made_in_inference_mode_is_as_good_as_any(function):
     assert alike(function(made), function(mlp()))
 
 
+@pytest.mark.parametrize("criterion", ["magnitude", "reconstruction"])
+def test_so_it_is_where_layers_are_refitted(criterion):
+    with torch.inference_mode():
+        made = mlp()
+    options = {"criterion": criterion, "compensate": "least_squares", "compensation_images": 16}
+    assert alike(prune(made, **options), prune(mlp(), **options))
+
+
 class Stop(Exception):
     """What no code of the package expects."""
 

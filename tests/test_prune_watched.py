@@ -151,3 +151,15 @@ def test_what_cannot_watch_is_refused():
         prune(mlp(), evaluate=0.9)
     with pytest.raises(TypeError, match="expected callbacks to be functions"):
         prune(mlp(), callbacks=["log"])
+
+
+def test_a_network_whose_result_could_not_be_saved_is_told_before_the_run(caplog):
+    class Stateful(type(mlp())):
+        def get_extra_state(self):
+            return {"version": 1}
+
+        def set_extra_state(self, state):
+            pass
+
+    prune(Stateful())
+    assert "the result cannot be saved with result.save: expected a model whose state is tensors only" in caplog.text

@@ -33,7 +33,7 @@ OF_EVERY_KIND = (
     "densenet", "googlenet", "shufflenet v2", "mobilenet v2", "convnext", "vit separate", "swin", "hrnet", "detector",
     "demucs", "gru", "siamese", "weight norm", "group norm",
 )  # fmt: skip
-_TRANSPOSED = "it is no convolution or linear layer but aten.conv_transpose1d.default"
+_TRANSPOSED = "transposed convolutions are not refitted"
 REFUSED = {
     "demucs": {"decoder.0.2": _TRANSPOSED, "decoder.1.2": _TRANSPOSED},
     "siamese": {"tower.3": "its weight is used at several places"},

@@ -128,7 +128,10 @@ def _data(options: argparse.Namespace) -> datasets.Data:
 def _accuracy(model: nn.Module, test: Iterable[Any], images: int | None) -> Callable[[nn.Module], float]:
     """A function that measures accuracy on all or the first test data; refused before work if there is none."""
     data = test if images is None else datasets.First(test, images)
-    accuracy(model, datasets.First(data, 1))
+    try:
+        accuracy(model, datasets.First(data, 1))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{error}; pass --evaluate REF") from error
     return lambda network: accuracy(network, data)
 
 

@@ -19,7 +19,7 @@ from .references import called, find
 SHOWN = 3
 """The most names of tensors that a message lists."""
 
-_NESTED = ("state_dict", "model_state_dict", "model")
+_NESTED = ("state_dict", "model_state_dict", "model", "ema", "state_dict_ema", "model_ema")
 
 
 def make(reference: str) -> nn.Module:

@@ -14,8 +14,8 @@ from .channels import AffineLayer
 from .roots import Change
 
 
-def absorbed(module: Any, layer: AffineLayer, change: Change) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias, like the module's own, with which a layer writes changed channels from changed channels.
+def absorbed(module: Any, layer: AffineLayer, change: Change) -> tuple[Tensor, Tensor]:
+    """Weight and bias, in the weight's dtype, with which a layer writes changed channels from changed channels.
 
     For y = W x + b that is W' = scale W factor and b' = scale (b - W offset) + shift, with W summed over its positions.
 
@@ -36,7 +36,7 @@ def absorbed(module: Any, layer: AffineLayer, change: Change) -> tuple[Tensor, T
         bias = bias + weight * statistics.running_mean
         weight = weight * (statistics.running_var.double() + module.eps).sqrt()
     needed = module.bias is not None or bool(bias.any())
-    return torch.empty_like(module.weight).copy_(weight), bias.to(module.weight.dtype) if needed else None
+    return torch.empty_like(module.weight).copy_(weight), bias.to(module.weight.dtype)
 
 
 def _map_of(module: Any) -> tuple[Tensor, Any]:

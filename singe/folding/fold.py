@@ -59,7 +59,8 @@ def fold_batchnorm(model: nn.Module, example: Any, *, forward: Forward | None = 
 
     Outputs in eval mode stay the same, which is checked on the example after every fold: to 1e-4 in float32, or to ten
     times the effect of rounding the weights in a network that amplifies it. A folded network no longer normalises
-    batches, so train it first.
+    batches, so train it first. To load what was saved of a folded network, fold one with the same weights: which batch
+    norms can be folded depends on them, as one that shifts nothing gets past padding.
 
     Args:
         model: not modified. If it is wrapped or compiled, the module inside is taken.
@@ -153,7 +154,7 @@ def _fold(model: nn.Module, graph: Trace, channels: Channels, name: str) -> Call
         weight, bias = absorbed(module, layer, change)
         trained = (module.weight if module.bias is None else module.bias).requires_grad
         module.weight = nn.Parameter(weight, module.weight.requires_grad)
-        module.bias = None if bias is None else nn.Parameter(bias, trained)
+        module.bias = nn.Parameter(bias, trained)  # be it zero: other weights of the same network need one
     _replace(model, norm, rest)
 
     def undo() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from .layer import Layer, is_affine, layer_at
+from .layer import Layer, is_affine, is_transposed, layer_at
 from .nodes import packet_of
 from .operators import aten
 from .trace import Trace
@@ -37,6 +37,8 @@ def find_point(trace: Trace, weight: str) -> Point | str:
     if len(calls) != 1:
         return "its weight is used at several places" if calls else "it is not used in eval mode"
     (call,) = calls
+    if is_transposed(call):
+        return "transposed convolutions are not refitted"
     if not is_affine(call) or trace.parameter(call, 1, "weight") != weight:
         return f"it is no convolution or linear layer but {call.target}"
     layer = layer_at(trace, call, weight, torch.empty(0, 0, dtype=torch.int64))

@@ -1,4 +1,4 @@
-"""Models wrapped in another module: data parallel and compiled ones."""
+"""Models wrapped in another module: data parallel, compiled and averaged ones."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 log = logging.getLogger("singe")
 
@@ -15,7 +16,7 @@ PREFIXES = ("module.", "_orig_mod.")
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside of DataParallel, DistributedDataParallel and torch.compile, nested in any order.
+    """The module inside of DataParallel, DistributedDataParallel, AveragedModel and torch.compile, in any order.
 
     It is the same module with the same parameters. A model without a wrapper is returned as it is.
 
@@ -33,7 +34,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _inside(model: nn.Module) -> nn.Module | None:
-    if isinstance(model, (DataParallel, DistributedDataParallel)):
+    if isinstance(model, (DataParallel, DistributedDataParallel, AveragedModel)):
         inner: nn.Module = model.module
         return inner
     # recognises what torch.compile returns without importing its class, which takes seconds

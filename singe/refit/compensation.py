@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..graph import batchnorm
 from ..graph.groups import Group, module_of
-from ..graph.layer import is_affine
+from ..graph.layer import is_affine, is_transposed
 from ..graph.trace import Trace, named_tensors
 from ..removal.plan import Plan
 from ..removal.surgery import Removed
@@ -108,7 +108,7 @@ class Compensator:
         if offset is not None and fixed(offset[0]):
             offset = None
         if self._how == "mean" and offset is None:
-            return "it has no bias to change, and no batch norm follows it"
+            return "it has no bias of its own to change, and no batch norm of its own follows it"
         inputs = [own.flatten(1) for own in equations.x.tensor_split(parts, 1)]
         if self._how == "mean":
             inputs = [own[:, :0] for own in inputs]
@@ -139,7 +139,8 @@ def _output(equations: Equations, inputs: Sequence[Tensor], fits: Sequence[tuple
 
 def reached(trace: Trace, owned: Collection[str]) -> list[str]:
     """The weights of the convolutions and linear layers downstream of some tensors or holding them, in order."""
-    weights = (trace.parameter(node, 1, "weight") for node in trace.downstream(owned) if is_affine(node))
+    layers = (node for node in trace.downstream(owned) if is_affine(node) or is_transposed(node))
+    weights = (trace.parameter(node, 1, "weight") for node in layers)
     return list(dict.fromkeys(weight for weight in weights if weight is not None))
 
 

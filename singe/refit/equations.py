@@ -35,7 +35,7 @@ class Equations:
         x: [n, C, taps], its inputs there.
         missing: [n, M], what its output, before any batch norm, lacks there.
         offset: the name of the bias, or of the mean that its batch norm subtracts, and the sign with which it shifts
-            the output; None where there is neither.
+            the output; None where there is neither that nothing else uses.
         norm: the batch norm after it, if it has one to itself.
         output: [n, M], the inputs of that batch norm there; None without one.
     """
@@ -192,12 +192,12 @@ def _in_front(node: fx.Node) -> set[fx.Node]:
 
 
 def _offset(trace: Trace, point: Point) -> tuple[str, int] | None:
-    """What shifts a layer's output, and with which sign: its bias, or the mean that its batch norm subtracts."""
+    """What shifts a layer and no other, and with which sign: its bias, or the mean that its batch norm subtracts."""
     call, norm = point.layer.call, point.layer.output
-    if (bias := trace.parameter(call, 2, "bias")) is not None:
+    if (bias := trace.parameter(call, 2, "bias")) is not None and len(trace.calls(bias)) == 1:
         return bias, 1
     mean = trace.parameter(norm, 3, "running_mean") if norm is not call else None
-    return None if mean is None else (mean, -1)
+    return None if mean is None or len(trace.calls(mean)) != 1 else (mean, -1)
 
 
 def _before(norm: batchnorm.Affine, y: Tensor, z: Tensor) -> Tensor:

@@ -99,13 +99,14 @@ class Plan:
         return replace(group, slices=tuple(shrink(s) for s in group.slices))
 
     def apply(self, model: nn.Module, *optimizers: Optimizer) -> nn.Module:
-        """Cuts the planned neurons out of ``model`` in place and returns it.
+        """Cuts the planned neurons out of ``model`` in place and returns it; gradients are dropped.
 
         Args:
             model: unpruned, like the one that the plan was made for. If it is wrapped or compiled, the module inside is
                 cut and returned; DistributedDataParallel has to be put around it again.
             optimizers: of this model's parameters, possibly among others: from now on they hold the smaller ones, with
-                their state for each element that stays (momentum and the like), so that training can continue.
+                their state for each element that stays (momentum and the like), so that training can continue. Averages
+                over whole rows or columns, as Adafactor has them, stay as they are.
 
         Raises:
             TypeError: not an optimiser.

@@ -55,7 +55,7 @@ def compact(model: nn.Module, removed: Removed, *optimizers: Optimizer | None) -
 
     Keeps requires_grad, dtype, device, memory format, tied weights, hooks on modules and parameters, attributes and
     classes of parameters, train mode, and of each of the ``optimizers`` its parameter lists and per-element state
-    (momentum and the like). Gradients are dropped.
+    (momentum and the like). Gradients are dropped, of weights that stay whole, too.
 
     Args:
         model: changed in place.
@@ -89,6 +89,8 @@ def compact(model: nn.Module, removed: Removed, *optimizers: Optimizer | None) -
             for optimizer in holding:
                 _follow(optimizer, old, cut[id(old)], axes)
         _replace(model.get_submodule(module_of(name)), own_name(name), cut[id(old)])
+    if cut:  # all of them: the next step would otherwise move some weights and not others
+        model.zero_grad(set_to_none=True)
     for module in model.modules():
         for name, value in blocks.get(module, {}).items():
             setattr(module, name, value)

@@ -7,6 +7,7 @@ from torch import nn
 from .. import checks
 from ..criteria import FeatureRelevance, Reconstruction
 from ..graph.groups import Group
+from ..graph.trace import named_tensors
 from ..models.batches import Batch
 from ..models.weightnorm import plain_copy, weight_norms, without_weight_norms
 from ..ranks import Ranks
@@ -35,7 +36,7 @@ class NeuronWorkspace(Workspace):
 
     Attributes:
         norms: the weight norms that were taken off.
-        original: the model as it was given, without them.
+        original: the model as it was given, without them; a copy where its tensors are of inference mode.
         progress: how far the run has come; this and the following are set once it has begun.
         macs: multiply-adds of the unpruned network for one sample.
         compared: samples on which networks are compared, where they are.
@@ -51,7 +52,8 @@ class NeuronWorkspace(Workspace):
     def __init__(self, given: nn.Module, stream: Stream, options: Options) -> None:
         self.norms = weight_norms(given)
         super().__init__(given, without_weight_norms(checks.working_copy(given)), stream, options)
-        self.original = plain_copy(given) if self.norms else given
+        made_for_inference = any(t.is_inference() for t in named_tensors(given).values())  # nobody sees them change
+        self.original = plain_copy(given) if self.norms or made_for_inference else given
 
     def begin(self, progress: Progress) -> None:
         """Analyses the network; ``progress`` is where a resumed run stopped.

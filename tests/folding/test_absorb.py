@@ -45,8 +45,8 @@ def test_changed_inputs_give_changed_outputs(case):
         torch.testing.assert_close(module(changed(x, reads)), changed(y, writes))
 
 
-def test_a_layer_without_bias_gets_none_for_a_scale_alone():
+def test_a_layer_without_bias_gets_one_be_it_zero():
     one, none = torch.ones(8, dtype=torch.float64), torch.zeros(8, dtype=torch.float64)
     layer = AffineLayer("", None, torch.arange(4), torch.arange(4, 8))
     weight, bias = absorbed(nn.Linear(4, 4, bias=False), layer, Change(2 * one, none, one / 2, none))
-    assert bias is None and weight.dtype == torch.float32
+    assert bias.tolist() == [0] * 4 and weight.dtype == bias.dtype == torch.float32

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from networks import DigitNet, PlainNet, images, randomised, shuffled
+from networks import DigitNet, MobileNet, PlainNet, PreActNet, ResNeXt, images, randomised, shuffled
 from states import random_states, same, snapshot
 from torch import nn
 from torch.nn import functional as F
@@ -796,3 +796,11 @@ def test_what_is_no_sound_network_is_refused():
     ]:
         with pytest.raises(kind, match=message):
             singe.fold_batchnorm(model, X)
+
+
+@pytest.mark.parametrize("make", [DigitNet, MobileNet, ResNeXt, PreActNet], ids=lambda make: make.__name__)
+def test_a_fresh_network_folds_into_what_takes_the_weights_of_a_trained_one(make):
+    x = images(4, channels=1 if make is DigitNet else 3)[0]
+    trained, fresh = (singe.fold_batchnorm(model.eval(), x).model for model in (randomised(make()), make()))
+    fresh.load_state_dict(trained.state_dict())
+    assert torch.equal(fresh(x), trained(x))

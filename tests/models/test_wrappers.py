@@ -6,13 +6,14 @@ from networks import MLP, randomised
 from states import same
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 from wiring import Wired, normal
 
 import singe
 from singe.models.isolation import plain_torch
 from singe.models.wrappers import unwrapped
 from singe.removal.plan import Plan
-from singe.sizes import count_macs
+from singe.sizes import count_macs, count_parameters
 
 X, Y = normal(20, 10), torch.arange(20) % 4
 BATCH = (X, Y)
@@ -161,3 +162,12 @@ def test_torchscript_is_refused_by_its_name():
     scripted = torch.jit.trace(nn.Linear(3, 2), torch.rand(1, 3))
     with pytest.raises(TypeError, match=r"expected the torch\.nn\.Module that TorchScript was made from, got TopLevel"):
         unwrapped(scripted)
+
+
+def test_the_network_inside_of_an_averaged_one_is_taken():
+    average, expected = AveragedModel(nested()), prune(nested())
+    average.update_parameters(nested())
+    result = prune(average)
+    assert result.plan == expected.plan and type(result.model) is type(expected.model)
+    assert expected.plan.apply(average) is average.module
+    assert count_parameters(average.module) == expected.params_after

@@ -161,7 +161,7 @@ def test_fewer_samples_pass_where_the_device_has_no_room(monkeypatch, caplog):
 
 REFUSED = {
     "twice": (lambda self, x: self.b(self.a(x)) + self.b(self.a(x).relu()), {}, "used at several places"),
-    "transposed": (lambda self, x: self.up(self.a(x)[:, :, None]), {}, "no convolution or linear layer"),
+    "transposed": (lambda self, x: self.up(self.a(x)[:, :, None]), {}, "transposed convolutions are not refitted"),
     "frozen": (lambda self, x: self.b(self.a(x)), {"freeze": "b"}, "is not to be trained"),
 }
 
@@ -355,3 +355,32 @@ def test_all_layers_are_refitted_behind_the_last_group_unless_training_led_away(
     result = singe.prune(randomised(PlainNet()), loader, 0.4, **quick | {"compensation_images": 64} | options)
     assert seen == [len(result.plan.removals)] * expected
     assert ("layer" in result.uncompensated) == bool(expected)
+
+
+class Sharing(nn.Module):
+    """b reads a; c does not, but has b's bias or batch norm."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 5, what == "bias"), nn.Linear(6, 5, what == "bias")
+        self.norm, self.end = nn.BatchNorm1d(5) if what == "norm" else nn.Identity(), nn.Linear(10, 4)
+        if what == "bias":
+            self.c.bias = self.b.bias
+
+    def forward(self, x):
+        return self.end(torch.cat([self.norm(self.b(self.a(x).relu())), self.norm(self.c(x))], 1))
+
+
+@pytest.mark.parametrize("how", ["mean", "least_squares"])
+@pytest.mark.parametrize("what", ["bias", "norm"])
+def test_what_another_layer_uses_too_stays(what, how):
+    model, x = randomised(Sharing(what)).double(), normal(60, 6, dtype=torch.float64)
+    with torch.no_grad():
+        model.a.weight[0], model.a.bias[0] = 0, 1  # a constant, which only an offset makes up for
+    small, refused, (whole, pruned, refitted) = compensated(model, x, {"a": [0, 3]}, how)
+    assert torch.equal(small.norm(small.c(x)), model.norm(model.c(x)))
+    if how == "mean":
+        assert "no bias of its own to change, and no batch norm of its own" in refused["b"]
+        assert torch.equal(refitted, pruned)
+    else:
+        assert refused == {} and error(refitted, whole) < error(pruned, whole)
