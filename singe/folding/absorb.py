@@ -35,7 +35,6 @@ def absorbed(module: Any, layer: AffineLayer, change: Change) -> tuple[Tensor, T
         statistics: Any = module
         bias = bias + weight * statistics.running_mean
         weight = weight * (statistics.running_var.double() + module.eps).sqrt()
-    needed = module.bias is not None or bool(bias.any())
     return torch.empty_like(module.weight).copy_(weight), bias.to(module.weight.dtype)
 
 
