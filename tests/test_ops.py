@@ -491,10 +491,12 @@ def test_neuron_grad_norm_is_deterministic(device, dtype):
 
 def test_neuron_grad_norm_does_not_depend_on_threads():
     threads = torch.get_num_threads()
-    cases = [norm_case(torch.float32, jobs=37, channels=9, spatial=(19, 17), shared=shared) for shared in (True, False)]
+    shapes = {"channels": 9, "spatial": (19, 17)}
+    kinds = [(37, True), (37, False), (65, True), (70, True)]
+    cases = [norm_case(torch.float32, jobs=jobs, shared=shared, **shapes) for jobs, shared in kinds]
     expected = [native(*case) for case in cases]
     try:
-        for count in (1, 2, 5):
+        for count in (1, 2, 5, 16):
             torch.set_num_threads(count)
             assert all(torch.equal(native(*case), scores) for case, scores in zip(cases, expected, strict=True))
     finally:

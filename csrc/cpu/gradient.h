@@ -21,6 +21,7 @@ class Gradient {
       : g_(g),
         linear_(g.taps() == 1 && g.inputs() == 1 && g.image() == 1 && !padded(g)),
         block_(linear_ ? 256 : 2048),
+        pitch_(block_ + kLine),
         tiles_(simd::tiles<T>()) {}
 
   // The number of units for a number of channels, the elements of one when packed, and its columns.
@@ -48,11 +49,13 @@ class Gradient {
     const int64_t rows = static_cast<int64_t>(deltas.size());
     columns_ = units * unit_columns();
     gradient_.assign(rows * columns_, 0.0);
-    rows_.resize(rows * block_);
+    rows_.resize(rows * pitch_ + kLine);
+    const auto at = reinterpret_cast<uintptr_t>(rows_.data()) / sizeof(T);
+    first_row_ = rows_.data() + (kLine - at % kLine) % kLine;
     if (!linear_) point_at(x, units);
     for (int64_t from = 0; from < g_.length(); from += block_) {
       const int64_t n = std::min(block_, g_.length() - from);
-      for (int64_t r = 0; r < rows; ++r) pack_delta(deltas[r], g_, from, n, &rows_[r * block_]);
+      for (int64_t r = 0; r < rows; ++r) pack_delta(deltas[r], g_, from, n, first_row_ + r * pitch_);
       if (linear_) {
         for (int64_t u = 0; u < units; ++u) add_strip(u, x + u * unit_size(), rows, from, n);
       } else {
@@ -102,7 +105,7 @@ class Gradient {
     T sums[simd::kMostSums];
     for (int64_t r = 0, height; r < rows; r += height) {
       height = rows - r >= simd::kRows ? simd::kRows : 1;
-      for (int64_t i = 0; i < height; ++i) row[i] = &rows_[(r + i) * block_];
+      for (int64_t i = 0; i < height; ++i) row[i] = first_row_ + (r + i) * pitch_;
       tile(height == simd::kRows, row, sums);
       for (int64_t i = 0; i < height; ++i) {
         double* gradient = &gradient_[(r + i) * columns_ + c];
@@ -113,11 +116,15 @@ class Gradient {
 
   const Geometry& g_;
   bool linear_;
+  static constexpr int64_t kLine = 64 / sizeof(T);  // elements of a cache line
+
   int64_t block_;  // positions that are worked on at once
+  int64_t pitch_;  // of rows_, which begin at cache lines and not all in the same set
   int64_t columns_ = 0;
   simd::Tiles<T> tiles_;
   std::vector<const T*> column_;
   std::vector<T> rows_;
+  T* first_row_ = nullptr;
   std::vector<double> gradient_;
 };
 

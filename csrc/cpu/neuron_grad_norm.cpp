@@ -27,6 +27,7 @@ struct Panel {
 // Jobs by group, in panels; with an x for every job, each is its own panel.
 std::vector<Panel> make_panels(const Problem& p, const int64_t* neuron, int64_t threads) {
   const int64_t limit = p.shared ? std::clamp((p.jobs + threads - 1) / threads, kLeastPanel, kMostPanel) : 1;
+  const int64_t rows = p.shared ? simd::kRows : 1;  // that are worked on at once
   std::vector<std::vector<int64_t>> members(p.groups);
   check_rows(neuron, p.jobs, p.neurons, "neuron");
   for (int64_t k = 0; k < p.jobs; ++k) {
@@ -34,12 +35,29 @@ std::vector<Panel> make_panels(const Problem& p, const int64_t* neuron, int64_t 
   }
   std::vector<Panel> panels;
   for (int64_t g = 0; g < p.groups; ++g) {
-    for (size_t i = 0; i < members[g].size(); ++i) {
-      if (i % limit == 0) panels.push_back({{}, g});
-      panels.back().jobs.push_back(members[g][i]);
-    }
+    // as many panels as the limit asks for, of much the same size
+    const int64_t count = static_cast<int64_t>(members[g].size()), parts = (count + limit - 1) / limit;
+    const int64_t steps = (count + rows - 1) / rows;
+    const auto border = [&](int64_t i) {
+      return members[g].begin() + std::min(count, steps * i / parts * rows);
+    };
+    for (int64_t i = 0; i < parts; ++i) panels.push_back({{border(i), border(i + 1)}, g});
   }
   return panels;
+}
+
+// Into how many ranges of units to divide the work of every panel, so that no thread has much more to do than
+// another: parallel_for hands each the same number of ranges, the last one fewer.
+int64_t splits_for(int64_t panels, int64_t units, int64_t threads) {
+  const auto longest = [&](int64_t splits) {  // units that the busiest thread works on
+    return (panels * splits + threads - 1) / threads * ((units + splits - 1) / splits);
+  };
+  const int64_t least = std::min(units, (threads + panels - 1) / panels);
+  int64_t best = least;
+  for (int64_t splits = least; splits <= std::min(units, least + 8); ++splits) {
+    if (longest(splits) < longest(best)) best = splits;
+  }
+  return best;
 }
 
 // Every job's norm in parts, not yet merged: one value per unit of x. Empty where there is nothing to sum.
@@ -66,7 +84,7 @@ std::vector<double> unit_norms(const Problem& p, const In* x, const In* delta, c
   }
 
   const int64_t count = static_cast<int64_t>(panels.size());
-  const int64_t splits = std::min(units, (threads + count - 1) / count);
+  const int64_t splits = splits_for(count, units, threads);
   torch::stable::parallel_for(0, count * splits, 1, [&](int64_t begin, int64_t end) {
     Gradient<In> gradient(g);
     std::vector<T> own;

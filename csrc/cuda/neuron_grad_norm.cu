@@ -39,22 +39,24 @@ __device__ inline bool inside(int64_t i, int64_t n) {
 // packed[set, channel, phase, position]; a set is one job's x, or the only one.
 template <class In, class Index>
 __global__ void __launch_bounds__(kThreads)
-    pack(const In* __restrict__ x, Geometry g, int64_t channels, int64_t elements, In* __restrict__ packed) {
+    pack(const In* __restrict__ x, Geometry g, int64_t channels, int64_t rows, In* __restrict__ packed) {
   const Axis &a0 = g.axis[0], &a1 = g.axis[1], &a2 = g.axis[2];
   const int64_t reach = g.reach(), phases = g.phases(), length = g.length();
-  for (int64_t e = global_thread(); e < elements; e += grid_threads()) {
-    const int64_t row = e / reach, position = e - row * reach;  // a row is (set, channel, phase)
+  for (int64_t row = blockIdx.y; row < rows; row += gridDim.y) {  // a row is (set, channel, phase)
     const int64_t f = row % phases, channel = row / phases % channels, set = row / phases / channels;
-    const Position<Index> u(position, a0.pitch, a1.pitch, a2.pitch);
-    const int64_t i0 = u.u0 * a0.stride + a0.first(f / (a1.phases * a2.phases));
-    const int64_t i1 = u.u1 * a1.stride + a1.first(f / a2.phases % a1.phases);
-    const int64_t i2 = u.u2 * a2.stride + a2.first(f % a2.phases);
-    In value = static_cast<In>(0.0f);
-    if (position < length && inside(i0, a0.in) && inside(i1, a1.in) && inside(i2, a2.in)) {
-      const int64_t image = (set * g.batch + u.b) * channels + channel;
-      value = x[((image * a0.in + i0) * a1.in + i1) * a2.in + i2];
+    const int64_t first0 = a0.first(f / (a1.phases * a2.phases));
+    const int64_t first1 = a1.first(f / a2.phases % a1.phases), first2 = a2.first(f % a2.phases);
+    for (int64_t position = global_thread(); position < reach; position += grid_threads()) {
+      const Position<Index> u(position, a0.pitch, a1.pitch, a2.pitch);
+      const int64_t i0 = u.u0 * a0.stride + first0, i1 = u.u1 * a1.stride + first1;
+      const int64_t i2 = u.u2 * a2.stride + first2;
+      In value = static_cast<In>(0.0f);
+      if (position < length && inside(i0, a0.in) && inside(i1, a1.in) && inside(i2, a2.in)) {
+        const int64_t image = (set * g.batch + u.b) * channels + channel;
+        value = x[((image * a0.in + i0) * a1.in + i1) * a2.in + i2];
+      }
+      packed[row * reach + position] = value;
     }
-    packed[e] = value;
   }
 }
 
@@ -86,16 +88,20 @@ __global__ void __launch_bounds__(kThreads)
     if (!call.shared) first_channel += first * call.channels;
   }
 
+  __shared__ int64_t start[C];  // of a column; a dozen divisions each, which one thread does for all
+  if (threadIdx.x < C) {
+    const int64_t index = min(tile * C + threadIdx.x, call.columns - 1);
+    start[threadIdx.x] = (first_channel + index / taps) * channel_size + g.tap_offset(index % taps);
+  }
+  __syncthreads();
+
   // Entries beyond the last job or column compute something that exists and are dropped below.
   const In* row[J];
   const In* column[C];
 #pragma unroll
   for (int j = 0; j < J; ++j) row[j] = delta + min(first + j, call.jobs - 1) * positions;
 #pragma unroll
-  for (int c = 0; c < C; ++c) {
-    const int64_t index = min(tile * C + c, call.columns - 1);
-    column[c] = packed + (first_channel + index / taps) * channel_size + g.tap_offset(index % taps);
-  }
+  for (int c = 0; c < C; ++c) column[c] = packed + start[c];
 
   T sum[J][C] = {};
   const bool dense = g.dense();
@@ -175,10 +181,11 @@ struct Pointers {
 template <class In, class Index, int J, int C>
 void launch(const Tensor& x, const Tensor& delta, Call call, const Pointers& at, cudaStream_t stream) {
   const Geometry& g = call.g;
-  const int64_t elements = (call.shared ? 1 : call.jobs) * call.channels * g.channel();
-  Tensor packed = empty(x, {elements}, x.scalar_type());
-  launch_kernel("neuron_grad_norm: pack", pack<In, Index>, blocks_for(elements, kThreads), stream,
-                x.const_data_ptr<In>(), g, call.channels, elements, packed.mutable_data_ptr<In>());
+  const int64_t rows = (call.shared ? 1 : call.jobs) * call.channels * g.phases();
+  Tensor packed = empty(x, {rows * g.reach()}, x.scalar_type());
+  const dim3 grid(blocks_for(g.reach(), kThreads), static_cast<unsigned>(std::min<int64_t>(rows, 65535)));
+  launch_kernel("neuron_grad_norm: pack", pack<In, Index>, grid, stream, x.const_data_ptr<In>(), g,
+                call.channels, rows, packed.mutable_data_ptr<In>());
 
   call.tiles = (call.columns + C - 1) / C;
   const int64_t blocks = (call.jobs + J - 1) / J * call.tiles;
