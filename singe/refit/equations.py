@@ -96,6 +96,11 @@ class Unpruned:
         self._passes = Memory("refitting", memory, tensors(batch)[0].device)
         self._begin()
 
+    @property
+    def memory(self) -> int:
+        """What ``memory`` has come down to where the device had no room for that."""
+        return self._passes.size
+
     def _begin(self) -> None:
         """Forgets all values, and how many samples pass at a time."""
         self._step = self._fitting(self._unpruned)

@@ -58,11 +58,11 @@ class Turn:
     def take(self) -> GroupRecord:
         """Prunes the group."""
         space = self._space
+        loss_start = space.finite_loss(self._batch)
         with self._scoring:
             selection = Selection(self._scorer(), space.options.criterion, space.options.refresh)
         if not any(selection.first_scores):
             log.warning("every score of %s is 0: nothing that the criterion sees depends on it", self._given.name)
-        loss_start = selection.scorer.loss
         shown = self._remove(selection)
         loss_removed = space.loss(self._batch)
         self._cut(selection.taken)
@@ -94,7 +94,7 @@ class Turn:
                 if wanted and turn >= self._count - curves.NEURONS:
                     with space.timed("fading curves"):
                         found += (curves.curve(selection.scorer, neuron, criterion),)
-                space.progress.memory = selection.scorer.memory
+                space.progress.memory = min(space.progress.memory, selection.scorer.memory)
                 mask(space.model, self._group.slices, torch.tensor([neuron]), self._optimizer)
                 if self._when == "neuron":
                     self._tune_masked(selection)

@@ -5,17 +5,14 @@ from __future__ import annotations
 from torch import nn
 
 from .. import checks
-from ..criteria import FeatureRelevance, Reconstruction
+from ..criteria import Reconstruction
 from ..graph.groups import Group
 from ..graph.trace import named_tensors
 from ..models.batches import Batch
 from ..models.weightnorm import plain_copy, weight_norms, without_weight_norms
 from ..ranks import Ranks
 from ..refit.equations import Unpruned
-from ..removal.plan import Plan
-from ..scoring.engine import Engine
-from ..scoring.reconstruction import Reconstructor
-from ..scoring.relevance import RelevanceScorer
+from ..scoring.scores import Before, scorer_of
 from ..scoring.selection import Scorer
 from ..sizes import count_macs
 from ..storage.checkpoint import Progress
@@ -26,9 +23,6 @@ from .workspace import Workspace
 COMPARED, MEASURED, SERVED, RANKED = (1 << 20) - 1, (1 << 20) - 2, (1 << 20) - 3, 1 << 19
 """The phases in which samples are drawn to compare networks, to measure their sensitivity and to time them on, and in
 which ranking draws: numbered after all others."""
-
-Before = tuple[Unpruned, Plan]
-"""A network whose values others are to keep, and what has been or will be removed from it."""
 
 
 class NeuronWorkspace(Workspace):
@@ -123,13 +117,7 @@ class NeuronWorkspace(Workspace):
             ranks: those that share the scoring; all by default.
         """
         o = self.options
-        if isinstance(o.criterion, Reconstruction):
-            assert before is not None
-            network, gone = before
-            memory, loss = self.progress.memory, self.loss(batch)
-            return Reconstructor(self.model, self.trace, group, network, gone.removed(), loss, memory)
-        if isinstance(o.criterion, FeatureRelevance):
-            return RelevanceScorer(self.model, self.trace, group, batch, o.task, self.progress.memory)
-        return Engine(
-            self.model, self.trace, group, batch, o.task, self.progress.memory, o.precision, ranks or self.ranks
+        return scorer_of(
+            o.criterion, self.model, self.trace, group, batch, o.task, self.progress.memory,
+            before=before, precision=o.precision, ranks=ranks or self.ranks,
         )  # fmt: skip

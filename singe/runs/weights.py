@@ -7,7 +7,6 @@ scores all its weights.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 
 import torch
@@ -106,18 +105,18 @@ class WeightRun:
         space.restart(index)
         batch = space.stream.take(space.options.images)
         scoring, tuning = Stopwatch(), Stopwatch()
-        loss_start = self._loss(batch)
+        loss_start = space.finite_loss(batch)
         with scoring:
             scores = self.scores(weight, batch)
             self._kept[weight.name] = without_least(scores, count)
         space.ranks.check_decision(weight.name, {"kept": self._kept[weight.name]})
         self._hold()
-        loss_removed = loss_end = self._loss(batch)
+        loss_removed = loss_end = space.finite_loss(batch)
         if tuner is not None and tuner.when == "layer":
             with tuning:
                 tuner.train_stage()
             space.synchronise()
-            loss_end = self._loss(batch)
+            loss_end = space.finite_loss(batch)
         return WeightRecord(
             weight=weight.name, size=weight.size, removed=count, loss_start=loss_start, loss_removed=loss_removed,
             loss_end=loss_end, seconds_scoring=scoring.seconds, seconds_tuning=tuning.seconds,
@@ -144,12 +143,6 @@ class WeightRun:
         scores = scorer.scores(o.criterion)
         self._memory = scorer.memory
         return scores
-
-    def _loss(self, batch: Batch) -> float:
-        loss = self.space.loss(batch)
-        if not math.isfinite(loss):
-            raise ValueError(f"expected a finite loss on the batch, got {loss}")
-        return loss
 
     def _result(self, history: list[WeightRecord]) -> SparseResult:
         space, task = self.space, self.space.options.task

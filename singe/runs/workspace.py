@@ -99,6 +99,13 @@ class Workspace:
         with torch.no_grad():
             return self.options.task(self.model, batch).item()
 
+    def finite_loss(self, batch: Batch) -> float:
+        """The same; raises ValueError if it is not finite."""
+        loss = self.loss(batch)
+        if not math.isfinite(loss):
+            raise ValueError(f"expected a finite loss on the batch, got {loss}")
+        return loss
+
     def loss_after(self) -> float:
         """The pruned model's loss on the samples that the run began with; warns where it has collapsed."""
         return self.watch.loss_after(self.model, self.remedies())

@@ -82,25 +82,13 @@ class Reconstructor:
         group: of the neurons; its indices count in the model as it is.
         unpruned: the network as it was.
         removed: what has been removed from that.
-        loss: of the model on a batch, for callers; not needed here.
-        memory: likewise, bytes that passes may take.
 
     Raises:
         ValueError: no reader of the group can be refitted, see :func:`unfit`.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        trace: Trace,
-        group: Group,
-        unpruned: Unpruned,
-        removed: Removed,
-        loss: float = 0.0,
-        memory: int = 0,
-    ) -> None:
-        self.loss, self.memory = loss, memory
-        self._name, self._size = group.name, group.size
+    def __init__(self, model: nn.Module, trace: Trace, group: Group, unpruned: Unpruned, removed: Removed) -> None:
+        self._name, self._size, self._unpruned = group.name, group.size, unpruned
         self._systems: list[_System] = []
         if (reason := unfit(trace, group)) is not None:
             raise ValueError(f"expected a group that can be reconstructed, but of {group.name} {reason}")
@@ -109,6 +97,11 @@ class Reconstructor:
                 log.info("%s is not used to score %s: %s", module_of(weight), group.name, reason)
             else:
                 self._systems += self._solve(model, trace, group, weight, unpruned, removed)
+
+    @property
+    def memory(self) -> int:
+        """Bytes that passes may take, so far as the device had room for them."""
+        return self._unpruned.memory
 
     def scores(self, criterion: Criterion, neurons: Tensor | None = None) -> Tensor:
         """float64 [len(neurons)] on the CPU: the error that refitting cannot make up for, summed over the readers."""

@@ -250,12 +250,6 @@ class RelevanceScorer:
         """What ``memory`` has come down to where the device had no room for that."""
         return self._memory.size
 
-    @property
-    def loss(self) -> float:
-        """On the batch, with all removals so far."""
-        with torch.no_grad():
-            return float(self._task(self._model, self._batch))
-
     def scores(self, criterion: Criterion, neurons: Tensor | None = None) -> Tensor:
         """float64 [len(neurons)] on the CPU: the relevance of neurons in the model as it is."""
         assert isinstance(criterion, FeatureRelevance), criterion

@@ -12,11 +12,17 @@ from ..graph.trace import Trace
 from ..memory import Memory
 from ..models.batches import Batch, tensors
 from ..models.precision import Precision
+from ..ranks import ALONE, Ranks
 from ..refit.equations import Unpruned
+from ..removal.plan import Plan
 from ..task import Task
 from .engine import Engine
 from .reconstruction import Reconstructor, unfit
-from .relevance import check_relevance, relevance_scores
+from .relevance import RelevanceScorer, check_relevance, relevance_scores
+from .selection import Scorer
+
+Before = tuple[Unpruned, Plan]
+"""A network whose values others are to keep, and what has been or will be removed from it."""
 
 
 def unscorable(trace: Trace, groups: Sequence[Group], criterion: Criterion, batch: Batch | None) -> dict[str, str]:
@@ -36,6 +42,42 @@ def unscorable(trace: Trace, groups: Sequence[Group], criterion: Criterion, batc
     if isinstance(criterion, Reconstruction):
         return {g.name: reason for g in groups if (reason := unfit(trace, g)) is not None}
     return {}
+
+
+def scorer_of(
+    criterion: Criterion,
+    model: nn.Module,
+    trace: Trace,
+    group: Group,
+    batch: Batch,
+    task: Task,
+    memory: int,
+    *,
+    before: Before | None = None,
+    precision: Precision = "float32",
+    ranks: Ranks = ALONE,
+) -> Scorer:
+    """What scores the neurons of a group while they are removed one by one.
+
+    Args:
+        criterion: to score by.
+        model: pruned so far; removals are masked in it.
+        trace: of its current state.
+        group: one that :func:`unscorable` does not name; its indices count in the model as it is.
+        batch: on the model's device.
+        task: how the model is called and judged.
+        memory: upper bound, in bytes, of the activations of a pass, met where samples can be split.
+        before: what reconstruction compares with, and what has been removed from it.
+        precision: of the passes of an engine.
+        ranks: that share them.
+    """
+    if isinstance(criterion, Reconstruction):
+        assert before is not None
+        unpruned, plan = before
+        return Reconstructor(model, trace, group, unpruned, plan.removed())
+    if isinstance(criterion, FeatureRelevance):
+        return RelevanceScorer(model, trace, group, batch, task, memory)
+    return Engine(model, trace, group, batch, task, memory, precision, ranks)
 
 
 def scores_of(
@@ -66,12 +108,12 @@ def scores_of(
     if isinstance(criterion, FeatureRelevance):
         shared = Memory("feature relevance", memory, tensors(batch)[0].device)
         return relevance_scores(model, trace, groups, batch, task, criterion, shared)
+    before = None
     if isinstance(criterion, Reconstruction):
-        unpruned = Unpruned(model, trace, batch, task, memory)
-        return [Reconstructor(model, trace, g, unpruned, {}).scores(criterion) for g in groups]
+        before = Unpruned(model, trace, batch, task, memory), Plan()
     found = []
     for group in groups:
-        engine = Engine(model, trace, group, batch, task, memory, precision)
-        found.append(engine.scores(criterion))
-        memory = engine.memory
+        scorer = scorer_of(criterion, model, trace, group, batch, task, memory, before=before, precision=precision)
+        found.append(scorer.scores(criterion))
+        memory = scorer.memory
     return found

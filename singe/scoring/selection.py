@@ -20,10 +20,6 @@ class Scorer(Protocol):
     def memory(self) -> int:
         """Bytes that its passes may take, so far as the device had room for them."""
 
-    @property
-    def loss(self) -> float:
-        """The loss on the batch, with all removals so far."""
-
     def scores(self, criterion: Criterion, neurons: Tensor | None = None) -> Tensor:
         """float64 [len(neurons)] on the CPU."""
 

@@ -5,19 +5,19 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import singe
 from singe.models.batches import length
-from singe.runs import neuron_workspace
+from singe.scoring import scores
 
 
 def batches_that_order(monkeypatch, model, x, **options):
     """How many samples the scores before the first group's turn are of, group by group."""
     seen = []
 
-    class Watched(neuron_workspace.Engine):
+    class Watched(scores.Engine):
         def __init__(self, work, trace, group, batch, *rest):
             seen.append(length(batch))
             super().__init__(work, trace, group, batch, *rest)
 
-    monkeypatch.setattr(neuron_workspace, "Engine", Watched)
+    monkeypatch.setattr(scores, "Engine", Watched)
     loader = DataLoader(TensorDataset(x, torch.arange(len(x)) % 4), batch_size=24, shuffle=True)
     result = singe.prune(
         model, loader, 0.3, images=24, finetune=None, compensate="none", progress=False, **options
