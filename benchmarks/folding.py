@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import singe
-from singe.report import table
+from singe.table import table
 
 SIDES = {"inception_v3": 299, "mobilevit_s": 256}
 """The side of the images that a network is made for, if not 224."""

@@ -20,7 +20,7 @@ from train_cifar10 import train
 
 import singe
 from singe.cifar10 import Loader, read
-from singe.report import table
+from singe.table import table
 
 PRESETS = {"resnet56": "resnet56_cifar", "resnet110": "resnet110_cifar", "vgg16_bn": "vgg16_cifar10"}
 CHANNELS = {"resnet20": 34}

@@ -24,8 +24,8 @@ from models import MODELS
 import singe
 from singe.graph.groups import Group
 from singe.models.batches import head
-from singe.report import table
 from singe.scoring.engine import Engine
+from singe.table import table
 
 
 @dataclass(frozen=True)

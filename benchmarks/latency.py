@@ -31,8 +31,8 @@ from singe.allocation.goal import Goal
 from singe.graph.analysis import analyse
 from singe.graph.groups import Group
 from singe.graph.trace import Trace, trace
-from singe.report import table
 from singe.sizes import count_macs
+from singe.table import table
 from singe.timing.latency import evaluating, in_turns
 
 

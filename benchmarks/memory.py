@@ -21,8 +21,8 @@ from models import MODELS
 
 import singe
 from singe.graph.groups import Group
-from singe.report import table
 from singe.scoring.engine import Engine
+from singe.table import table
 
 
 @dataclass(frozen=True)

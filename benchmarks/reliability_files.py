@@ -26,10 +26,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import singe
+from singe.digest import digest
 from singe.removal.surgery import compact
 from singe.report import facts
 from singe.storage.checkpoint import FILE, Checkpoint
-from singe.storage.files import digest
 from singe.storage.saved import PLAN_FILE, WEIGHTS_FILE, load, load_plan
 
 ROOM = 1 << 29

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 
 import singe
 from singe import demo
+from singe.digest import digest
 from singe.graph.trace import named_tensors
-from singe.storage.files import digest
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -29,7 +29,7 @@ from models import MODELS, load
 
 import singe
 from singe.ranks import Ranks, meeting
-from singe.report import table
+from singe.table import table
 
 prune_module = sys.modules["singe.prune"]  # the package has the function by this name
 

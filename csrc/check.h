@@ -59,7 +59,7 @@ void with_floating(ScalarType type, F&& f) {
 }
 
 // Makes a tensor. Torch's stable ABI does not say why it can't, and shortage is the one reason that is left
-// once arguments are checked; singe.scoring.shortage.is_shortage knows these words, so that passes get
+// once arguments are checked; singe.memory.is_shortage knows these words, so that passes get
 // smaller.
 template <class Make>
 Tensor allocate(int64_t elements, Make&& make) {

@@ -21,7 +21,7 @@ from .models.isolation import plain_torch
 from .models.numerics import alike
 from .ops import FLOATING
 from .removal.surgery import widths_by_tensors
-from .task import Task
+from .task import Task, differentiable
 
 log = logging.getLogger("singe")
 
@@ -232,10 +232,16 @@ def answers(model: nn.Module, batch: Batch, task: Task) -> Any:
         ) from error
 
 
-def loss_of_outputs(model: nn.Module, batch: Batch, task: Task) -> None:
+def loss_of_outputs(model: nn.Module, batch: Batch, task: Task, *, gradients: bool) -> None:
     """Raises ValueError if the loss sees more of the model than its outputs: scores would not.
 
     The loss of the same outputs must not depend on what the model has seen in between, such as what hooks keep of it.
+
+    Args:
+        model: a working copy.
+        batch: on its device.
+        task: how the model is called and judged.
+        gradients: whether the loss has to have a gradient at some weight, too.
     """
     with torch.no_grad():
         try:
@@ -250,6 +256,20 @@ def loss_of_outputs(model: nn.Module, batch: Batch, task: Task) -> None:
             "expected a loss of the model's outputs and the batch alone, but it depends on what else the model has "
             "computed (such as what a hook has kept); return that from forward=, among the outputs"
         )
+    if gradients:
+        _differentiable(model, batch, task)
+
+
+def _differentiable(model: nn.Module, batch: Batch, task: Task) -> None:
+    fixed = [p for p in model.parameters() if p.is_floating_point() and not p.requires_grad]
+    try:
+        for parameter in fixed:
+            parameter.requires_grad_(True)
+        with torch.enable_grad():
+            differentiable(task(model, batch))
+    finally:
+        for parameter in fixed:
+            parameter.requires_grad_(False)
 
 
 def _judged(model: nn.Module, batch: Batch, task: Task) -> tuple[Batch, Any, float]:

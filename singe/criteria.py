@@ -259,6 +259,11 @@ def reads_loss(criterion: Criterion) -> bool:
     return isinstance(criterion, (PathCriterion, LossChange))
 
 
+def takes_gradients(criterion: Criterion) -> bool:
+    """Whether scores are made of the loss's gradients."""
+    return isinstance(criterion, PathCriterion)
+
+
 def identity(criterion: Criterion) -> str:
     """What tells a criterion from others, the same in every process: its repr without addresses in memory."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(criterion))

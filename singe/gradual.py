@@ -19,7 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from . import checks, values
 from .allocation.goal import left_alone
-from .criteria import Criterion, identity, reads_loss, resolve
+from .criteria import Criterion, identity, reads_loss, resolve, takes_gradients
 from .graph.trace import Forward, trace
 from .memory import DEFAULT_MEMORY
 from .models.batches import Batch, head, length, parts
@@ -57,7 +57,7 @@ class GradualPruner:
         result = pruner.finish()
 
     Masked channels are zero: their weights, biases, batch norm entries and the weights that read them. After every step
-    of every ``torch.optim.Optimizer`` they are set back to zero, as is the optimiser's state for them; anything else
+    of a ``torch.optim.Optimizer`` those that it holds are set back to zero, as is its state for them; anything else
     that changes weights, such as averages of earlier ones, must leave zeros alone. The model gets no hooks, parameters
     or buffers.
 
@@ -197,7 +197,8 @@ class GradualPruner:
     def _round(self, stream: Stream, epoch: int) -> RoundRecord:
         began, batch, work = time.perf_counter(), self._samples(stream, epoch), checks.working_copy(self._model)
         if reads_loss(self._criterion):
-            checks.loss_of_outputs(work, head(batch, self._trace.example_batch), self._task)
+            few = head(batch, self._trace.example_batch)
+            checks.loss_of_outputs(work, few, self._task, gradients=takes_gradients(self._criterion))
         groups = list(self._groups.values())
         loss_start, evaluation_start = self._evaluate(work, batch), self._observer.evaluation(work)
         found = scores_of(work, self._trace, groups, batch, self._task, self._criterion, self._memory)
@@ -334,7 +335,8 @@ class GradualPruner:
         Load the weights, too, as they were when the state was saved.
 
         Raises:
-            ValueError: not such a state, or one of another model or other settings. Nothing is changed then.
+            ValueError: not such a state, or one of another model or other settings; or the model has been moved or
+                cast. Nothing is changed then.
         """
         self._check_running()
         epoch, history = read(state, self._settings(), self._sizes())
@@ -363,9 +365,14 @@ def _hold(pruner: weakref.ref[GradualPruner], optimizer: Optimizer, args: object
     """
     held = pruner()
     if held is not None and held._zeros:
-        moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        zeros = {key: index for key, index in held._zeros.items() if id(attrgetter(key[0])(held._model)) in moved}
+        moved = {_memory(p) for group in optimizer.param_groups for p in group["params"]}
+        zeros = {key: index for key, index in held._zeros.items() if _memory(attrgetter(key[0])(held._model)) in moved}
         zero(held._model, zeros, optimizer)
+
+
+def _memory(tensor: Any) -> int:
+    """Where a tensor's values are: an optimiser may hold them by another one, such as a flat one of all weights."""
+    return tensor.untyped_storage().data_ptr() if isinstance(tensor, Tensor) else 0
 
 
 def _kinds(model: nn.Module) -> list[str]:

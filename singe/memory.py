@@ -48,11 +48,11 @@ class Memory:
             except (RuntimeError, MemoryError) as error:
                 if not is_shortage(error) or self.size < 2:
                     raise
+            self.size //= 2
             begin_anew()  # here, where the exception holds on to nothing any more
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)  # raises if a kernel failed, which can look like a shortage
                 torch.cuda.empty_cache()
-            self.size //= 2
             log.warning("%s: out of memory, passes may take %d bytes from now on", self._name, self.size)
 
 

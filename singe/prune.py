@@ -144,8 +144,8 @@ def prune(
     Args:
         model: any module ``model(x)`` that ``torch.export`` can trace; not modified. The run works on copies, which
             keep and call its hooks. Modules in eval mode inside a model in train mode stay so. Of a model wrapped in
-            DistributedDataParallel or DataParallel, or compiled by torch.compile, the module inside is pruned, and all
-            names are of that module. Weight norms are taken off for the run and put back afterwards.
+            DistributedDataParallel, DataParallel or AveragedModel, or compiled by torch.compile, the module inside is
+            pruned, and all names are of that module. Weight norms are taken off for the run and put back afterwards.
         loader: yields batches (x, y), and can be iterated repeatedly; it should shuffle, since every group of neurons
             or layer begins a new epoch.
         rho: share of what ``target`` names to remove, in (0, 1), met to within one neuron; of the measured latency, to
@@ -248,7 +248,8 @@ def prepared(
     try:
         check_savable(model)
     except ValueError as error:
-        log.warning("the result cannot be saved with result.save: %s", error)
+        if ranks.first:
+            log.warning("the result cannot be saved with result.save: %s", error)
     stream = Stream(loader, device, options.task, ranks)
     if finetune is not None and not _shuffles(loader):
         log.warning(

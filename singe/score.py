@@ -9,7 +9,7 @@ from typing import Any, overload
 from torch import Tensor, nn
 
 from . import checks, values
-from .criteria import Criterion, reads_loss, resolve
+from .criteria import Criterion, reads_loss, resolve, takes_gradients
 from .graph.analysis import find_groups
 from .graph.groups import Group, groups_of, in_layer_order, module_of
 from .graph.trace import Forward, Trace, trace
@@ -101,7 +101,7 @@ def score(
         work = without_weight_norms(checks.working_copy(model))
         checks.runs(work, here, task)
         if reads_loss(chosen):
-            checks.loss_of_outputs(work, here, task)
+            checks.loss_of_outputs(work, here, task, gradients=takes_gradients(chosen))
         graph = trace(work, task.inputs(here), task.call)
         every = find_groups(graph)
         layers = [first_name(work, layer)] if layer is not None else _scorable(graph, every, chosen, here)

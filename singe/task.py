@@ -56,7 +56,7 @@ def differentiable(loss: Tensor) -> Tensor:
         ValueError: it has no gradient.
     """
     if not loss.requires_grad:
-        raise ValueError("expected a loss that depends smoothly on the outputs, got one without a gradient")
+        raise ValueError("expected a loss that depends smoothly on the weights, got one without a gradient")
     return loss
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checks, values
-from .criteria import Criterion, reads_loss, resolve
+from .criteria import Criterion, reads_loss, resolve, takes_gradients
 from .graph.analysis import find_groups
 from .graph.groups import Group, Slice
 from .graph.trace import Forward, Trace, named_tensors, trace
@@ -134,7 +134,7 @@ class SingeImportance:
         if self._traced is None or self._traced[0] != shapes:
             checks.runs(work, batch, self._task)
             if reads_loss(self._criterion):
-                checks.loss_of_outputs(work, batch, self._task)
+                checks.loss_of_outputs(work, batch, self._task, gradients=takes_gradients(self._criterion))
             graph = trace(work, self._task.inputs(batch), self._task.call)
             self._traced = shapes, graph, find_groups(graph)
         return self._traced[1:]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence, Set
 from numbers import Real
 from typing import Any
 
@@ -50,9 +50,9 @@ def positive(name: str, value: Any) -> float:
 
 
 def patterns(name: str, value: Any) -> None:
-    """Raises TypeError unless ``value`` is a collection of strings, other than a string."""
-    if isinstance(value, (str, Mapping)) or not (
-        isinstance(value, Collection) and all(isinstance(pattern, str) for pattern in value)
+    """Raises TypeError unless ``value`` is a sequence or a set of strings, other than a string."""
+    if isinstance(value, (str, bytes)) or not (
+        isinstance(value, (Sequence, Set)) and all(isinstance(pattern, str) for pattern in value)
     ):
         raise TypeError(f"expected a list of module names for {name}, got {value!r}")
 

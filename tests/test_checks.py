@@ -72,7 +72,7 @@ def test_a_loss_that_sees_more_than_the_outputs_is_refused():
         lambda outputs, batch: (outputs - SEEN[0]).square().mean(),
     ):
         with pytest.raises(ValueError, match="outputs and the batch alone, but it depends on what else"):
-            checks.loss_of_outputs(model, batch, Task(loss=loss))
+            checks.loss_of_outputs(model, batch, Task(loss=loss), gradients=False)
         with pytest.raises(ValueError, match="outputs and the batch alone"):
             singe.score(model, batch, "", loss=loss)
     for loss in (
@@ -80,13 +80,16 @@ def test_a_loss_that_sees_more_than_the_outputs_is_refused():
         lambda outputs, batch: outputs.mean() + torch.rand(()),  # may differ from call to call
         lambda outputs, batch: outputs.mean() + model.weight.norm(),
     ):
-        checks.loss_of_outputs(model, batch, Task(loss=loss))
+        checks.loss_of_outputs(model, batch, Task(loss=loss), gradients=False)
 
 
 def test_models_and_losses_of_whole_batches_are_tried_on_those():
     model, batch = nn.Linear(2, 4), (torch.randn(24, 2), torch.zeros(24, dtype=torch.int64))
-    checks.loss_of_outputs(model, batch, Task(loss=lambda outputs, _: outputs.view(24, 4).square().mean()))
-    checks.loss_of_outputs(model, batch, Task(forward=lambda m, b: m(b[0].view(24, 2)), loss=lambda o, _: o.mean()))
+    checks.loss_of_outputs(
+        model, batch, Task(loss=lambda outputs, _: outputs.view(24, 4).square().mean()), gradients=True
+    )
+    task = Task(forward=lambda m, b: m(b[0].view(24, 2)), loss=lambda o, _: o.mean())
+    checks.loss_of_outputs(model, batch, task, gradients=True)
 
 
 @pytest.mark.parametrize("pair", [(X, Y), [X, Y]])

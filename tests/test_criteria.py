@@ -198,3 +198,8 @@ def test_an_object_without_a_repr_of_its_own_is_the_same_in_every_process():
     one, other = (singe.IntegratedGradient(quadrature=Middle()) for _ in range(2))
     assert repr(one) != repr(other) and criteria.identity(one) == criteria.identity(other)
     assert criteria.identity(singe.Magnitude(1)) != criteria.identity(singe.Magnitude(2))
+
+
+def test_a_loss_is_no_criterion_and_says_where_it_belongs():
+    with pytest.raises(TypeError, match=r"got CrossEntropyLoss; the loss is passed as loss="):
+        resolve(torch.nn.CrossEntropyLoss())

@@ -15,8 +15,8 @@ def test_work_is_done_anew_with_half_as_much_until_there_is_room(caplog):
             raise SHORT
         return "done"
 
-    assert memory.run(work, lambda: tried.append("anew")) == "done"
-    assert tried == [1000, "anew", 500, "anew", 250] and memory.size == 250
+    assert memory.run(work, lambda: tried.append(f"anew {memory.size}")) == "done"
+    assert tried == [1000, "anew 500", 500, "anew 250", 250] and memory.size == 250
     assert caplog.messages[-1] == "a layer: out of memory, passes may take 250 bytes from now on"
     tried.clear()
     assert memory.run(work) == "done" and tried == [250]

@@ -23,6 +23,7 @@ from networks import (
 )  # fmt: skip
 from torch import nn
 from torch.nn import functional as F
+from wiring import normal
 
 import singe
 from singe import reference
@@ -754,6 +755,53 @@ class Detached(nn.Module):
 @pytest.mark.parametrize("memory", [1 << 30, 400])
 @pytest.mark.parametrize("criterion", ["integrated_gradient", "magnitude_gradient"])
 def test_neurons_that_no_gradient_reaches_score_zero(criterion, memory):
-    model, batch = randomised(Detached()), (torch.randn(8, 10), torch.arange(8) % 4)
+    model, batch = randomised(Detached()), (normal(8, 10), torch.arange(8) % 4)
     assert singe.score(model, batch, "a", criterion=criterion, memory=memory).tolist() == [0] * 6
     assert singe.score(model, batch, "a", criterion="loss_change", memory=memory).abs().min() > 0
+
+
+class Aside(MLP):
+    """With a second output that the loss does not look at."""
+
+    def __init__(self):
+        super().__init__()
+        self.aux = nn.Sequential(nn.Linear(10, 5), nn.ReLU(), nn.Linear(5, 3))
+
+    def forward(self, x):
+        return super().forward(x), self.aux(x)
+
+
+@pytest.mark.parametrize("memory", [1 << 30, 400])
+def test_neurons_that_the_loss_does_not_depend_on_score_zero(memory):
+    model, batch = randomised(Aside()), (normal(8, 10), torch.arange(8) % 4)
+    options = {"loss": lambda outputs, batch: F.cross_entropy(outputs[0], batch[1]), "memory": memory}
+    assert singe.score(model, batch, "aux.0", **options).tolist() == [0] * 5
+    assert singe.score(model, batch, "layers.0", **options).sum() > 0
+
+
+DEAF = {
+    "detached": (torch.detach, lambda outputs, batch: outputs.sum()),
+    "steps": (lambda y: (y > 0).float(), lambda outputs, batch: outputs.mean()),
+    "classes": (lambda y: y.argmax(1), lambda outputs, batch: outputs.float().mean()),
+}
+
+
+@pytest.mark.parametrize(("answer", "loss"), DEAF.values(), ids=DEAF.keys())
+def test_a_network_without_gradients_is_refused_by_criteria_that_are_made_of_them(answer, loss):
+    class Deaf(MLP):
+        def forward(self, x):
+            return answer(super().forward(x))
+
+    model, batch = randomised(Deaf()), (normal(8, 10), torch.arange(8) % 4)
+    message = "depends smoothly on the weights, got one without a gradient"
+    with pytest.raises(ValueError, match=message):
+        singe.score(model, batch, "layers.0", loss=loss)
+    with pytest.raises(ValueError, match=message):
+        singe.prune(model, [batch], 0.3, loss=loss, images=8, finetune=None, compensate="none", progress=False)
+    assert singe.score(model, batch, "layers.0", loss=loss, criterion="loss_change").isfinite().all()
+
+
+def test_a_network_that_is_not_trained_is_scored_all_the_same():
+    model, batch = randomised(MLP()).requires_grad_(False), (normal(8, 10), torch.arange(8) % 4)
+    assert torch.equal(singe.score(model, batch, "layers.0"), singe.score(randomised(MLP()), batch, "layers.0"))
+    assert not any(p.requires_grad for p in model.parameters())

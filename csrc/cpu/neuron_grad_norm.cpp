@@ -55,7 +55,7 @@ int64_t splits_for(int64_t panels, int64_t units, int64_t threads) {
   const int64_t least = std::min(units, (threads + panels - 1) / panels);
   int64_t best = least;
   for (int64_t splits = least; splits <= std::min(units, least + 8); ++splits) {
-    if (longest(splits) < longest(best)) best = splits;
+    if (21 * longest(splits) < 20 * longest(best)) best = splits;  // every range packs all deltas anew
   }
   return best;
 }

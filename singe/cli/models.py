@@ -88,7 +88,7 @@ def _unwrapped(state: Any) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         found = f"a dict with {_few(list(map(str, state)))}" if isinstance(state, Mapping) else type(state).__name__
         raise ValueError(f"expected a state dict of tensors in the file of weights, got {found}")
-    state = dict(state)
+    state = {name: value for name, value in state.items() if name != "n_averaged"}  # AveragedModel's
     while prefix := next((p for p in PREFIXES if state and all(name.startswith(p) for name in state)), None):
         state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state

@@ -78,11 +78,13 @@ def affine_of(norm: Any) -> Affine:
 
 
 def norm_at(trace: Trace, node: fx.Node) -> Norm | None:
-    """The tensors of a batch norm; None if the node is no batch norm, is used at several places, or lacks any."""
+    """The tensors of a batch norm; None if the node is no batch norm, shares any, or lacks any."""
     if not is_plain(node):
         return None
-    scale, shift, mean, var = (trace.parameter(node, i, "") for i in range(1, 5))
-    if scale is None or shift is None or mean is None or var is None or len(trace.calls(mean)) != 1:
+    scale, shift, mean, var = names = [trace.parameter(node, i, "") for i in range(1, 5)]
+    if scale is None or shift is None or mean is None or var is None:
+        return None
+    if any(len(trace.calls(name)) != 1 for name in names if name is not None):
         return None
     eps: Any = node.args[7]
     return Norm(scale, shift, mean, var, eps)

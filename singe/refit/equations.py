@@ -11,7 +11,7 @@ from ..graph import batchnorm
 from ..graph.layer import is_affine
 from ..graph.point import Point, find_point
 from ..graph.trace import Trace, named_tensors
-from ..memory import CPU_VALUE, Memory
+from ..memory import CPU_VALUE
 from ..models.batches import Batch, length, tensors
 from ..removal.surgery import Removed
 from ..task import Task
@@ -86,25 +86,14 @@ class Unpruned:
         trace: of it in eval mode.
         batch: samples to compare on.
         task: how it is called.
-        memory: bytes that activations and equations may take, roughly. Where the device has no room for that, fewer
-            samples pass at a time.
+        memory: bytes that activations and equations may take, roughly.
     """
 
     def __init__(self, model: nn.Module, trace: Trace, batch: Batch, task: Task, memory: int) -> None:
-        self._original, self._unpruned, self._memory = model, trace, memory
+        self._original, self._unpruned, self.memory = model, trace, memory
         self._inputs = task.inputs(batch)
-        self._passes = Memory("refitting", memory, tensors(batch)[0].device)
-        self._begin()
-
-    @property
-    def memory(self) -> int:
-        """What ``memory`` has come down to where the device had no room for that."""
-        return self._passes.size
-
-    def _begin(self) -> None:
-        """Forgets all values, and how many samples pass at a time."""
-        self._step = self._fitting(self._unpruned)
-        self._whole = self._pruned = Activations(self._unpruned, self._inputs, self._step, self._passes.size // 4)
+        self._step = self._fitting(trace)
+        self._whole = self._pruned = Activations(trace, self._inputs, self._step, memory // 4)
 
     @torch.no_grad()
     def equations(self, model: nn.Module, trace: Trace, weight: str, removed: Removed) -> Equations | str:
@@ -125,7 +114,7 @@ class Unpruned:
         known = named_tensors(model)
         kept = torch.ones(len(named_tensors(self._original)[weight]), dtype=torch.bool)
         kept[removed.get((weight, 0), _NOTHING)] = False
-        x, missing, output = self._passes.run(lambda: self._seen(now, then, model, trace, kept), self._begin)
+        x, missing, output = self._seen(now, then, model, trace, kept)
         parts = x.shape[1] * x.shape[2] // known[weight][0].numel()
         norm = batchnorm.norm_at(trace, now.layer.output)
         return Equations(parts, x, missing, _offset(trace, now), norm, output if norm is not None else None)
@@ -159,14 +148,14 @@ class Unpruned:
     def _count(self, kernel: Tensor, x: Tensor, z: Tensor) -> int:
         """How many places of a part of the images to use."""
         unknowns, values = kernel[0].numel(), x.shape[1] * kernel[0, 0].numel() + len(kernel)
-        whole = min(_EQUATIONS * unknowns, self._memory // (12 * values))
+        whole = min(_EQUATIONS * unknowns, self.memory // (12 * values))
         return max(1, -(-whole * len(z) // length(self._inputs)))
 
     def _look_into(self, trace: Trace) -> None:
         """Creates the values of a pruned network's graph, unless it is the same as last time."""
         if self._pruned is not self._whole and self._pruned.graph is trace:
             return
-        room, step = self._passes.size // 4, self._step if trace.dynamic else trace.example_batch
+        room, step = self.memory // 4, self._step if trace.dynamic else trace.example_batch
         self._pruned = Activations(trace, self._inputs, step, room)
         if step != self._whole.step:
             self._whole = Activations(self._unpruned, self._inputs, step, room)
@@ -175,7 +164,7 @@ class Unpruned:
         """How many samples to pass at a time, so that a few values of the network fit into memory."""
         if not graph.dynamic:
             return graph.example_batch
-        room, largest = self._passes.size // 8, max(graph.nbytes([node], graph.example_batch) for node in graph.nodes)
+        room, largest = self.memory // 8, max(graph.nbytes([node], graph.example_batch) for node in graph.nodes)
         if tensors(self._inputs)[0].device.type == "cpu":
             room = min(room, CPU_VALUE * torch.get_num_threads())
         return max(1, room * graph.example_batch // max(1, largest))

@@ -89,8 +89,8 @@ def compact(model: nn.Module, removed: Removed, *optimizers: Optimizer | None) -
             for optimizer in holding:
                 _follow(optimizer, old, cut[id(old)], axes)
         _replace(model.get_submodule(module_of(name)), own_name(name), cut[id(old)])
-    if cut:  # all of them: the next step would otherwise move some weights and not others
-        model.zero_grad(set_to_none=True)
+    for parameter in model.parameters() if cut else ():  # all: the next step would otherwise move some weights alone
+        parameter.grad = None
     for module in model.modules():
         for name, value in blocks.get(module, {}).items():
             setattr(module, name, value)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
+from types import CodeType
 from typing import Any, get_args
 
 import torch
@@ -77,10 +78,18 @@ class Options:
 
 
 def _identity(function: Callable[..., Any]) -> str:
-    """What tells a function from others, the same in every process: its name, and of a lambda what it computes."""
+    """What tells a function from others, the same in every process: its name, and of a lambda its code, too.
+
+    What a lambda has captured, or an object holds, is not looked at.
+    """
     name: str = getattr(function, "__qualname__", type(function).__name__)
     code = getattr(function, "__code__", None)
     if code is None or code.co_name != "<lambda>":
         return name
-    constants = [value for value in code.co_consts if isinstance(value, (int, float, str))]
-    return f"{name} {sha256(repr((code.co_code, code.co_names, constants)).encode()).hexdigest()[:8]}"
+    return f"{name} {sha256(_code(code).encode()).hexdigest()[:8]}"
+
+
+def _code(code: CodeType) -> str:
+    """What code does, without where it is written."""
+    constants = [_code(value) if isinstance(value, CodeType) else repr(value) for value in code.co_consts]
+    return repr((code.co_code, code.co_names, code.co_freevars, constants))

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .. import checks
-from ..criteria import reads_loss
+from ..criteria import reads_loss, takes_gradients
 from ..graph.trace import Trace, named_tensors, trace
 from ..models.batches import Batch
 from ..models.copies import copy_of
@@ -72,7 +72,7 @@ class Workspace:
         """
         o = self.options
         if reads_loss(o.criterion) or o.goal.allocation == "sensitivity":
-            checks.loss_of_outputs(self.model, self.probe, o.task)
+            checks.loss_of_outputs(self.model, self.probe, o.task, gradients=takes_gradients(o.criterion))
         with self.timed("analysis"):
             self.trace = self.traced(self.probe)
         checks.own_weights(self.given, self.trace)

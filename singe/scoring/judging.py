@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from ..graph.trace import Trace
 from ..models.batches import Batch, length, tensors
-from ..task import Task, differentiable
+from ..task import Task
 from .backward import gradients
 from .stacking import Stacking
 
@@ -39,13 +39,8 @@ class Judge:
             return torch.stack([self._task.judge(outputs, self._batch) for outputs in jobs])
 
     def summed(self, outputs: Sequence[Tensor], count: int) -> Tensor:
-        """The losses' sum, to be differentiated where the outputs are.
-
-        Raises:
-            ValueError: it has no gradient although an output has one.
-        """
-        loss = self.losses(outputs, count).sum()
-        return differentiable(loss) if any(output.requires_grad for output in outputs) else loss
+        """The losses' sum, to be differentiated; without a gradient where it depends on nothing that has one."""
+        return self.losses(outputs, count).sum()
 
     def gradients(self, outputs: Sequence[Tensor], count: int) -> list[Tensor]:
         """The gradient of the losses' sum at every output; in place of one that has none, the output itself."""

@@ -40,6 +40,9 @@ def test_what_makes_no_model_is_refused(place, reference, message):
         lambda state: torch.save({"epoch": 3, "state_dict": state}, "w.pth"),
         lambda state: torch.save({"model": {f"module.{k}": v for k, v in state.items()}}, "w.ckpt"),
         lambda state: torch.save({f"_orig_mod.module.{k}": v for k, v in state.items()}, "w.pt"),
+        lambda state: torch.save(
+            {"ema": {"n_averaged": torch.tensor(3)} | {f"module.{k}": v for k, v in state.items()}}, "w.pth"
+        ),
     ],
 )
 def test_weights_are_read_from_what_people_save(place, save):

@@ -545,3 +545,13 @@ def test_an_optimiser_that_keeps_all_state_with_one_parameter_is_refused_though_
         compact(model, {("2.weight", 0): torch.tensor([1]), ("2.bias", 0): torch.tensor([1]),
                         ("4.weight", 1): torch.tensor([1])}, optimizer)  # fmt: skip
     assert model[2].weight.shape == (6, 4)
+
+
+def test_a_model_with_a_zero_grad_of_its_own_is_cut():
+    class Own(nn.Sequential):
+        def zero_grad(self):
+            raise AssertionError
+
+    model = Own(*pair())
+    compact(model, gone(1))
+    assert model[0].out_channels == 4

@@ -547,4 +547,6 @@ def test_a_loss_that_sees_more_than_the_outputs_is_refused():
 
     with pytest.raises(ValueError, match="outputs and the batch alone"):
         prune(randomised(Watched()), loss=loss)
+    with pytest.raises(ValueError, match="depends smoothly on the weights"):
+        prune(randomised(MLP()), loss=lambda outputs, batch: outputs.detach().mean())
     assert prune(randomised(Watched()), loss=loss, criterion="magnitude").history

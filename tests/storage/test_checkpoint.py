@@ -511,6 +511,12 @@ def test_functions_without_a_name_are_told_by_what_they_compute(tmp_path):
 
     first = by(lambda outputs, batch: outputs.square().mean())
     assert by(lambda outputs, batch: outputs.square().mean()).plan.to_json() == first.plan.to_json()
-    for other in (lambda outputs, batch: outputs.abs().mean(), lambda outputs, batch: 2 * outputs.square().mean()):
+    others = [
+        lambda outputs, batch: outputs.abs().mean(),
+        lambda outputs, batch: 2 * outputs.square().mean(),
+        lambda outputs, batch: outputs.square().mean((0, 1)),
+        lambda outputs, batch: sum(row.square().mean() for row in outputs),
+    ]
+    for other in others:
         with pytest.raises(ValueError, match=r"loss was .*<lambda> \w{8} and is .*<lambda> \w{8}"):
             by(other)
