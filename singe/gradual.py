@@ -365,12 +365,12 @@ def _hold(pruner: weakref.ref[GradualPruner], optimizer: Optimizer, args: object
     """
     held = pruner()
     if held is not None and held._zeros:
-        moved = {_memory(p) for group in optimizer.param_groups for p in group["params"]}
-        zeros = {key: index for key, index in held._zeros.items() if _memory(attrgetter(key[0])(held._model)) in moved}
+        moved = {_place(p) for group in optimizer.param_groups for p in group["params"]}
+        zeros = {key: index for key, index in held._zeros.items() if _place(attrgetter(key[0])(held._model)) in moved}
         zero(held._model, zeros, optimizer)
 
 
-def _memory(tensor: Any) -> int:
+def _place(tensor: Any) -> int:
     """Where a tensor's values are: an optimiser may hold them by another one, such as a flat one of all weights."""
     return tensor.untyped_storage().data_ptr() if isinstance(tensor, Tensor) else 0
 

@@ -573,3 +573,16 @@ def test_masks_hold_where_each_weight_steps_within_the_backward_pass():
             F.cross_entropy(model(x), y).backward()
             assert zeros(model, masked(held))
     assert len(hooks) == 8 and held.finish().params_removed > 0
+
+
+def test_masks_hold_where_an_optimiser_has_all_weights_in_one_tensor():
+    model = mlp()
+    flat = nn.Parameter(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    parts = flat.detach().split([p.numel() for p in model.parameters()])
+    for parameter, part in zip(model.parameters(), parts, strict=True):
+        parameter.data = part.view_as(parameter)
+    held, optimizer = pruner(model), torch.optim.SGD([flat], **SGD)
+    held.epoch_end(loader())
+    before, flat.grad = model[0].weight.clone(), torch.ones_like(flat)
+    optimizer.step()
+    assert zeros(model, masked(held)) and not torch.equal(model[0].weight, before)
