@@ -116,7 +116,7 @@ stages = st.lists(st.tuples(st.sampled_from(sorted(STAGES)), st.integers(2, 5)),
 
 
 @settings(  # an export each: no shrinking
-    max_examples=7, database=None, phases=[Phase.explicit, Phase.generate],
+    max_examples=5, database=None, phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.too_slow],
 )  # fmt: skip
 @given(

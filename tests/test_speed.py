@@ -242,8 +242,8 @@ def test_the_literal_cost_is_passes_times_seconds_with_pruned_layers_whole_or_cu
     assert [g.passes for g in cost.groups] == [91 * (16 + 15), 91 * 32, 91 * (64 + 63 + 62)]
     assert cost.passes == 91 * 252 and cost.whole == 2 * cost.passes and cost.smaller == cost.passes
     assert cost.timed == 21
-    # a row and a column of the next layer for each that is gone; fresh batch norms shift nothing and leave no bias
-    whole, first, second = count_parameters(subject.folded), 2 * (16 * 9 + 16 * 9), 16 * 9 + 32 * 9
+    # a row, its bias, which folding leaves, and a column of the next layer for each that is gone
+    whole, first, second = count_parameters(subject.folded), 2 * (16 * 9 + 1 + 16 * 9), 16 * 9 + 1 + 32 * 9
     assert sizes == [[whole, whole], [whole, whole - first], [whole, whole - first - second]]
 
 
