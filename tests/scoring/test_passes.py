@@ -133,9 +133,15 @@ def test_no_more_bytes_are_held_than_memory_says(make, layer, memory):
 
 
 @pytest.mark.parametrize(
-    ("make", "layer"), [(PlainNet, "features.4"), (MobileNet, None), (DenseNet, None), (ExciteNet, None)]
+    ("make", "layer", "memory"),
+    [
+        (PlainNet, "features.4", 1),
+        (PlainNet, "features.4", 1 << 14),
+        (MobileNet, None, 1),
+        (DenseNet, None, 1 << 14),
+        (ExciteNet, None, 1),
+    ],
 )
-@pytest.mark.parametrize("memory", [1, 1 << 14])
 def test_images_in_parts_score_as_together(make, layer, memory):
     model, (x, y) = randomised(make()).double(), images(7)
     graph = trace(model, x.double())
