@@ -19,9 +19,9 @@ test: $(READY)
 bench: $(READY)
 	$(BIN)/pytest -q benchmarks --benchmark-columns=min,median,rounds --benchmark-sort=name
 
-# the benchmarks still run; nothing is timed
+# the benchmarks still run, of ResNet-56 on one layer; nothing is timed
 bench-check: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q benchmarks --benchmark-disable -n auto
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q benchmarks --benchmark-disable -n auto -k "not blocks.12 and not blocks.24"
 
 # registers and memory of every CUDA kernel; fails where one spills. Needs nvcc, no GPU
 cuda-resources: $(READY)
