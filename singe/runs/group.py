@@ -14,10 +14,11 @@ from ..refit.compensation import Compensator
 from ..removal.plan import Plan
 from ..removal.surgery import compact, held_at_zero, mask
 from ..scoring import curves
+from ..scoring.scores import Before
 from ..scoring.selection import Scorer, Selection
 from ..timing.stopwatch import Stopwatch
 from ..training.finetune import Tuner
-from .neuron_workspace import Before, NeuronWorkspace
+from .neuron_workspace import NeuronWorkspace
 
 log = logging.getLogger("singe")
 
