@@ -13,7 +13,6 @@ import torch
 
 HERE = Path(__file__).parent
 ALL = [name for name in ranked.SCENARIOS if name not in ("checkpointed", "alone")]
-SOME = ["by integrated_gradient", "by full", "entwined", "divided_by_the_user", "failing"]
 
 
 def free_port():
@@ -52,17 +51,6 @@ def three(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    """What each of two ranks does, in some of them."""
-    return told(2, tmp_path_factory.mktemp("two"), *SOME)
-
-
-@pytest.fixture(params=["two", "three"])
-def ranks(request):
-    return request.getfixturevalue(request.param)
-
-
-@pytest.fixture(scope="module")
 def alone():
     """What one process does, of each scenario that was asked for."""
     found = {}
@@ -95,13 +83,6 @@ def test_scores_plan_and_training_come_to_what_one_process_comes_to(three, alone
         assert found[name] == three[0][name]
 
 
-@pytest.mark.parametrize("name", [name for name in SOME if name.startswith("by ")] + ["entwined"])
-def test_so_do_two(two, alone, name):
-    for found in two:
-        same_run(found[name], alone(name))
-        assert found[name] == two[0][name]
-
-
 def test_single_weights_are_masked_as_by_one_process(three, alone):
     assert all(found["single_weights"] == alone("single_weights") for found in three)
     assert all(close(found["tuned_weights"], alone("tuned_weights"), 1e-4) for found in three)
@@ -111,10 +92,10 @@ def test_batch_norms_and_masks_between_neurons_are_the_same_on_all_ranks(three):
     assert all(found["between_neurons"] == three[0]["between_neurons"] for found in three)
 
 
-def test_loaders_that_are_divided_already_are_taken_as_they_are(ranks):
-    results = [found["divided_by_the_user"] for found in ranks]
+def test_loaders_that_are_divided_already_are_taken_as_they_are(three):
+    results = [found["divided_by_the_user"] for found in three]
     assert all(r["result"] == results[0]["result"] and r["epoch"] == 5 for r in results)
-    assert len({tuple(r["first"]) for r in results}) == len(ranks)
+    assert len({tuple(r["first"]) for r in results}) == len(three)
 
 
 def test_the_first_rank_speaks_for_all(three):
@@ -144,11 +125,11 @@ def test_what_differs_between_ranks_is_refused_on_all_of_them(three):
         assert fine == "none"
 
 
-def test_a_rank_that_fails_ends_the_others_at_once(ranks):
-    first, failed = (found["failing"] for found in ranks[:2])
+def test_a_rank_that_fails_ends_the_others_at_once(three):
+    first, failed = (found["failing"] for found in three[:2])
     assert failed[0] == "ValueError: no more of this"
-    assert first[0].startswith(f"RuntimeError: rank 0 of {len(ranks)} has lost another rank")
-    assert all(found["failing"][1] == "none" for found in ranks)
+    assert first[0].startswith("RuntimeError: rank 0 of 3 has lost another rank")
+    assert all(found["failing"][1] == "none" for found in three)
 
 
 def test_a_rank_that_does_not_come_is_missed(tmp_path):
