@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from .graph.trace import Forward, answer, plain
-from .models.batches import Batch
+from .models.batches import Batch, tensors
 from .models.isolation import callers_device
+from .models.outputs import cloned
 
 Loss = Callable[[Any, Batch], Tensor]
 """(model outputs, batch) -> scalar."""
@@ -47,6 +48,11 @@ def cross_entropy(outputs: Any, batch: Batch) -> Tensor:
 def _are_probabilities(y: Tensor) -> bool:
     """Whether y [B, classes, ...] holds probabilities of more than one class."""
     return y.dim() > 1 and y.shape[1] > 1 and bool((y >= 0).all() and ((y.sum(1) - 1).abs() < 0.02).all())
+
+
+def _versions(batch: Batch) -> list[int]:
+    """How often each tensor has been written to; of those made in inference mode nobody knows."""
+    return [t._version for t in tensors(batch) if isinstance(t, Tensor) and not t.is_inference()]
 
 
 def differentiable(loss: Tensor) -> Tensor:
@@ -97,15 +103,16 @@ class Task:
         return answer(model, self.inputs(batch), self.call)
 
     def judge(self, outputs: Any, batch: Batch) -> Tensor:
-        """The loss of ``outputs``, a scalar tensor.
+        """The loss of ``outputs``, a scalar tensor; they stay as they are, even if it works in place.
 
         Raises:
             TypeError: the loss is not a tensor of real numbers.
-            ValueError: it is not a scalar.
+            ValueError: it is not a scalar, or writes to the batch's tensors.
         """
+        before = _versions(batch)
         try:
             with callers_device():
-                value = self.objective(outputs, pytree.tree_map(lambda t: t, batch))  # containers of its own
+                value = self.objective(cloned(outputs), pytree.tree_map(lambda t: t, batch))  # containers of its own
         except (TypeError, AttributeError) as error:
             if self.loss is None:
                 raise
@@ -114,6 +121,8 @@ class Task:
                 f"{self.loss!r} failed: {error}; a loss of (outputs, y) is passed as "
                 "lambda outputs, batch: loss(outputs, batch[1])"
             ) from error
+        if _versions(batch) != before:
+            raise ValueError("expected loss(outputs, batch) to leave the batch as it is, but it writes to its tensors")
         if not isinstance(value, Tensor):
             raise TypeError(f"expected loss(outputs, batch) to return a tensor, got {type(value).__name__}")
         if not value.is_floating_point():

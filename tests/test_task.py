@@ -475,6 +475,42 @@ def test_a_loss_may_work_in_place_and_take_the_batch_apart():
     assert "label" in batch
 
 
+def halved(outputs, batch):
+    return F.cross_entropy(outputs / 2, batch[1])
+
+
+def halved_in_place(outputs, batch):
+    return F.cross_entropy(outputs.div_(2), batch[1])
+
+
+def test_a_loss_that_works_in_place_changes_neither_widths_nor_training():
+    """Cached outputs are read again while widths are chosen, a student's by the distillation."""
+
+    class TwoHeads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = (nn.Sequential(nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 4)) for _ in range(2))
+
+        def forward(self, x):
+            return torch.stack([self.a(x), self.b(x)], 2)
+
+    loader = [(normal(16, 10), torch.arange(32).reshape(16, 2) % 4)]
+    pure, in_place = (
+        singe.prune(randomised(TwoHeads()), loader, 0.4, loss=loss, criterion="magnitude", images=16, progress=False,
+                    compensation_images=16, finetune=singe.FineTune(4, distill=0.9))
+        for loss in (halved, halved_in_place)
+    )  # fmt: skip
+    assert pure.plan.to_json() == in_place.plan.to_json()
+    assert all(map(torch.equal, pure.model.parameters(), in_place.model.parameters()))
+
+
+@pytest.mark.parametrize("criterion", ["loss_change", "integrated_gradient", "magnitude"])
+def test_a_loss_that_writes_to_the_batch_is_refused(criterion):
+    model, (x, y) = randomised(MLP()), (normal(6, 10), normal(6, 4))
+    with pytest.raises(ValueError, match="leave the batch as it is, but it writes to its tensors"):
+        singe.prune(model, [(x, y)], 0.3, loss=lambda o, b: F.mse_loss(o, b[1].mul_(2)), criterion=criterion, images=6)
+
+
 @pytest.mark.parametrize("y", [torch.randn(4, 3), torch.tensor([[1.0, 0, 1]] * 4), torch.full((4, 3), 0.2)])
 def test_targets_that_are_no_classes_are_refused_by_the_default_loss(y):
     with pytest.raises(ValueError, match=r"class indices, or probabilities .* pass loss="):

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 KeyPath = tuple[str, ...]
@@ -51,6 +52,11 @@ class _Part:
 def leaves(outputs: Any) -> list[Any]:
     """The values in outputs, tensors and others, in a fixed order."""
     return [leaf for _, leaf in with_paths(outputs)]
+
+
+def cloned(outputs: Any) -> Any:
+    """Outputs of the same form with clones of the tensors, through which gradients pass."""
+    return Form(outputs).build(leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves(outputs))
 
 
 def with_paths(outputs: Any) -> list[tuple[KeyPath, Any]]:

@@ -115,7 +115,7 @@ class Gradients:
         self._places = [node for node, name in trace.state.items() if name == parameter]
         self._weight = self._live[self._places[0]]
         self._suffix = cut(trace, self._places)
-        self._judge = Judge(trace, set(self._suffix.boundary), self._stacking, task, batch)
+        self._judge = Judge(trace, self._stacking, task, batch)
         self._samples = Samples(parameter, trace, self._stacking, coarse=precision != "float32")
         self._sizes = self._divided(memory)
 

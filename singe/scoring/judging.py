@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from ..graph.trace import Trace
 from ..models.batches import Batch, length, tensors
@@ -19,20 +19,19 @@ class Judge:
 
     Args:
         trace: of the model.
-        cached: nodes whose values outlast a job.
         stacking: how jobs lie in its values.
         task: how outputs are judged.
         batch: that they belong to.
     """
 
-    def __init__(self, trace: Trace, cached: Collection[fx.Node], stacking: Stacking, task: Task, batch: Batch) -> None:
-        self._trace, self._cached, self._stacking, self._task, self._batch = trace, cached, stacking, task, batch
+    def __init__(self, trace: Trace, stacking: Stacking, task: Task, batch: Batch) -> None:
+        self._trace, self._stacking, self._task, self._batch = trace, stacking, task, batch
         self._size, self._device = length(batch), tensors(batch)[0].device.type
 
     def losses(self, outputs: Sequence[Tensor], count: int) -> Tensor:
         """[K]: each job's loss, of outputs in the dtype and memory format of the model itself."""
         nodes = self._trace.outputs
-        own = [self._presented(*pair) for pair in zip(nodes, outputs, strict=True)]
+        own = [value.to(node.meta["val"].dtype).contiguous() for node, value in zip(nodes, outputs, strict=True)]
         parts = [self._stacking.unstack(*pair, count) for pair in zip(nodes, own, strict=True)]
         jobs = [self._trace.unflatten(part, self._size) for part in zip(*parts, strict=True)]
         with torch.autocast(self._device, enabled=False):
@@ -49,8 +48,3 @@ class Judge:
             wanted = [leaf for leaf in leaves if leaf.requires_grad]
             found = iter(gradients([self.summed(leaves, count)], None, wanted))
         return [next(found) if leaf.requires_grad else leaf for leaf in leaves]
-
-    def _presented(self, node: fx.Node, value: Tensor) -> Tensor:
-        """An output as the model itself would give it, which may be written to: neither cached nor a leaf."""
-        value = value.to(node.meta["val"].dtype).contiguous()
-        return value.clone() if node in self._cached or (value.is_leaf and value.requires_grad) else value

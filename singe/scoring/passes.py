@@ -137,8 +137,7 @@ class Passes:
         self._stacking = Stacking(trace)
         self._prefix = Prefix(model, trace, group, task.inputs(batch), prefers_channels_last(precision, self._device))
         self._down = self._prefix.down
-        cached = {*self._down.suffix.boundary, *self._down.suffix.roots}
-        self._judge = Judge(trace, cached, self._stacking, task, batch)
+        self._judge = Judge(trace, self._stacking, task, batch)
         self._samples = Samples(group.name, trace, self._stacking, coarse=precision != "float32")
         self.layers = self._down.layers
         self._gone: list[int] = []

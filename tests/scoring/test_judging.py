@@ -3,9 +3,7 @@ import torch
 from networks import DigitNet, images, randomised
 from torch.nn import functional as F
 
-from singe.graph.analysis import find_groups
 from singe.graph.trace import trace
-from singe.scoring.downstream import Downstream
 from singe.scoring.judging import Judge
 from singe.scoring.stacking import Stacking
 from singe.task import Task
@@ -17,8 +15,7 @@ def judge(task):
     x, y = images(6, channels=1)
     x = x.double()
     graph = trace(model, x)
-    down = Downstream(graph, find_groups(graph)[0], graph.live(model))
-    return Judge(graph, {*down.suffix.boundary, *down.suffix.roots}, Stacking(graph), task, (x, y)), (model, x, y)
+    return Judge(graph, Stacking(graph), task, (x, y)), (model, x, y)
 
 
 @pytest.fixture(scope="module")
