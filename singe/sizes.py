@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ def count_macs(model: nn.Module, inputs: Any, forward: Forward = plain) -> int:
     if any(p.is_meta for p in model.parameters()):
         inputs = pytree.tree_map(lambda t: t.to("meta"), inputs)
     counter = FlopCounterMode(display=False, custom_mapping=_FUSED)
-    with torch.no_grad(), warnings.catch_warnings(), counter:
+    with torch.no_grad(), warnings.catch_warnings(), _attention_in_parts(), counter:
         # the counter hooks all modules, which compiled ones warn about
         warnings.filterwarnings("ignore", r"Using `torch\.compile\(module\)`", UserWarning)
         answer(model, inputs, forward)
@@ -39,27 +40,19 @@ def _attention(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> in
     return sdpa_flop_count(query, key, value)
 
 
-def _self_attention(tokens: Shape, width: int) -> int:
-    """With the linear layers before and after it."""
-    batch, count, own = tokens
-    return 2 * batch * count * (4 * own * width + 2 * count * width)
-
-
-def _multi_head(query: Shape, key: Shape, value: Shape, width: int, *_: Any, **__: Any) -> int:
-    return _self_attention(query, width)
-
-
-def _encoder_layer(tokens: Shape, width: int, *rest: Any, **_: Any) -> int:
-    hidden = rest[12][0]  # of the first weight of the MLP
-    return _self_attention(tokens, width) + 2 * 2 * tokens[0] * tokens[1] * width * hidden
-
-
-_FUSED = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._native_multi_head_attention: _multi_head,
-    torch.ops.aten._transformer_encoder_layer_fwd: _encoder_layer,
-}
+_FUSED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
 """Fused operators that torch's counter does not know."""
+
+
+@contextlib.contextmanager
+def _attention_in_parts() -> Iterator[None]:
+    """Has torch's attention layers run as the operators that they consist of, and without nested tensors."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def widths(before: nn.Module, after: nn.Module) -> dict[str, tuple[int, int]]:

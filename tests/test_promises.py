@@ -127,6 +127,23 @@ def test_the_callers_settings_stay_and_change_nothing(function, gradients):
     assert alike(result, expected)
 
 
+@pytest.mark.parametrize("target", ["params", "macs", "latency"])
+def test_whatever_is_counted_the_network_stays(target, measured):
+    class Counting(NormMLP):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            return super().forward(x)
+
+    model = in_use(Counting)
+    with as_before(model):
+        prune(model, target=target, criterion="magnitude")
+        singe.forecast(model, [batch()], 0.3, target=target, criterion="magnitude", images=16, progress=False)
+
+
 @FUNCTIONS
 def test_the_callers_default_device_stays_and_changes_nothing(function):
     model, given = in_use(), arguments_of(function)

@@ -27,7 +27,10 @@ def test_attention_is_counted_however_it_is_computed():
     fused, parts = Attention(True, fused=True), Attention(True, fused=False)
     assert count_macs(fused, x[..., :5]) == count_macs(parts, x[..., :5]) == 10 * (5 * 36 + 12 * 5) + 2 * 10 * 10 * 12
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()  # takes a path of its own in eval mode
-    assert count_macs(layer, x) == 10 * (8 * 24 + 8 * 8 + 2 * 8 * 16) + 2 * 10 * 10 * 8
+    expected = 10 * (8 * 24 + 8 * 8 + 2 * 8 * 16) + 2 * 10 * 10 * 8
+    assert count_macs(layer, x) == expected
+    encoder, padding = nn.TransformerEncoder(layer, 2).eval(), torch.arange(10) >= torch.tensor([[10], [7]])
+    assert count_macs(encoder, (x, padding), lambda m, b: m(b[0], src_key_padding_mask=b[1])) == 2 * expected
     assert torch.backends.mha.get_fastpath_enabled() == fast
 
 

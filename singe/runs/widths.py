@@ -53,7 +53,7 @@ def counts(space: NeuronWorkspace, groups: Sequence[Group]) -> list[int]:
     """How many neurons each group will lose; where the clock decides, as the first rank has measured."""
     goal = space.options.goal
     if space.served is None:
-        return goal.counts(space.original, groups, space.trace, space.macs_of, lambda: _ranking(space, groups))
+        return goal.counts(space.model, groups, space.trace, space.macs_of, lambda: _ranking(space, groups))
     ranking = _ranking(space, groups) if goal.allocation in RANKINGS else []
     found = [0] * len(groups)
     if space.ranks.first:  # the others wait, and disturb no measurement
