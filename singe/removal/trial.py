@@ -20,6 +20,7 @@ from ..models.numerics import close
 from ..models.outputs import leaves
 from ..models.weightnorm import plain_copy
 from .plan import Plan
+from .stand_in import stand_in
 from .surgery import compact, mask
 
 Chosen = list[tuple[Group, Tensor]]
@@ -50,7 +51,8 @@ class Trials:
         began: float | None = None,
         told: Callable[[], object] = lambda: None,
     ) -> None:
-        self._model, self._inputs, self._forward = model, inputs, forward
+        self._given, self._inputs, self._forward = model, inputs, forward
+        self._model, self._sample = stand_in(model, inputs, forward)
         self._seconds, self._began = seconds, time.monotonic() if began is None else began
         self._told = told
 
@@ -124,8 +126,9 @@ class Trials:
         """Why the compacted network does not answer as the masked one does, or None."""
         self._begin()
         try:
-            outputs = self._run(self._compacted(chosen))  # first, since this is the one that fails
-            return difference(self._run(self._masked(chosen)), outputs)
+            # first what fails
+            outputs = self._run(_compacted(self._model, chosen), self._sample)
+            return difference(self._run(_masked(self._model, chosen), self._sample), outputs)
         except Exception as error:  # whatever the user's forward raises
             return first_line(error)
 
@@ -133,10 +136,10 @@ class Trials:
         """Why the compacted network does not run in train mode, which is not traced, where the masked one does."""
         self._begin()
         try:
-            self._run(self._compacted(chosen).train())
+            self._run(_compacted(self._given, chosen).train(), self._inputs)
         except Exception as error:
             with contextlib.suppress(Exception):
-                self._run(self._masked(chosen).train())
+                self._run(_masked(self._given, chosen).train(), self._inputs)
                 return f"in train mode, {first_line(error)}"
         return None
 
@@ -148,22 +151,24 @@ class Trials:
                 f"{type(self._model).__name__}, and did not: give fewer or smaller samples, or ignore= parts of it"
             )
 
-    def _compacted(self, chosen: Chosen) -> nn.Module:
-        network, plan = copy_of(self._model), Plan()
-        for group, neurons in chosen:
-            plan.add(group, neurons.tolist())
-        compact(network, plan.removed())
-        return network
-
-    def _masked(self, chosen: Chosen) -> nn.Module:
-        network = copy_of(self._model)
-        for group, neurons in chosen:
-            mask(network, group.slices, neurons)
-        return network
-
     @torch.no_grad()
-    def _run(self, network: nn.Module) -> Any:
-        return answer(network, self._inputs, self._forward)
+    def _run(self, network: nn.Module, inputs: Any) -> Any:
+        return answer(network, inputs, self._forward)
+
+
+def _compacted(model: nn.Module, chosen: Chosen) -> nn.Module:
+    network, plan = copy_of(model), Plan()
+    for group, neurons in chosen:
+        plan.add(group, neurons.tolist())
+    compact(network, plan.removed())
+    return network
+
+
+def _masked(model: nn.Module, chosen: Chosen) -> nn.Module:
+    network = copy_of(model)
+    for group, neurons in chosen:
+        mask(network, group.slices, neurons)
+    return network
 
 
 def _share(order: Tensor, which: int) -> Tensor:
