@@ -32,6 +32,7 @@ from .removal.plan import Plan
 from .removal.surgery import compact, zero
 from .removal.trial import check_result
 from .result import TIMED, PruneResult, compared
+from .scoring.own_gradients import check_own_gradients
 from .scoring.rounds import channels, comparable, least
 from .scoring.scores import scores_of, unscorable
 from .sizes import count_macs, count_parameters, widths
@@ -199,6 +200,8 @@ class GradualPruner:
         if reads_loss(self._criterion):
             few = head(batch, self._trace.example_batch)
             checks.loss_of_outputs(work, few, self._task, gradients=takes_gradients(self._criterion))
+        if takes_gradients(self._criterion):
+            check_own_gradients(work, self._trace, batch, self._task)
         groups = list(self._groups.values())
         loss_start, evaluation_start = self._evaluate(work, batch), self._observer.evaluation(work)
         found = scores_of(work, self._trace, groups, batch, self._task, self._criterion, self._memory)

@@ -20,6 +20,7 @@ from .models.patterns import first_name
 from .models.precision import Precision, check_precision
 from .models.weightnorm import without_weight_norms
 from .models.wrappers import unwrapped
+from .scoring.own_gradients import check_own_gradients
 from .scoring.scores import scores_of, unscorable
 from .task import Loss, Task
 
@@ -103,6 +104,8 @@ def score(
         if reads_loss(chosen):
             checks.loss_of_outputs(work, here, task, gradients=takes_gradients(chosen))
         graph = trace(work, task.inputs(here), task.call)
+        if takes_gradients(chosen):
+            check_own_gradients(work, graph, here, task)
         every = find_groups(graph)
         layers = [first_name(work, layer)] if layer is not None else _scorable(graph, every, chosen, here)
         parts = {name: groups_of(name, every) for name in layers}

@@ -20,6 +20,7 @@ from .models.batches import Batch, tensors
 from .models.isolation import plain_torch, preserved_random_state
 from .models.precision import Precision, check_precision
 from .models.wrappers import unwrapped
+from .scoring.own_gradients import check_own_gradients
 from .scoring.scores import scores_of, unscorable
 from .task import Loss, Task
 
@@ -136,6 +137,8 @@ class SingeImportance:
             if reads_loss(self._criterion):
                 checks.loss_of_outputs(work, batch, self._task, gradients=takes_gradients(self._criterion))
             graph = trace(work, self._task.inputs(batch), self._task.call)
+            if takes_gradients(self._criterion):
+                check_own_gradients(work, graph, batch, self._task)
             self._traced = shapes, graph, find_groups(graph)
         return self._traced[1:]
 

@@ -17,6 +17,7 @@ from ..graph.trace import Trace, named_tensors, trace
 from ..models.batches import Batch
 from ..models.copies import copy_of
 from ..removal.surgery import Removed
+from ..scoring.own_gradients import check_own_gradients
 from ..survey import sample_inputs
 from ..timing.stopwatch import Stopwatch, timed
 from ..training.collapse import Watch
@@ -76,6 +77,8 @@ class Workspace:
         with self.timed("analysis"):
             self.trace = self.traced(self.probe)
         checks.own_weights(self.given, self.trace)
+        if takes_gradients(o.criterion):
+            check_own_gradients(self.model, self.trace, self.probe, o.task)
         self.sample = sample_inputs(self.probe, self.trace, o.task)
         self.watch = Watch(self.model, self.probe, o.task)
         if not math.isfinite(self.watch.loss):

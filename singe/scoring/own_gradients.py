@@ -1,0 +1,101 @@
+"""Whether the gradients of a network are those of the operators that its graph consists of."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
+
+from ..graph.trace import Trace, named_tensors
+from ..models.batches import Batch, head, length
+from ..task import Task
+from .backward import gradients
+
+_TOLERANCE = 1e-2
+"""Of the norm of all gradients together."""
+
+
+def check_own_gradients(model: nn.Module, graph: Trace, batch: Batch, task: Task) -> None:
+    """Raises ValueError if a ``torch.autograd.Function`` gives other gradients than its forward pass has.
+
+    Export keeps what such a function does forwards, and forgets its ``backward``, such as that of a straight-through
+    estimator; scores by gradients would be of another network.
+
+    Args:
+        model: a working copy, in eval mode.
+        graph: of the model.
+        batch: on the model's device.
+        task: how the model is called and judged.
+    """
+    with torch.enable_grad(), _all_trained(model) as parameters:
+        try:
+            few = head(batch, 16) if graph.dynamic else batch
+            loss = task(model, few)
+        except (RuntimeError, ValueError, IndexError):  # the model or the loss takes whole batches only
+            few = batch
+            loss = task(model, few)
+        functions = sorted({node.name().removesuffix("Backward") for node in _own_functions(loss)})
+        if not functions:
+            return
+        loss.backward()  # reentrant checkpoints do not go with torch.autograd.grad
+        own = {id(p): p.grad for p in parameters if p.grad is not None}
+        of_operators = _of_operators(model, graph, few, task)
+        differences = [own[key] - of_operators[key] for key in own]
+    if not _norm(differences) <= _TOLERANCE * _norm(list(own.values())):
+        raise ValueError(
+            f"expected gradients as the model's forward pass has them, but the backward pass of {', '.join(functions)} "
+            "gives others, by which it cannot be scored; take a criterion without gradients, such as 'reconstruction' "
+            "or 'magnitude'"
+        )
+
+
+@contextlib.contextmanager
+def _all_trained(model: nn.Module) -> Iterator[list[nn.Parameter]]:
+    """The parameters, all of which require gradients inside; none of them keeps its gradient."""
+    parameters = [p for p in model.parameters() if p.is_floating_point()]
+    fixed = [p for p in parameters if not p.requires_grad]
+    try:
+        for p in fixed:
+            p.requires_grad_(True)
+        yield parameters
+    finally:
+        for p in fixed:
+            p.requires_grad_(False)
+        for p in parameters:
+            p.grad = None
+
+
+def _own_functions(loss: Tensor) -> list[Any]:
+    """The functions with a backward pass in Python among those that a loss is differentiated through."""
+    found, seen, todo = list[Any](), set[Any](), [cast(Any, loss.grad_fn)]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        found += [node] if isinstance(node, BackwardCFunction) else []
+        todo += [before for before, _ in node.next_functions]
+    return found
+
+
+def _of_operators(model: nn.Module, graph: Trace, batch: Batch, task: Task) -> dict[int, Tensor]:
+    """The gradients of the loss by the graph: id of each parameter -> its own; 0 for those that it does not use."""
+    env, size, tensors = graph.live(model), length(batch), named_tensors(model)
+    nodes = {node: tensors[name] for node, name in graph.state.items() if isinstance(tensors[name], nn.Parameter)}
+    leaves = {node: env[node].requires_grad_() for node, p in nodes.items() if p.is_floating_point()}
+    env |= graph.feed(task.inputs(batch)) | leaves
+    graph.run(graph.nodes, env, size, keep=graph.outputs)
+    loss = task.judge(graph.unflatten([env[node] for node in graph.outputs], size), batch)
+    found = {id(p): torch.zeros_like(p) for p in model.parameters()}
+    for node, gradient in zip(leaves, gradients([loss], None, list(leaves.values())), strict=True):
+        found[id(nodes[node])] += gradient
+    return found
+
+
+def _norm(tensors: Sequence[Tensor]) -> float:
+    return math.hypot(*(float(tensor.double().norm()) for tensor in tensors))

@@ -1,0 +1,136 @@
+import pytest
+import torch
+from networks import MLP, randomised
+from states import same, snapshot
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from wiring import Wired, normal
+
+import singe
+from singe.graph.trace import trace
+from singe.scoring.own_gradients import check_own_gradients
+from singe.task import Task
+
+
+class Rounded(torch.autograd.Function):
+    """A straight-through estimator."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return (x * 8).round() / 8
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+class Scaled(torch.autograd.Function):
+    """Changes nothing but gradients."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -0.1 * gradient
+
+
+class Swish(torch.autograd.Function):
+    """With its own gradient, for less memory."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x.sigmoid()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        s = x.sigmoid()
+        return gradient * (s + x * s * (1 - s))
+
+
+def network(between):
+    def wiring(self, x):
+        return self.c(between(self.b(self.a(x).relu())))
+
+    return Wired(wiring, a=nn.Linear(10, 8), b=nn.Linear(8, 6), c=nn.Linear(6, 4))
+
+
+def batch():
+    return normal(16, 10), torch.arange(16) % 4
+
+
+def reentrant(x):
+    return checkpoint(torch.tanh, x, use_reentrant=True)
+
+
+FUNCTIONS = {"Rounded": Rounded.apply, "Scaled": Scaled.apply}
+TRUE = {"Swish": Swish.apply, "none": torch.tanh, "checkpoint": reentrant}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("how", ["prune", "score", "single weights", "gradual"])
+def test_gradients_that_are_not_those_of_the_forward_pass_are_refused_by_name(name, how):
+    model, few = network(FUNCTIONS[name]), batch()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=rf"the backward pass of {name} gives others.*'magnitude'"):
+        if how == "prune":
+            singe.prune(model, [few], 0.3, images=16, progress=False)
+        elif how == "score":
+            singe.score(model, few, "a", criterion="gradient")
+        elif how == "single weights":
+            singe.prune(model, [few], 0.3, images=16, structured=False, criterion="integrated_gradient")
+        else:
+            pruner = singe.GradualPruner(model, few[0], every=1, per_round=2, until=1, criterion="gradient", images=16)
+            pruner.epoch_end([few])
+    assert same(snapshot(model), before)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("criterion", ["magnitude", "loss_change"])
+def test_criteria_without_gradients_do_not_mind(name, criterion):
+    model = network(FUNCTIONS[name])
+    found = singe.score(model, batch(), "a", criterion=criterion)
+    torch.testing.assert_close(found, singe.reference.score(model, batch(), "a", criterion=criterion), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("name", TRUE)
+@pytest.mark.parametrize("fixed", [False, True])
+def test_functions_with_the_true_gradient_are_taken(name, fixed):
+    model = network(TRUE[name]).eval()
+    model.a.requires_grad_(not fixed)
+    model.b.weight.grad = None
+    before = snapshot(model)
+    check_own_gradients(model, trace(model, batch()[0]), batch(), Task())
+    assert same(snapshot(model), before)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_tied_weights_add_up():
+    def wiring(self, x):
+        return self.c(Swish.apply(self.b(self.a(x))))
+
+    model = Wired(wiring, a=nn.Linear(8, 8), b=nn.Linear(8, 8), c=nn.Linear(8, 4)).eval()
+    model.b.weight = model.a.weight
+    check_own_gradients(model, trace(model, normal(16, 8)), (normal(16, 8), torch.arange(16) % 4), Task())
+
+
+def test_a_loss_of_the_whole_batch_gets_it():
+    def loss(outputs, given):
+        return nn.functional.cross_entropy(outputs.view(17, 4), given[1])
+
+    def wiring(self, x):
+        return Rounded.apply(self.a(x))
+
+    model, few = Wired(wiring, a=nn.Linear(10, 4)).eval(), (normal(17, 10), torch.arange(17) % 4)
+    with pytest.raises(ValueError, match="the backward pass of Rounded"):
+        check_own_gradients(model, trace(model, few[0]), few, Task(loss=loss))
+
+
+def test_a_function_of_the_losss_own_is_part_of_it():
+    few = batch()
+    task = Task(loss=lambda outputs, given: Scaled.apply(nn.functional.cross_entropy(outputs, given[1])))
+    model = randomised(MLP()).eval()
+    check_own_gradients(model, trace(model, few[0]), few, task)
