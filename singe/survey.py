@@ -14,7 +14,7 @@ from torch import nn
 from .bars import bar
 from .graph.analysis import analyse
 from .graph.groups import Group, module_of
-from .graph.trace import Trace, trace
+from .graph.trace import Trace, named_tensors, trace
 from .models.batches import Batch, head
 from .removal.trial import Trials
 from .task import Task
@@ -74,7 +74,10 @@ def survey(
         TimeoutError: it takes longer.
     """
     began = time.monotonic()
-    groups, unfollowed = analyse(graph, _in_training(work, graph, sample, task))
+    training = _in_training(work, graph, sample, task)
+    groups, unfollowed = analyse(graph, training)
+    if training is not None:
+        unfollowed |= dict.fromkeys(_uncalled(work, graph, training), _UNCALLED)
     names = {g.name for g in groups}  # a module may hold a weight that is followed beside one that is not
     unfollowed = {name: reason for name, reason in unfollowed.items() if name not in names}
     whole = left_whole(groups)
@@ -83,6 +86,16 @@ def survey(
         able, unsafe = _tried(trials, [g for g in groups if g.name not in whole])
     tried = {g.name: g for g in able}
     return Survey([tried.get(g.name, g) for g in groups], whole | unsafe, unfollowed)
+
+
+_UNCALLED = "not called on this example; code that calls it otherwise finds the channels it reads changed"
+
+
+def _uncalled(work: nn.Module, *traces: Trace) -> list[str]:
+    """The modules with a parameter that no trace uses."""
+    tensors = named_tensors(work)
+    used = {id(tensors[name]) for graph in traces for name in graph.used()}  # tied ones go by several names
+    return [module_of(name) or name for name, p in work.named_parameters() if id(p) not in used]
 
 
 def _tried(trials: Trials, groups: list[Group]) -> tuple[list[Group], dict[str, str]]:

@@ -88,6 +88,35 @@ def test_what_lives_in_train_mode_only_is_followed_and_stays():
     assert groups["a"].size == groups["a#2"].size == 4
 
 
+class Elsewhere(nn.Module):
+    """One layer is for larger inputs, one for another method, one for training; a weight is never used."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.large = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1), nn.Conv2d(8, 6, 1)
+        self.head, self.embedding, self.auxiliary = nn.Linear(6, 2), nn.Linear(6, 3), nn.Linear(6, 2)
+        self.never = nn.Parameter(torch.ones(3))
+        self.tied = nn.Linear(6, 2)
+        self.tied.weight, self.tied.bias = self.head.weight, self.head.bias
+
+    def features(self, x):
+        x = self.a(x).relu()
+        return (self.b(x) if x.shape[-1] < 8 else self.large(x)).relu().mean((2, 3))
+
+    def embed(self, x):
+        return self.embedding(self.features(x))
+
+    def forward(self, x):
+        features = self.features(x)
+        return (self.head(features), self.auxiliary(features)) if self.training else self.head(features)
+
+
+def test_layers_that_the_example_does_not_reach_are_named():
+    found = surveyed(Elsewhere(), torch.randn(2, 3, 4, 4))
+    reasons = {name: reason for name, reason in found.frozen.items() if "not called on this example" in reason}
+    assert reasons.keys() == {"large", "embedding", "never"}
+
+
 def test_a_survey_ends_in_time():
     with pytest.raises(TimeoutError, match="expected to find out within 1e-09 s what can be removed from Split"):
         surveyed(Split(6, 2, True), torch.randn(2, 3, 4, 4), 1e-9)
