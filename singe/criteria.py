@@ -7,7 +7,6 @@ on the path that fades the neuron (1 = as it is). A neuron that owns several row
 from __future__ import annotations
 
 import math
-import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
@@ -262,8 +261,3 @@ def reads_loss(criterion: Criterion) -> bool:
 def takes_gradients(criterion: Criterion) -> bool:
     """Whether scores are made of the loss's gradients."""
     return isinstance(criterion, PathCriterion)
-
-
-def identity(criterion: Criterion) -> str:
-    """What tells a criterion from others, the same in every process: its repr without addresses in memory."""
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(criterion))

@@ -19,8 +19,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from . import checks, values
 from .allocation.goal import left_alone
-from .criteria import Criterion, identity, reads_loss, resolve, takes_gradients
+from .criteria import Criterion, reads_loss, resolve, takes_gradients
 from .graph.trace import Forward, trace
+from .identity import of_object
 from .memory import DEFAULT_MEMORY
 from .models.batches import Batch, head, length, parts
 from .models.isolation import plain_torch, preserved_random_state, same_modes
@@ -356,7 +357,7 @@ class GradualPruner:
     def _settings(self) -> dict[str, Any]:
         return {
             "every": self._every, "per_round": self._per_round, "until": self._until,
-            "criterion": identity(self._criterion), "ignore": sorted(self._ignore),
+            "criterion": of_object(self._criterion), "ignore": sorted(self._ignore),
             "images": self._images, "seed": self._seed,
         }  # fmt: skip
 

@@ -9,7 +9,6 @@ from torch import nn
 from wiring import Wired, normal
 
 import singe
-from singe import criteria
 from singe.criteria import resolve
 
 NAMES = {
@@ -186,20 +185,3 @@ def test_a_criterion_of_ones_own_is_named_alike_in_every_process():
             return rows.abs().pow(self.power).sum(1)
 
     assert repr(Mine(3)) == "Mine(power=3)"
-
-
-def test_an_object_without_a_repr_of_its_own_is_the_same_in_every_process():
-    class Middle:
-        def dt(self):
-            return torch.tensor([0.5]).double(), torch.ones(1).double()
-
-        log_dt = dt
-
-    one, other = (singe.IntegratedGradient(quadrature=Middle()) for _ in range(2))
-    assert repr(one) != repr(other) and criteria.identity(one) == criteria.identity(other)
-    assert criteria.identity(singe.Magnitude(1)) != criteria.identity(singe.Magnitude(2))
-
-
-def test_a_loss_is_no_criterion_and_says_where_it_belongs():
-    with pytest.raises(TypeError, match=r"got CrossEntropyLoss; the loss is passed as loss="):
-        resolve(torch.nn.CrossEntropyLoss())

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import sha256
-from types import CodeType
 from typing import Any, get_args
 
 import torch
 
 from .. import values
 from ..allocation.goal import Goal
-from ..criteria import Criterion, identity
+from ..criteria import Criterion
+from ..identity import of_function, of_object
 from ..models.precision import Precision
 from ..observer import Observer
 from ..ranks import Ranks
@@ -62,9 +60,10 @@ class Options:
 
     def deciding(self) -> dict[str, Any]:
         """Those that decide the result of a run, as plain data."""
-        named = {"loss": _identity(self.task.objective), "forward": self.task.forward and _identity(self.task.forward)}
+        task = self.task
+        named = {"loss": of_function(task.objective), "forward": task.forward and of_function(task.forward)}
         return {
-            **self.goal.described(), "criterion": identity(self.criterion), "refresh": self.refresh,
+            **self.goal.described(), "criterion": of_object(self.criterion), "refresh": self.refresh,
             "compensate": self.compensate, "compensation_images": self.compensation_images,
             "finetune": repr(self.finetune), "images": self.images, "recalibrate_bn": self.recalibrate_bn,
             "seed": self.seed, "precision": self.precision, **named,
@@ -75,21 +74,3 @@ class Options:
         deciding = self.deciding() | {"memory": self.memory}
         shown = {name: value if isinstance(value, str) else repr(value) for name, value in deciding.items()}
         return shown | surroundings(device)
-
-
-def _identity(function: Callable[..., Any]) -> str:
-    """What tells a function from others, the same in every process: its name, and of a lambda its code, too.
-
-    What a lambda has captured, or an object holds, is not looked at.
-    """
-    name: str = getattr(function, "__qualname__", type(function).__name__)
-    code = getattr(function, "__code__", None)
-    if code is None or code.co_name != "<lambda>":
-        return name
-    return f"{name} {sha256(_code(code).encode()).hexdigest()[:8]}"
-
-
-def _code(code: CodeType) -> str:
-    """What code does, without where it is written."""
-    constants = [_code(value) if isinstance(value, CodeType) else repr(value) for value in code.co_consts]
-    return repr((code.co_code, code.co_names, code.co_freevars, constants))
