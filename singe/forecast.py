@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import os
 import time
@@ -320,10 +319,10 @@ def _step(
 ) -> float:
     """Seconds of a step of fine-tuning a network, which is left unchanged."""
     assert options.finetune is not None
-    work, watch = copy.deepcopy(network), Stopwatch()
+    work, watch = copy_of(network), Stopwatch()
     for steps in (1, _STEPS):  # the first is slow
-        plan = replace(options.finetune, steps=steps, when="after", lr=_STILL)
-        tuner = Tuner(plan, work, stream, options.task, still, unpruned=unpruned, removed=lambda: removed)
+        how = replace(options.finetune, steps=steps, when="after", lr=_STILL)
+        tuner = Tuner(how, work, stream, options.task, still, unpruned=unpruned, removed=lambda: removed)
         watch = Stopwatch()
         with watch:
             tuner.train_stage()

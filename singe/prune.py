@@ -161,7 +161,7 @@ def prune(
         criterion: the measure of relevance: a name or an object of ``singe.criteria``; "integrated_gradient" by
             default, and for single weights "magnitude". For these it uses the absolute values of the weight and of its
             gradient, on the path that fades the whole layer: names then mean that, and an object needs
-            ``path="layer"``; "loss_change" and "reconstruction" are refused.
+            ``path="layer"``; criteria of neurons alone, such as "loss_change", are refused.
         allocation: how rho is shared among groups. "sensitivity", the default, ranks the neurons of all groups by the
             rise of the loss per parameter (or other cost) saved when their group alone loses more and more neurons, in
             the order of first scores and compensated as ``compensate`` says, measured on 256 samples at eight widths;
@@ -171,8 +171,8 @@ def prune(
             ``structured=False`` the same holds for weights instead of neurons and tensors instead of groups, with
             "uniform" as the default and without "sensitivity".
         round_to: a layer that loses rows keeps a multiple of this many; one that has no more is left whole.
-        max_rate: share of its neurons (or weights) that a group (or tensor) loses at most, in (0, 1], so that a ranking
-            does not leave a single one; less where ``round_to`` asks for it.
+        max_rate: share of its neurons (or weights) that a group (or tensor) loses at most, in (0, 1], so that no
+            ranking narrows a layer to a single neuron; less where ``round_to`` asks for it.
         refresh: after a removal, re-score all of the group ("full", the paper's) or only the least relevant
             candidates until the least is up to date ("lazy").
         compensate: how the layers that read a group are changed once it is pruned, before any later fine-tuning:

@@ -32,8 +32,8 @@ def reader(kind: Any) -> Reader:
     Annotations, which are code, are looked up here; reading runs none.
 
     Args:
-        kind: a dataclass, or an annotation that its fields may have here: str, bool, int (a non-negative int, so not
-            below 0), float (NaN where the data has None), ``tuple[X, ...]``, ``tuple[X, Y]``, ``dict[str, X]`` and
+        kind: a dataclass, or an annotation that its fields may have here: str, bool, int (not below
+            0), float (NaN where the data has None), ``tuple[X, ...]``, ``tuple[X, Y]``, ``dict[str, X]`` and
             unions of these, of which the first that fits is taken.
     """
     if isinstance(kind, type) and is_dataclass(kind):

@@ -26,7 +26,7 @@ from .surgery import compact, mask
 Chosen = list[tuple[Group, Tensor]]
 """Groups, and the neurons (int64) to remove of each."""
 
-Judge = Callable[[Chosen], str | None]
+Verdict = Callable[[Chosen], str | None]
 """Why removal goes wrong, or None."""
 
 
@@ -76,28 +76,28 @@ class Trials:
         reasons: dict[str, str] = {}
         for turn, removed in enumerate(rounds):
             # code that asks for widths fails from the first neuron on, so that two rounds in train mode are enough
-            judges = (self._difference, self._training_problem)[: 2 if turn in (0, len(rounds) - 1) else 1]
-            for judge in judges:
+            verdicts = (self._difference, self._training_problem)[: 2 if turn in (0, len(rounds) - 1) else 1]
+            for verdict in verdicts:
                 pairs = list(zip(groups, removed, strict=True))
-                while found := self._guilty([(g, r) for g, r in pairs if g.name not in reasons and len(r)], judge):
+                while found := self._guilty([(g, r) for g, r in pairs if g.name not in reasons and len(r)], verdict):
                     reasons |= found
         return reasons
 
-    def _guilty(self, chosen: Chosen, judge: Judge) -> dict[str, str]:
+    def _guilty(self, chosen: Chosen, verdict: Verdict) -> dict[str, str]:
         """Some of the groups that are to blame, if all together fail."""
-        if not chosen or (problem := judge(chosen)) is None:
+        if not chosen or (problem := verdict(chosen)) is None:
             return {}
-        return self._guilty_kinds(chosen, judge) or self._bisect(chosen, problem, judge)
+        return self._guilty_kinds(chosen, verdict) or self._bisect(chosen, problem, verdict)
 
-    def _guilty_kinds(self, chosen: Chosen, judge: Judge) -> dict[str, str]:
+    def _guilty_kinds(self, chosen: Chosen, verdict: Verdict) -> dict[str, str]:
         """Groups of layers in the same place of modules of one class, where the first and the last of them fail."""
         kinds: dict[Any, Chosen] = defaultdict(list)
         for group, neurons in chosen:
             kinds[self._kind(group)].append((group, neurons))
         reasons: dict[str, str] = {}
         for members in (m for m in kinds.values() if len(m) > 2):
-            (first, _), problem = members[0], judge(members[:1])
-            if problem is not None and judge(members[-1:]) is not None:
+            (first, _), problem = members[0], verdict(members[:1])
+            if problem is not None and verdict(members[-1:]) is not None:
                 reasons |= {
                     g.name: f"trial removal of {first.name} (of the same kind) failed: {problem}" for g, _ in members
                 }
@@ -110,15 +110,15 @@ class Trials:
         roles = tuple((s.role, s.dim, own_name(s.tensor)) for s in group.slices)
         return type(self._model.get_submodule(parent)), own, roles
 
-    def _bisect(self, chosen: Chosen, problem: str, judge: Judge) -> dict[str, str]:
+    def _bisect(self, chosen: Chosen, problem: str, verdict: Verdict) -> dict[str, str]:
         if len(chosen) == 1:
             return {chosen[0][0].name: f"trial removal failed: {problem}"}
         middle = len(chosen) // 2
         halves = chosen[:middle], chosen[middle:]
-        problems = [judge(half) for half in halves]
+        problems = [verdict(half) for half in halves]
         found: dict[str, str] = {}
         for half, its_own in zip(halves, problems, strict=True):
-            found |= self._bisect(half, its_own, judge) if its_own is not None else {}
+            found |= self._bisect(half, its_own, verdict) if its_own is not None else {}
         # harmless apart, harmful together: one half stays whole
         return found or {g.name: f"trial removal failed together with other groups: {problem}" for g, _ in halves[1]}
 

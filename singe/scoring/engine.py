@@ -102,8 +102,8 @@ class Engine:
             TypeError, ValueError: a score or the loss is not finite, or the loss no scalar.
         """
         neurons = torch.arange(self._group.size) if neurons is None else neurons
-        if not self._checked and not isinstance(criterion, (WeightCriterion, Random)):
-            self._checked = math.isfinite(self.loss)
+        if not isinstance(criterion, (WeightCriterion, Random)):
+            self._check_loss()
         scores = self._run(lambda: self._scores(criterion, neurons).cpu())
         if reads_loss(criterion):
             scores = self._ranks.sum(scores)  # here, since a rank short of memory restarts its jobs
@@ -133,9 +133,14 @@ class Engine:
 
     def forget(self, neuron: int) -> None:
         """Zeroes a neuron in the caches, after ``surgery.mask`` has zeroed it in the model."""
-        with self._arithmetic():
-            self._passes.forget(neuron)
+        if self._made is not None:
+            self._made.forget(neuron)
         self._current_loss = None
+
+    def _check_loss(self) -> None:
+        """Raises what :attr:`loss` raises, the first time."""
+        if not self._checked:
+            self._checked = math.isfinite(self.loss)
 
     @property
     def _passes(self) -> Passes:

@@ -46,7 +46,7 @@ class FineTune:
         lr: learning rate before it falls; None for .02 with "sgd" and 2e-4 with "adamw", where at most .01 is allowed.
         momentum: of SGD, or the first of Adam's betas, in [0, 1).
         weight_decay: on weights of two and more axes; biases and batch norms are not decayed.
-        decay: share of the steps, the last ones, over which the learning rate falls to zero, in [0, 1].
+        cooldown: share of the steps, the last ones, over which the learning rate falls to zero, in [0, 1].
         distill: share of the loss, in [0, 1], that is the divergence from the unpruned network's answers (see
             ``singe.training.distillation``), for networks that return logits [B, classes, ...]; None for a half with
             the default loss and for nothing with one of the user's own.
@@ -62,7 +62,7 @@ class FineTune:
     lr: float | None = None
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    decay: float = 0.3
+    cooldown: float = 0.3
     distill: float | None = None
     hints: float = 0.0
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -72,7 +72,7 @@ class FineTune:
         values.integer("steps", self.steps, 1)
         values.choice("optimizer", self.optimizer, tuple(LEARNING_RATES))
         values.choice("when", self.when, get_args(When))
-        for name in ("momentum", "weight_decay", "decay"):
+        for name in ("momentum", "weight_decay", "cooldown"):
             values.number(name, getattr(self, name))
         values.number("lr", self.learning_rate)
         if not 0 < self.learning_rate < math.inf:
@@ -81,8 +81,8 @@ class FineTune:
             raise ValueError(f"expected lr <= 0.01 with optimizer='adamw', typically 1e-5 to 1e-3, got {self.lr!r}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"expected momentum in [0, 1), got {self.momentum!r}")
-        if not 0 <= self.decay <= 1:
-            raise ValueError(f"expected decay in [0, 1], got {self.decay!r}")
+        if not 0 <= self.cooldown <= 1:
+            raise ValueError(f"expected cooldown in [0, 1], got {self.cooldown!r}")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"expected weight_decay >= 0, got {self.weight_decay!r}")
         if self.distill is not None and not 0 <= values.number("distill", self.distill) <= 1:
@@ -108,7 +108,7 @@ class Tuner:
     """One optimiser and one schedule over a whole run, which trains a few steps in each of its stages.
 
     Args:
-        plan: steps and learning rate.
+        how: steps and learning rate.
         model: trained in place.
         stream: of batches.
         task: how the model is called and judged.
@@ -125,7 +125,7 @@ class Tuner:
 
     def __init__(
         self,
-        plan: FineTune,
+        how: FineTune,
         model: nn.Module,
         stream: Stream,
         task: Task,
@@ -136,24 +136,24 @@ class Tuner:
         progress: bool = False,
         ranks: Ranks = ALONE,
     ) -> None:
-        self.when, self._ranks = plan.when, ranks
-        self._plan, self._model, self._stream, self._task = plan, model, stream, task
+        self.when, self._ranks = how.when, ranks
+        self._how, self._model, self._stream, self._task = how, model, stream, task
         self._stages, self._stage, self._step = 1, 0, 0
         self._still, self._progress = still, progress
         self._unused = True  # whether the loss may not depend on some parameter; the rehearsal finds out
         self._removed = removed
         self._outputs: Callable[[Batch], Any] | None = None  # while it trains
-        share = plan.distilled(task)
-        self._teacher = Teacher(unpruned, task, share, plan.hints, ranks) if share or plan.hints else None
+        share = how.distilled(task)
+        self._teacher = Teacher(unpruned, task, share, how.hints, ranks) if share or how.hints else None
         trained = [p for p in model.parameters() if p.requires_grad]
         if not trained:
             raise ValueError("expected a parameter that requires a gradient to fine-tune, got none; pass finetune=None")
-        self.optimizer = _optimizer(plan, trained)
+        self.optimizer = _optimizer(how, trained)
 
     def begin(self, stages: int, done: int = 0) -> None:
         """Says how often :meth:`train_stage` will be called in the whole run, once by default, and how often it was."""
         self._stages, self._stage = stages, done
-        self._step = round(self._plan.steps * done / stages) if stages else 0
+        self._step = round(self._how.steps * done / stages) if stages else 0
 
     def train_stage(self) -> int:
         """Trains for this stage's share of the steps, in train mode; leaves the model in eval mode.
@@ -165,12 +165,12 @@ class Tuner:
             ValueError: the loss is not finite.
         """
         self._stage += 1
-        target = round(self._plan.steps * self._stage / self._stages)
+        target = round(self._how.steps * self._stage / self._stages)
         steps = target - self._step
         if not steps:
             return 0
         self._train_mode(self._model)
-        if self._teacher is not None and self._plan.hints:
+        if self._teacher is not None and self._how.hints:
             self._teacher.keep(self._removed())
         try:
             self._outputs = self._distributed()
@@ -179,8 +179,8 @@ class Tuner:
                     loss = self._train_step()
                     self._step += 1
                     turns.set_postfix(loss=f"{loss:.3f}", refresh=False)
-                    if self._progress and self._step % max(1, self._plan.steps // 10) == 0:
-                        log.info("fine-tuning: %d of %d steps, loss %.4f", self._step, self._plan.steps, loss)
+                    if self._progress and self._step % max(1, self._how.steps // 10) == 0:
+                        log.info("fine-tuning: %d of %d steps, loss %.4f", self._step, self._how.steps, loss)
         finally:
             self._outputs = None  # so that an exception that is kept does not keep other ranks waiting
             self._model.eval()
@@ -197,7 +197,7 @@ class Tuner:
         batch, _ = self._stream.next_share()
         self._rehearse_on(batch)
         lone = self._stream.before_lone
-        if lone is not None and lone < self._plan.steps and self._ranks.size == 1:
+        if lone is not None and lone < self._how.steps and self._ranks.size == 1:
             self._rehearse_on(head(batch, 1))
 
     def _rehearse_on(self, batch: Batch) -> None:
@@ -257,7 +257,7 @@ class Tuner:
         if not math.isfinite(value):
             raise ValueError(
                 f"expected a finite loss, got {value} at fine-tuning step {self._step + 1} of "
-                f"{self._plan.steps}; try a smaller lr than {self._plan.learning_rate}"
+                f"{self._how.steps}; try a smaller lr than {self._how.learning_rate}"
             )
         self.optimizer.step()
         return value
@@ -270,25 +270,25 @@ class Tuner:
         return self._teacher.loss(self._task.judge(outputs, batch), outputs, reads, batch)
 
     def _arithmetic(self) -> AbstractContextManager[None]:
-        if self._plan.precision is None:
+        if self._how.precision is None:
             return callers_multiplication()
-        return arithmetic(self._plan.precision, next(self._model.parameters()).device)
+        return arithmetic(self._how.precision, next(self._model.parameters()).device)
 
     def _learning_rate(self) -> float:
-        falling = self._plan.decay * self._plan.steps
-        left = self._plan.steps - self._step
-        return self._plan.learning_rate * (min(1.0, left / falling) if falling else 1.0)
+        falling = self._how.cooldown * self._how.steps
+        left = self._how.steps - self._step
+        return self._how.learning_rate * (min(1.0, left / falling) if falling else 1.0)
 
 
-def _optimizer(plan: FineTune, trained: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+def _optimizer(how: FineTune, trained: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
     groups = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": plan.weight_decay},
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": how.weight_decay},
         {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
     ]
     groups = [g for g in groups if g["params"]]
-    if plan.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(plan.momentum, 0.999))
-    return torch.optim.SGD(groups, lr=plan.learning_rate, momentum=plan.momentum, nesterov=plan.momentum > 0)
+    if how.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=how.learning_rate, betas=(how.momentum, 0.999))
+    return torch.optim.SGD(groups, lr=how.learning_rate, momentum=how.momentum, nesterov=how.momentum > 0)
 
 
 class _Answering(nn.Module):

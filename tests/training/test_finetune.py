@@ -49,7 +49,7 @@ def test_steps_are_spread_evenly_and_add_up(steps, stages, when):
 
 
 @pytest.mark.parametrize(
-    ("decay", "expected"),
+    ("cooldown", "expected"),
     [
         (0.5, [1, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]),
         (1.0, [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]),
@@ -57,8 +57,8 @@ def test_steps_are_spread_evenly_and_add_up(steps, stages, when):
         (0.3, [1, 1, 1, 1, 1, 1, 1, 1, 2 / 3, 1 / 3]),
     ],
 )
-def test_the_learning_rate_is_flat_then_falls_linearly_over_the_whole_run(decay, expected):
-    tuner, rates = tuner_of(small_model(), stages=3, steps=10, lr=0.05, decay=decay), []
+def test_the_learning_rate_is_flat_then_falls_linearly_over_the_whole_run(cooldown, expected):
+    tuner, rates = tuner_of(small_model(), stages=3, steps=10, lr=0.05, cooldown=cooldown), []
     tuner.optimizer.register_step_pre_hook(lambda o, *_: rates.append([g["lr"] for g in o.param_groups]))
     for _ in range(3):
         tuner.train_stage()
@@ -96,7 +96,7 @@ def test_a_step_is_that_of_the_optimizer_with_decay_on_weights_only(name, lr, ma
         optimizer.zero_grad()
         F.cross_entropy(plain(x), y).backward()
         optimizer.step()
-    tuner_of(tuned, steps=5, optimizer=name, lr=lr, momentum=0.8, weight_decay=0.1, decay=0).train_stage()
+    tuner_of(tuned, steps=5, optimizer=name, lr=lr, momentum=0.8, weight_decay=0.1, cooldown=0).train_stage()
     for (name, a), b in zip(tuned.state_dict().items(), plain.state_dict().values(), strict=True):
         assert torch.allclose(a, b, atol=1e-6), name
 
@@ -104,7 +104,7 @@ def test_a_step_is_that_of_the_optimizer_with_decay_on_weights_only(name, lr, ma
 def test_without_a_gradient_weights_decay_and_biases_and_norms_stay():
     model = small_model()
     before = {name: p.clone() for name, p in model.named_parameters()}
-    tuner_of(model, loss=lambda o, b: o.sum() * 0, steps=4, lr=0.1, weight_decay=0.5, momentum=0, decay=0).train_stage()
+    tuner_of(model, loss=lambda o, b: o.sum() * 0, steps=4, lr=0.1, weight_decay=0.5, momentum=0, cooldown=0).train_stage()
     for name, p in model.named_parameters():
         assert torch.allclose(p, before[name] * (0.95**4 if p.dim() > 1 else 1)), name
 
@@ -181,8 +181,8 @@ def test_a_zero_share_of_the_steps_trains_nothing_and_does_not_touch_the_statist
         ("momentum", -0.1, ValueError),
         ("weight_decay", -1e-4, ValueError),
         ("weight_decay", math.nan, ValueError),
-        ("decay", 1.1, ValueError),
-        ("decay", -0.1, ValueError),
+        ("cooldown", 1.1, ValueError),
+        ("cooldown", -0.1, ValueError),
         ("optimizer", "adam", ValueError),
     ],
 )
@@ -199,7 +199,7 @@ def test_learning_rates_of_sgd_are_refused_for_adamw():
 
 
 def test_the_boundaries_of_the_arguments_are_allowed():
-    plan = singe.FineTune(steps=1, momentum=0.0, weight_decay=0.0, decay=0.0)
+    plan = singe.FineTune(steps=1, momentum=0.0, weight_decay=0.0, cooldown=0.0)
     assert tuner_of(small_model(), **vars(plan)).train_stage() == 1
 
 
