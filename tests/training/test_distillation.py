@@ -55,7 +55,7 @@ def test_the_gradient_is_that_of_both_losses_by_their_shares(distill, share):
     model, unpruned, (x, y) = classifier().eval(), classifier(5).eval(), batch()
     seen: list[torch.Tensor] = []
     stream = Stream([(x, y)], torch.device("cpu"))
-    plan = singe.FineTune(steps=1, lr=1e-3, weight_decay=0, momentum=0, decay=0, distill=distill)
+    plan = singe.FineTune(steps=1, lr=1e-3, weight_decay=0, momentum=0, cooldown=0, distill=distill)
     tuner = Tuner(plan, model, stream, Task(), ["1"], unpruned=unpruned)
     parameters = list(model.parameters())
     tuner.optimizer.register_step_pre_hook(lambda *_: seen.extend(p.grad for p in parameters))

@@ -139,7 +139,7 @@ def test_inputs_by_keyword_and_layers_that_come_later_are_no_trouble():
 
 def test_the_gradient_is_that_of_the_loss_and_of_the_distance(pruned):
     model, small, plan, batch = pruned
-    step = singe.FineTune(steps=1, lr=1e-3, weight_decay=0, momentum=0, decay=0, distill=0, hints=3.0)
+    step = singe.FineTune(steps=1, lr=1e-3, weight_decay=0, momentum=0, cooldown=0, distill=0, hints=3.0)
     stream = Stream([batch], torch.device("cpu"))
     tuner = Tuner(step, small, stream, Task(), unpruned=model, removed=plan.removed)
     seen, parameters, hints = [], list(small.parameters()), Hints(model)
