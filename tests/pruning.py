@@ -9,6 +9,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import singe
+from singe.models.weightnorm import plain_copy
+from singe.removal.surgery import zero
 
 CRITERIA = ["magnitude", "gradient", "magnitude_gradient", "summed_gradient", "integrated_gradient", "loss_change"]
 
@@ -26,6 +28,13 @@ def prune(model, loader=None, rho=0.3, **options):
     plain = {"allocation": "uniform", "compensate": "none", "finetune": None, "images": 20, "progress": False}
     options = {**plain, **options}
     return singe.prune(model, vectors() if loader is None else loader, rho, **options)
+
+
+def masked(model, plan):
+    """A copy in eval mode in which all that a plan removed is zero."""
+    network = plain_copy(model).eval()
+    zero(network, plan.removed())
+    return network
 
 
 def mlp(seed=0):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from pruning import masked
 from small_zoo import ZOO, Entry
 from small_zoo.attention import FusedAttention, SeparateAttention
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from singe.allocation.goal import left_alone
 from singe.graph.groups import Group, module_of
 from singe.graph.trace import Trace, answer, named_tensors, plain, trace
 from singe.models.weightnorm import plain_copy
-from singe.removal.trial import difference, expanded
+from singe.removal.trial import difference
 from singe.survey import Survey, survey
 from singe.task import Task
 
@@ -128,8 +129,8 @@ def test_a_pruned_network_is_the_masked_one_and_trains(name, share, monkeypatch)
         loss=size_of_outputs, forward=entry.forward, allocation="uniform", compensate="none",
     )  # fmt: skip
     assert result.plan.removals
-    masked = expanded(model, result.model, result.plan)
-    assert difference(*(answer(network, entry.inputs(), call) for network in (masked, result.model))) is None
+    networks = masked(model, result.plan), result.model
+    assert difference(*(answer(network, entry.inputs(), call) for network in networks)) is None
     assert_attributes_agree(result.model)
     assert_trains(result.model, entry)
 
