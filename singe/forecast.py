@@ -238,7 +238,7 @@ class Rehearsal(NeuronRun):
         self.space.restart(0)
         batch = self.space.stream.take(self.space.options.images)
         current, criterion = self.space.progress.plan.rebase(group), self.space.options.criterion
-        scorer = self.space.scorer(current, batch, self.space.before)
+        scorer = self.space.scorer(current, batch, self.space.wanted)
         begin = time.perf_counter() - start
         neurons = group.size if criterion.scores_together else 1
         while True:

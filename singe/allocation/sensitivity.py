@@ -83,7 +83,7 @@ class Sensitivity:
         if self._compensator is None:
             return networks
         tensors = named_tensors(self._model)
-        for weight, equations in self._compensator.equations(self._model, self._trace, group, {}):
+        for weight, equations in self._compensator.equations(self._model, self._trace, group):
             for network, gone in zip(networks, removals, strict=True):
                 if not isinstance(equations, str):
                     columns = torch.isin(group.slice(weight, 1).neuron, gone).nonzero().flatten()

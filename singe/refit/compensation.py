@@ -13,9 +13,7 @@ from ..graph import batchnorm
 from ..graph.groups import Group, module_of
 from ..graph.layer import is_affine, is_transposed
 from ..graph.trace import Trace, named_tensors
-from ..removal.plan import Plan
-from ..removal.surgery import Removed
-from .equations import Equations, Unpruned
+from .equations import Equations, Wanted
 
 log = logging.getLogger("singe")
 
@@ -29,31 +27,30 @@ class Compensator:
     """Refits the readers of a group after neurons of it have been removed.
 
     A reader's weights W and bias b become those that minimise |X W + b - Z|^2 + lambda |W - W_0|^2, where X are its
-    inputs now and Z the outputs it should have; see :meth:`singe.refit.equations.Unpruned.equations`.
+    inputs now and Z the outputs it should have; see :meth:`singe.refit.equations.Wanted.equations`.
 
     Args:
-        unpruned: the network as it was.
+        wanted: the values that layers are to have.
         how: "mean" changes biases alone, "least_squares" weights too.
     """
 
-    def __init__(self, unpruned: Unpruned, how: Compensate) -> None:
-        self._unpruned, self._how = unpruned, how
+    def __init__(self, wanted: Wanted, how: Compensate) -> None:
+        self._wanted, self._how = wanted, how
 
-    def refit(self, model: nn.Module, trace: Trace, group: Group, plan: Plan) -> dict[str, str]:
+    def refit(self, model: nn.Module, trace: Trace, group: Group) -> dict[str, str]:
         """Refits the layers that read a group, in execution order.
 
         Args:
             model: pruned, changed in place.
             trace: of its current state.
             group: with slices of any coordinates.
-            plan: what has been removed from the unpruned network.
 
         Returns:
             the readers that are left unchanged -> why.
         """
-        return self._solved(model, self.equations(model, trace, group, plan.removed()))
+        return self._solved(model, self.equations(model, trace, group))
 
-    def refit_all(self, model: nn.Module, trace: Trace, plan: Plan) -> dict[str, str]:
+    def refit_all(self, model: nn.Module, trace: Trace) -> dict[str, str]:
         """Refits every layer that a removal reaches, in execution order, whether or not it is pruned itself.
 
         Before that, only the layers that read a group have been refitted to their new inputs; those that wrote it, and
@@ -62,14 +59,12 @@ class Compensator:
         Args:
             model: pruned, changed in place.
             trace: of its current state.
-            plan: what has been removed from the unpruned network.
 
         Returns:
             the layers that are left unchanged -> why.
         """
-        removed = plan.removed()
-        weights = reached(trace, {name for name, _ in removed})
-        found = ((weight, self._unpruned.equations(model, trace, weight, removed)) for weight in weights)
+        weights = reached(trace, {name for name, _ in self._wanted.plan.removed()})
+        found = ((weight, self._wanted.equations(model, trace, weight)) for weight in weights)
         return self._solved(model, ((weight, e if isinstance(e, str) else e.enough()) for weight, e in found))
 
     def _solved(self, model: nn.Module, found: Iterable[tuple[str, Equations | str]]) -> dict[str, str]:
@@ -82,12 +77,10 @@ class Compensator:
                 log.info("%s is not refitted: %s", module_of(weight), reason)
         return refused
 
-    def equations(
-        self, model: nn.Module, trace: Trace, group: Group, removed: Removed
-    ) -> Iterator[tuple[str, Equations | str]]:
+    def equations(self, model: nn.Module, trace: Trace, group: Group) -> Iterator[tuple[str, Equations | str]]:
         """The weight of every reader with its equations, or why it has none, each computed when it is its turn."""
         for weight in group.readers:
-            yield weight, self._unpruned.equations(model, trace, weight, removed)
+            yield weight, self._wanted.equations(model, trace, weight)
 
     @torch.no_grad()
     def solve(self, model: nn.Module, weight: str, equations: Equations) -> str | None:

@@ -1,4 +1,4 @@
-"""The outputs that a layer should have on some samples for the network to continue as the unpruned one."""
+"""The outputs that a layer should have on some samples for the network to continue as another one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..graph.point import Point, find_point
 from ..graph.trace import Trace, named_tensors
 from ..memory import CPU_VALUE
 from ..models.batches import Batch, length, tensors
-from ..removal.surgery import Removed
+from ..removal.plan import Plan
 from ..task import Task
 from .activations import Activations
 
@@ -78,42 +78,45 @@ class Equations:
         return replace(self, x=x.flatten(1, 2), missing=self.missing + lost, output=output)
 
 
-class Unpruned:
-    """The network before any removal, which pruned ones are compared with.
+class Wanted:
+    """The values that the layers of a pruned network are to have: those of another, such as the unpruned one.
 
     Args:
-        model: in any mode.
+        model: that other network, in any mode.
         trace: of it in eval mode.
         batch: samples to compare on.
         task: how it is called.
         memory: bytes that activations and equations may take, roughly.
+        plan: what has been removed from it, read whenever that is asked for; nothing by default.
     """
 
-    def __init__(self, model: nn.Module, trace: Trace, batch: Batch, task: Task, memory: int) -> None:
-        self._original, self._unpruned, self.memory = model, trace, memory
+    def __init__(
+        self, model: nn.Module, trace: Trace, batch: Batch, task: Task, memory: int, plan: Plan | None = None
+    ) -> None:
+        self._model, self._trace, self.memory = model, trace, memory
+        self.plan = Plan() if plan is None else plan
         self._inputs = task.inputs(batch)
         self._step = self._fitting(trace)
         self._whole = self._pruned = Activations(trace, self._inputs, self._step, memory // 4)
 
     @torch.no_grad()
-    def equations(self, model: nn.Module, trace: Trace, weight: str, removed: Removed) -> Equations | str:
+    def equations(self, model: nn.Module, trace: Trace, weight: str) -> Equations | str:
         """The equations of the layer of a weight, or why there are none.
 
-        The wanted output is the one with which values downstream match those of the unpruned network: after the batch
+        The wanted output is the one with which values downstream match those of the other network: after the batch
         norm and, in a residual block, in the sum with the shortcut, taking the shortcut as it is in ``model``.
 
         Args:
             model: pruned.
             trace: of its current state.
             weight: of a layer that is used once.
-            removed: what has been removed from the unpruned network.
         """
-        now, then = find_point(trace, weight), find_point(self._unpruned, weight)
+        now, then = find_point(trace, weight), find_point(self._trace, weight)
         if isinstance(now, str) or isinstance(then, str):
             return now if isinstance(now, str) else str(then)
         known = named_tensors(model)
-        kept = torch.ones(len(named_tensors(self._original)[weight]), dtype=torch.bool)
-        kept[removed.get((weight, 0), _NOTHING)] = False
+        kept = torch.ones(len(named_tensors(self._model)[weight]), dtype=torch.bool)
+        kept[self.plan.removed().get((weight, 0), _NOTHING)] = False
         x, missing, output = self._seen(now, then, model, trace, kept)
         parts = x.shape[1] * x.shape[2] // known[weight][0].numel()
         norm = batchnorm.norm_at(trace, now.layer.output)
@@ -130,7 +133,7 @@ class Unpruned:
         picks = torch.Generator().manual_seed(0)
         seen, missing, outputs = list[Tensor](), list[Tensor](), list[Tensor]()
         self._look_into(trace)
-        looks = self._pruned(model, ends, again=_in_front(layer.x)), self._whole(self._original, [goal])
+        looks = self._pruned(model, ends, again=_in_front(layer.x)), self._whole(self._model, [goal])
         for values, (wanted,) in zip(*looks, strict=True):
             z, x, *other = map(layer.channels_first, values)
             wanted = layer.channels_first(wanted)[:, kept.to(x.device)]
@@ -158,7 +161,7 @@ class Unpruned:
         room, step = self.memory // 4, self._step if trace.dynamic else trace.example_batch
         self._pruned = Activations(trace, self._inputs, step, room)
         if step != self._whole.step:
-            self._whole = Activations(self._unpruned, self._inputs, step, room)
+            self._whole = Activations(self._trace, self._inputs, step, room)
 
     def _fitting(self, graph: Trace) -> int:
         """How many samples to pass at a time, so that a few values of the network fit into memory."""

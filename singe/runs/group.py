@@ -11,10 +11,10 @@ from ..graph.groups import Group
 from ..models.copies import copy_of
 from ..records import Curve, GroupRecord
 from ..refit.compensation import Compensator
+from ..refit.equations import Wanted
 from ..removal.plan import Plan
 from ..removal.surgery import compact, held_at_zero, mask
 from ..scoring import curves
-from ..scoring.scores import Before
 from ..scoring.selection import Scorer, Selection
 from ..timing.stopwatch import Stopwatch
 from ..training.finetune import Tuner
@@ -44,17 +44,17 @@ class Turn:
         self._group = space.progress.plan.rebase(group)
         space.follow(self._batch, index)
         self._here = Plan()  # what is removed of the group
-        self._before = self._compared_with()
+        self._wanted = self._compared_with()
 
-    def _compared_with(self) -> Before | None:
-        """The network whose values the readers of the group are to keep.
+    def _compared_with(self) -> Wanted | None:
+        """The values that the readers of the group are to have.
 
-        The unpruned network; or, where there is training in between, the network as it is before the group is pruned.
+        Those of the unpruned network; where there is training in between, of the network before the group is pruned.
         """
         space = self._space
-        if space.before is None or self._when in (None, "after"):
-            return space.before
-        return space.held_by(copy_of(space.model)), self._here
+        if space.wanted is None or self._when in (None, "after"):
+            return space.wanted
+        return space.wanted_of(copy_of(space.model), self._here)
 
     def take(self) -> GroupRecord:
         """Prunes the group."""
@@ -80,7 +80,7 @@ class Turn:
         )  # fmt: skip
 
     def _scorer(self) -> Scorer:
-        return self._space.scorer(self._group, self._batch, self._before)
+        return self._space.scorer(self._group, self._batch, self._wanted)
 
     def _remove(self, selection: Selection) -> tuple[Curve, ...]:
         """Masks the least relevant neurons one by one; returns curves of the last, where they are wanted."""
@@ -126,9 +126,9 @@ class Turn:
     def _refit(self) -> dict[str, str]:
         """Refits the readers, if asked to; returns those that could not be -> why."""
         space = self._space
-        if self._before is None or space.options.compensate == "none":
+        if self._wanted is None or space.options.compensate == "none":
             return {}
         space.follow(self._batch, self._index + 1)
         with self._compensating:
-            network, gone = self._before
-            return Compensator(network, space.options.compensate).refit(space.model, space.trace, self._group, gone)
+            compensator = Compensator(self._wanted, space.options.compensate)
+            return compensator.refit(space.model, space.trace, self._group)

@@ -11,8 +11,9 @@ from ..graph.trace import named_tensors
 from ..models.batches import Batch
 from ..models.weightnorm import plain_copy, weight_norms, without_weight_norms
 from ..ranks import Ranks
-from ..refit.equations import Unpruned
-from ..scoring.scores import Before, scorer_of
+from ..refit.equations import Wanted
+from ..removal.plan import Plan
+from ..scoring.scores import scorer_of
 from ..scoring.selection import Scorer
 from ..sizes import count_macs
 from ..storage.checkpoint import Progress
@@ -34,13 +35,13 @@ class NeuronWorkspace(Workspace):
         progress: how far the run has come; this and the following are set once it has begun.
         macs: multiply-adds of the unpruned network for one sample.
         compared: samples on which networks are compared, where they are.
-        unpruned: the values of the unpruned network for these.
+        wanted: the values of the unpruned network for these, where pruned ones are compared with it.
         served: samples that networks are timed on, where the target is latency.
     """
 
     progress: Progress
     compared: Batch | None = None
-    unpruned: Unpruned | None = None
+    wanted: Wanted | None = None
     served: Batch | None = None
 
     def __init__(self, given: nn.Module, stream: Stream, options: Options) -> None:
@@ -62,7 +63,7 @@ class NeuronWorkspace(Workspace):
         self.macs = self.macs_of(self.model)
         if o.compensate != "none" or isinstance(o.criterion, Reconstruction):
             self.compared = self.drawn(o.compensation_images)
-            self.unpruned = self.held_by(self.original)
+            self.wanted = self.wanted_of(self.original, progress.plan)
         if o.goal.target == "latency":
             self.served = self._to_serve()
 
@@ -77,14 +78,14 @@ class NeuronWorkspace(Workspace):
         step = 1 if self.trace.dynamic else self.trace.example_batch
         return self.stream.take(-(-images // step) * step)
 
-    def held_by(self, network: nn.Module) -> Unpruned:
-        """The values of a network, which the trace is of, for the samples that networks are compared on."""
-        return Unpruned(network, self.trace, self.compared, self.options.task, self.options.memory)
+    def wanted_of(self, network: nn.Module, plan: Plan) -> Wanted:
+        """The values of a network that the trace is of, for the samples that networks are compared on.
 
-    @property
-    def before(self) -> Before | None:
-        """The unpruned network, and what is removed from it; None where nothing is compared with it."""
-        return None if self.unpruned is None else (self.unpruned, self.progress.plan)
+        Args:
+            network: to be kept close to.
+            plan: what is removed from it.
+        """
+        return Wanted(network, self.trace, self.compared, self.options.task, self.options.memory, plan)
 
     def _to_serve(self) -> Batch:
         self.restart(SERVED)
@@ -107,17 +108,17 @@ class NeuronWorkspace(Workspace):
             if not self.trace.holds_for(self.model, self.sample):
                 self.trace, self.progress.traced = self.traced(batch), done
 
-    def scorer(self, group: Group, batch: Batch, before: Before | None, ranks: Ranks | None = None) -> Scorer:
+    def scorer(self, group: Group, batch: Batch, wanted: Wanted | None, ranks: Ranks | None = None) -> Scorer:
         """The scorer of a group.
 
         Args:
             group: as it is now.
             batch: the samples to score it on.
-            before: what the criterion "reconstruction" compares with.
+            wanted: what the criterion "reconstruction" compares with.
             ranks: those that share the scoring; all by default.
         """
         o = self.options
         return scorer_of(
             o.criterion, self.model, self.trace, group, batch, o.task, self.progress.memory,
-            before=before, precision=o.precision, ranks=ranks or self.ranks,
+            wanted=wanted, precision=o.precision, ranks=ranks or self.ranks,
         )  # fmt: skip

@@ -183,11 +183,11 @@ class NeuronRun:
     def _refit_all(self) -> None:
         """Refits all layers once more, now that all groups are pruned."""
         space = self.space
-        assert space.unpruned is not None and space.compared is not None
+        assert space.wanted is not None and space.compared is not None
         space.follow(space.compared, len(self.todo))
         with space.timed("compensating"):
-            compensator = Compensator(space.unpruned, space.options.compensate)
-            space.progress.uncompensated = compensator.refit_all(space.model, space.trace, space.progress.plan)
+            compensator = Compensator(space.wanted, space.options.compensate)
+            space.progress.uncompensated = compensator.refit_all(space.model, space.trace)
         space.synchronise()
 
     # -- the end ---------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from ..models.batches import head
 from ..models.isolation import seed_everything
 from ..ranks import ALONE
 from ..refit.compensation import Compensator
-from ..refit.equations import Unpruned
+from ..refit.equations import Wanted
 from ..scoring.scores import unscorable
 from ..scoring.selection import order
 from ..survey import survey
@@ -74,7 +74,7 @@ def _ranking(space: NeuronWorkspace, groups: Sequence[Group]) -> list[Tensor]:
     with bar(range(ranks.rank, len(groups), ranks.size), desc="ranking", unit="group", shown=o.progress) as shown:
         for index in shown:
             seed_everything((o.seed << 20) + RANKED + index)
-            scorer = space.scorer(groups[index], samples, space.before, ALONE)
+            scorer = space.scorer(groups[index], samples, space.wanted, ALONE)
             values[index] = (
                 scorer.scores(o.criterion)
                 if measured is None
@@ -89,6 +89,6 @@ def _sensitivity(space: NeuronWorkspace) -> Sensitivity:
     space.restart(MEASURED)
     batches = [space.stream.take(size) for _ in range(-(-SAMPLES // size))]
     few = None if o.compensate == "none" else space.drawn(min(o.compensation_images, SAMPLES))
-    unpruned = None if few is None else Unpruned(space.model, graph, few, o.task, o.memory)
-    compensator = None if unpruned is None else Compensator(unpruned, o.compensate)
+    wanted = None if few is None else Wanted(space.model, graph, few, o.task, o.memory)
+    compensator = None if wanted is None else Compensator(wanted, o.compensate)
     return Sensitivity(space.model, graph, batches, o.task, compensator, o.memory)

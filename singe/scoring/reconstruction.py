@@ -13,8 +13,7 @@ from ..graph.groups import Group, module_of
 from ..graph.point import find_point
 from ..graph.trace import Trace, named_tensors
 from ..refit.compensation import ridge
-from ..refit.equations import Unpruned
-from ..removal.surgery import Removed
+from ..refit.equations import Wanted
 
 log = logging.getLogger("singe")
 
@@ -80,15 +79,14 @@ class Reconstructor:
         model: pruned so far.
         trace: of its current state.
         group: of the neurons; its indices count in the model as it is.
-        unpruned: the network as it was.
-        removed: what has been removed from that.
+        wanted: the values that its readers are to have.
 
     Raises:
         ValueError: no reader of the group can be refitted, see :func:`unfit`.
     """
 
-    def __init__(self, model: nn.Module, trace: Trace, group: Group, unpruned: Unpruned, removed: Removed) -> None:
-        self._name, self._size, self._unpruned = group.name, group.size, unpruned
+    def __init__(self, model: nn.Module, trace: Trace, group: Group, wanted: Wanted) -> None:
+        self._name, self._size, self._wanted = group.name, group.size, wanted
         self._systems: list[_System] = []
         if (reason := unfit(trace, group)) is not None:
             raise ValueError(f"expected a group that can be reconstructed, but of {group.name} {reason}")
@@ -96,12 +94,12 @@ class Reconstructor:
             if (reason := _unfit(trace, weight)) is not None:
                 log.info("%s is not used to score %s: %s", module_of(weight), group.name, reason)
             else:
-                self._systems += self._solve(model, trace, group, weight, unpruned, removed)
+                self._systems += self._solve(model, trace, group, weight, wanted)
 
     @property
     def memory(self) -> int:
         """Bytes that passes may take, so far as the device had room for them."""
-        return self._unpruned.memory
+        return self._wanted.memory
 
     def scores(self, criterion: Criterion, neurons: Tensor | None = None) -> Tensor:
         """float64 [len(neurons)] on the CPU: the error that refitting cannot make up for, summed over the readers."""
@@ -122,10 +120,8 @@ class Reconstructor:
             system.remove(neuron)
 
     @torch.no_grad()
-    def _solve(
-        self, model: nn.Module, trace: Trace, group: Group, weight: str, unpruned: Unpruned, removed: Removed
-    ) -> list[_System]:
-        found = unpruned.equations(model, trace, weight, removed)
+    def _solve(self, model: nn.Module, trace: Trace, group: Group, weight: str, wanted: Wanted) -> list[_System]:
+        found = wanted.equations(model, trace, weight)
         assert not isinstance(found, str), found
         taps, rows = found.x.shape[2], named_tensors(model)[weight].flatten(1)
         neuron = group.slice(weight, 1).neuron.repeat_interleave(taps)

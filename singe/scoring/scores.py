@@ -13,16 +13,12 @@ from ..memory import Memory
 from ..models.batches import Batch, tensors
 from ..models.precision import Precision
 from ..ranks import ALONE, Ranks
-from ..refit.equations import Unpruned
-from ..removal.plan import Plan
+from ..refit.equations import Wanted
 from ..task import Task
 from .engine import Engine
 from .reconstruction import Reconstructor, unfit
 from .relevance import RelevanceScorer, check_relevance, relevance_scores
 from .selection import Scorer
-
-Before = tuple[Unpruned, Plan]
-"""A network whose values others are to keep, and what has been or will be removed from it."""
 
 
 def unscorable(trace: Trace, groups: Sequence[Group], criterion: Criterion, batch: Batch | None) -> dict[str, str]:
@@ -53,7 +49,7 @@ def scorer_of(
     task: Task,
     memory: int,
     *,
-    before: Before | None = None,
+    wanted: Wanted | None = None,
     precision: Precision = "float32",
     ranks: Ranks = ALONE,
 ) -> Scorer:
@@ -67,14 +63,13 @@ def scorer_of(
         batch: on the model's device.
         task: how the model is called and judged.
         memory: upper bound, in bytes, of the activations of a pass, met where samples can be split.
-        before: what reconstruction compares with, and what has been removed from it.
+        wanted: the values that reconstruction compares with.
         precision: of the passes of an engine.
         ranks: that share them.
     """
     if isinstance(criterion, Reconstruction):
-        assert before is not None
-        unpruned, plan = before
-        return Reconstructor(model, trace, group, unpruned, plan.removed())
+        assert wanted is not None
+        return Reconstructor(model, trace, group, wanted)
     if isinstance(criterion, FeatureRelevance):
         return RelevanceScorer(model, trace, group, batch, task, memory)
     return Engine(model, trace, group, batch, task, memory, precision, ranks)
@@ -108,12 +103,10 @@ def scores_of(
     if isinstance(criterion, FeatureRelevance):
         shared = Memory("feature relevance", memory, tensors(batch)[0].device)
         return relevance_scores(model, trace, groups, batch, task, criterion, shared)
-    before = None
-    if isinstance(criterion, Reconstruction):
-        before = Unpruned(model, trace, batch, task, memory), Plan()
+    wanted = Wanted(model, trace, batch, task, memory) if isinstance(criterion, Reconstruction) else None
     found = []
     for group in groups:
-        scorer = scorer_of(criterion, model, trace, group, batch, task, memory, before=before, precision=precision)
+        scorer = scorer_of(criterion, model, trace, group, batch, task, memory, wanted=wanted, precision=precision)
         found.append(scorer.scores(criterion))
         memory = scorer.memory
     return found

@@ -15,8 +15,7 @@ from singe.criteria import Magnitude, Reconstruction
 from singe.graph.analysis import find_groups
 from singe.graph.trace import trace
 from singe.refit.compensation import Compensator
-from singe.refit.equations import Unpruned
-from singe.removal.plan import Plan
+from singe.refit.equations import Wanted
 from singe.removal.surgery import mask
 from singe.scoring.engine import Engine
 from singe.scoring.reconstruction import Reconstructor
@@ -67,8 +66,8 @@ def prepared(make, how="none", memory=1 << 30):
     model = randomised(make()).double().eval()
     batches = [(x.double(), y) for x, y in (images(6, seed=i) for i in range(2))]
     graph, task = trace(model, batches[0][0]), Task()
-    unpruned = Unpruned(model, graph, (images(20, seed=5)[0].double(), None), task, 1 << 30)
-    compensator = None if how == "none" else Compensator(unpruned, how)
+    wanted = Wanted(model, graph, (images(20, seed=5)[0].double(), None), task, 1 << 30)
+    compensator = None if how == "none" else Compensator(wanted, how)
     groups = [g for g in find_groups(graph) if g.frozen is None]
     return model, graph, groups, batches, compensator, Sensitivity(model, graph, batches, task, compensator, memory)
 
@@ -90,7 +89,7 @@ def test_prices_are_those_of_the_whole_network_masked_and_refitted(make, how, me
             pruned = copy.deepcopy(model)
             mask(pruned, group.slices, gone[: group.size - left])
             if compensator is not None:
-                compensator.refit(pruned, graph, group, Plan())
+                compensator.refit(pruned, graph, group)
             rises[group.size - left] = loss(pruned) - loss(model)
         assert len(rises) > 1
         expected = marginal(rises, group.size)
@@ -108,8 +107,8 @@ def test_the_order_of_removal_is_that_of_scores_or_of_elimination():
     model, graph, groups, batches, _, _ = prepared(PlainNet)
     engine = Engine(model, graph, groups[0], batches[0])
     assert torch.equal(order(engine, Magnitude()), engine.scores(Magnitude()).argsort(stable=True))
-    unpruned = Unpruned(model, graph, batches[0], Task(), 1 << 30)
-    scorer, again = (Reconstructor(model, graph, groups[0], unpruned, {}) for _ in range(2))
+    wanted = Wanted(model, graph, batches[0], Task(), 1 << 30)
+    scorer, again = (Reconstructor(model, graph, groups[0], wanted) for _ in range(2))
     eliminated = order(scorer, Reconstruction())
     assert sorted(eliminated.tolist()) == list(range(groups[0].size))
     left = list(range(groups[0].size))

@@ -13,7 +13,7 @@ import singe
 from singe.graph.analysis import find_groups
 from singe.graph.trace import trace
 from singe.refit.compensation import RIDGE, Compensator, least_squares, reached
-from singe.refit.equations import Unpruned
+from singe.refit.equations import Wanted
 from singe.removal.plan import Plan
 from singe.task import Task
 
@@ -68,8 +68,8 @@ def compensated(model, x, removed, how="least_squares", memory=1 << 30):
     outputs = [model(x), small(x)]
     refused: dict[str, str] = {}
     for name in removed:
-        helper = Compensator(Unpruned(model, graph, (x, None), Task(), memory), how)
-        refused |= helper.refit(small, trace(small, x), groups[name], plan)
+        helper = Compensator(Wanted(model, graph, (x, None), Task(), memory, plan), how)
+        refused |= helper.refit(small, trace(small, x), groups[name])
     return small, refused, [*outputs, small(x)]
 
 
@@ -227,9 +227,9 @@ def test_where_a_network_is_trained_in_between_it_goes_on_as_it_was_before_the_g
     seen = []
 
     class Watched(Compensator):
-        def refit(self, model, trace, group, plan):
-            seen.append((self._unpruned._original, len(plan.removals), copy.deepcopy(model)))
-            return super().refit(model, trace, group, plan)
+        def refit(self, model, trace, group):
+            seen.append((self._wanted._model, len(self._wanted.plan.removals), copy.deepcopy(model)))
+            return super().refit(model, trace, group)
 
     monkeypatch.setattr("singe.runs.group.Compensator", Watched)
     model = randomised(PlainNet())
@@ -278,23 +278,23 @@ def test_scales_that_are_not_to_be_trained_or_of_few_samples_stay(samples, train
 
 
 def pruned_twice(model, x):
-    """A network with two pruned groups whose readers are refitted, its trace and plan, and what refits all of it."""
+    """A network with two pruned groups whose readers are refitted, its trace, and what refits all of it."""
     graph, plan = trace(model.eval(), x), Plan()
     groups = [g for g in find_groups(graph) if g.frozen is None and g.name != "stem"][:2]
     for group in groups:
         plan.add(group, range(group.size // 2))
     small = plan.apply(copy.deepcopy(model))
-    helper = Compensator(Unpruned(model, graph, (x, None), Task(), 1 << 30), "least_squares")
+    helper = Compensator(Wanted(model, graph, (x, None), Task(), 1 << 30, plan), "least_squares")
     for group in groups:
-        helper.refit(small, trace(small, x), group, plan)
-    return small, trace(small, x), plan, helper
+        helper.refit(small, trace(small, x), group)
+    return small, trace(small, x), helper
 
 
 def test_refitting_all_layers_comes_closer_than_readers_alone_and_leaves_what_lies_in_front():
     model, x = randomised(DigitNet(8)), images(320, channels=1)[0]
-    small, graph, plan, helper = pruned_twice(model, x)
+    small, graph, helper = pruned_twice(model, x)
     wanted, before, front = model(x), small(x), copy.deepcopy(small.stem.state_dict())
-    refused = helper.refit_all(small, graph, plan)
+    refused = helper.refit_all(small, graph)
     after = small(x)
     assert not refused
     assert F.mse_loss(after, wanted) < 0.7 * F.mse_loss(before, wanted)
@@ -303,12 +303,13 @@ def test_refitting_all_layers_comes_closer_than_readers_alone_and_leaves_what_li
 
 def test_layers_with_hardly_more_equations_than_unknowns_stay_and_are_named():
     model, x = randomised(DigitNet(8)), images(320, channels=1)[0]
-    small, graph, plan, helper = pruned_twice(model, x)
+    small, graph, helper = pruned_twice(model, x)
     before = small.head.weight.clone()
-    few = Compensator(Unpruned(model, trace(model, x), (x[:40], None), Task(), 1 << 30), "least_squares")
-    assert few.refit_all(small, graph, plan)["head"] == "40 equations are too few for 32 unknowns: under 4 for each"
+    wanted = Wanted(model, trace(model, x), (x[:40], None), Task(), 1 << 30, helper._wanted.plan)
+    few = Compensator(wanted, "least_squares")
+    assert few.refit_all(small, graph)["head"] == "40 equations are too few for 32 unknowns: under 4 for each"
     assert torch.equal(small.head.weight, before)
-    assert helper.refit_all(small, graph, plan) == {} and not torch.equal(small.head.weight, before)
+    assert helper.refit_all(small, graph) == {} and not torch.equal(small.head.weight, before)
 
 
 def test_layers_behind_a_tensor_are_found_in_order():
@@ -327,9 +328,9 @@ def test_all_layers_are_refitted_behind_the_last_group_unless_training_led_away(
     seen = []
 
     class Watched(Compensator):
-        def refit_all(self, model, trace, plan):
-            seen.append(len(plan.removals))
-            return super().refit_all(model, trace, plan) | {"layer": "too odd"}
+        def refit_all(self, model, trace):
+            seen.append(len(self._wanted.plan.removals))
+            return super().refit_all(model, trace) | {"layer": "too odd"}
 
     monkeypatch.setattr("singe.runs.neurons.Compensator", Watched)
     x, y = images(64)

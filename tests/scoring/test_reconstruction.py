@@ -12,7 +12,7 @@ from singe import reference
 from singe.graph.analysis import find_groups
 from singe.graph.trace import trace
 from singe.refit.compensation import RIDGE
-from singe.refit.equations import Unpruned
+from singe.refit.equations import Wanted
 from singe.removal.surgery import mask
 from singe.scoring.reconstruction import Reconstructor
 from singe.task import Task
@@ -53,8 +53,8 @@ def setting():
 def reconstructor(model, x, name):
     graph = trace(model, x)
     group = next(g for g in find_groups(graph) if g.name == name)
-    unpruned = Unpruned(copy.deepcopy(model), graph, (x, None), Task(), 1 << 30)
-    return Reconstructor(model, graph, group, unpruned, {}), group
+    wanted = Wanted(copy.deepcopy(model), graph, (x, None), Task(), 1 << 30)
+    return Reconstructor(model, graph, group, wanted), group
 
 
 @torch.no_grad()
