@@ -19,8 +19,8 @@ from .models.batches import Batch, described, head, with_dicts
 from .models.copies import copy_of
 from .models.isolation import plain_torch
 from .models.numerics import alike
+from .models.widths import widths_by_tensors
 from .ops import FLOATING
-from .removal.surgery import widths_by_tensors
 from .task import Task, differentiable
 
 log = logging.getLogger("singe")

@@ -8,13 +8,12 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 
 from ..graph.groups import Slice, module_of, own_name, qualified
 from ..graph.trace import named_tensors
+from ..models.widths import widths_by_tensors
 
 Removed = Mapping[tuple[str, int], Tensor]
 """(parameter or buffer name, axis), or (name of an integer attribute, 0), -> int64 indices of that axis to remove."""
@@ -171,28 +170,6 @@ def _blocks_left(weight: str, size: int, blocks: int, kept: Tensor) -> int:
             f"expected as many rows of each of the {blocks} groups of {weight} to stay, got {sizes.tolist()}"
         )
     return len(sizes)
-
-
-def widths_by_tensors(module: nn.Module) -> dict[str, int]:
-    """What torch's own modules keep beside their tensors, as these say it is.
-
-    Not of a module whose weight is computed: looking at it would compute it, which may draw or count.
-    """
-    if is_parametrized(module):
-        return {}
-    if isinstance(module, _ConvNd):
-        whole, part = module.weight.shape[0], module.weight.shape[1] * module.groups
-        if module.transposed:
-            return {"in_channels": whole, "out_channels": part}
-        return {"in_channels": part, "out_channels": whole}
-    if isinstance(module, nn.Linear):
-        return {"in_features": module.weight.shape[1], "out_features": module.weight.shape[0]}
-    if isinstance(module, _NormBase):
-        channels = next((t for t in (module.weight, module.running_mean) if t is not None), None)
-        return {} if channels is None else {"num_features": len(channels)}
-    if isinstance(module, nn.GroupNorm):
-        return {} if module.weight is None else {"num_channels": len(module.weight)}
-    return {"num_parameters": len(module.weight)} if isinstance(module, nn.PReLU) else {}
 
 
 def _matching_state(optimizer: Optimizer | None, parameter: Tensor) -> dict[str, Tensor]:
