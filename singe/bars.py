@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from tqdm import tqdm
@@ -24,14 +24,3 @@ def bar(items: Iterable[Any] | None = None, *, shown: bool, inside: bool = False
         items, disable=None if shown else True, leave=not inside, delay=DELAY if inside else 0, dynamic_ncols=True,
         **options,
     )  # fmt: skip
-
-
-def standing(loss: float, evaluation: float | None) -> dict[str, str]:
-    """How the network is doing, to show at the end of a bar."""
-    shown = {"loss": f"{loss:.3f}"}
-    return shown if evaluation is None else shown | {"evaluation": f"{evaluation:.4g}"}
-
-
-def inline(state: Mapping[str, str]) -> str:
-    """The same in a line of a log."""
-    return ", ".join(f"{name} {value}" for name, value in state.items())

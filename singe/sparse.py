@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import os
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import report
 from .records import WeightRecord
 from .removal import masks
-from .report import Facts
+from .result import Result
 from .storage import saved
-from .table import table
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class SparseResult:
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class SparseResult(Result[WeightRecord]):
     """A network with single weights masked, and how it came about; ``print`` it for a summary.
 
     Attributes:
@@ -38,30 +36,14 @@ class SparseResult:
         seconds: activity -> the time it took.
     """
 
-    model: nn.Module
     masks: dict[str, Tensor]
     weights_before: int
     weights_after: int
-    params_before: int
-    params_after: int
-    loss_before: float
-    loss_after: float
-    history: list[WeightRecord]
-    frozen: dict[str, str]
-    evaluation_before: float | None = None
-    evaluation_after: float | None = None
-    settings: dict[str, str] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def weights_removed(self) -> float:
         """Share of the weights that is masked, in [0, 1]: what rho asks for."""
         return 1 - self.weights_after / self.weights_before
-
-    @property
-    def params_removed(self) -> float:
-        """Share of all parameters that is masked, in [0, 1]."""
-        return 1 - self.params_after / self.params_before
 
     def make_permanent(self) -> None:
         """Takes the masks off the model, in place: parameters are plain again and zeros are no longer held.
@@ -79,25 +61,11 @@ class SparseResult:
         saved.save_masked(self.model, self.masks, directory)
         report.save(self._facts(), directory)
 
-    def report(self, directory: str | os.PathLike[str]) -> Path:
-        """Writes ``report.html`` and its plots; see :meth:`singe.PruneResult.report`."""
-        return report.write(self._facts(), directory)
-
-    def _facts(self) -> Facts:
-        return Facts(
-            model=type(self.model).__name__,
-            parameters=(self.params_before, self.params_after), weights=(self.weights_before, self.weights_after),
-            loss=(self.loss_before, self.loss_after), evaluation=(self.evaluation_before, self.evaluation_after),
-            history=tuple(self.history), frozen=self.frozen, settings=self.settings, seconds=self.seconds,
-        )  # fmt: skip
-
-    def __repr__(self) -> str:
-        rows = [
+    def _sizes(self) -> list[list[str]]:
+        return [
             ["weights", f"{self.weights_before:,}", f"{self.weights_after:,}", f"-{self.weights_removed:.1%}"],
             ["parameters", f"{self.params_before:,}", f"{self.params_after:,}", f"-{self.params_removed:.1%}"],
-            ["loss", *(f"{x:.4f}" if math.isfinite(x) else "-" for x in (self.loss_before, self.loss_after)), ""],
         ]
-        if self.evaluation_before is not None and self.evaluation_after is not None:
-            rows.append(["evaluation", f"{self.evaluation_before:.4g}", f"{self.evaluation_after:.4g}", ""])
-        frozen = "".join(f"\nleft whole: {name} ({reason})" for name, reason in self.frozen.items())
-        return table(["", "before", "after", "change"], rows) + frozen
+
+    def _own_facts(self) -> dict[str, Any]:
+        return {"weights": (self.weights_before, self.weights_after)}

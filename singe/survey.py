@@ -77,7 +77,7 @@ def survey(
     training = _in_training(work, graph, sample, task)
     groups, unfollowed = analyse(graph, training)
     if training is not None:
-        unfollowed |= dict.fromkeys(_uncalled(work, graph, training), _UNCALLED)
+        unfollowed = dict.fromkeys(_uncalled(work, graph, training), _UNCALLED) | unfollowed
     names = {g.name for g in groups}  # a module may hold a weight that is followed beside one that is not
     unfollowed = {name: reason for name, reason in unfollowed.items() if name not in names}
     whole = left_whole(groups)
@@ -92,10 +92,12 @@ _UNCALLED = "not called on this example; code that calls it otherwise finds the 
 
 
 def _uncalled(work: nn.Module, *traces: Trace) -> list[str]:
-    """The modules with a parameter that no trace uses."""
+    """The modules with parameters of which no trace uses any."""
     tensors = named_tensors(work)
     used = {id(tensors[name]) for graph in traces for name in graph.used()}  # tied ones go by several names
-    return [module_of(name) or name for name, p in work.named_parameters() if id(p) not in used]
+    owners = {name: module_of(name) or name for name, _ in work.named_parameters()}
+    called = {owner for name, owner in owners.items() if id(tensors[name]) in used}
+    return [owner for owner in owners.values() if owner not in called]
 
 
 def _tried(trials: Trials, groups: list[Group]) -> tuple[list[Group], dict[str, str]]:

@@ -3,7 +3,7 @@ from contextlib import redirect_stderr
 from terminal import Terminal
 
 from singe import bars
-from singe.bars import bar, standing
+from singe.bars import bar
 
 
 def test_a_bar_is_shown_on_a_terminal():
@@ -38,8 +38,3 @@ def test_an_inner_bar_of_quick_work_does_not_appear():
     with redirect_stderr(Terminal()) as terminal:
         list(bar([1, 2], shown=True, inside=True, desc="quick"))
     assert "quick" not in terminal.getvalue()
-
-
-def test_what_is_said_behind_a_bar():
-    assert standing(0.12345, None) == {"loss": "0.123"}
-    assert standing(1.0, 0.98765) == {"loss": "1.000", "evaluation": "0.9877"}

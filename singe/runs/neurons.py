@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .. import checks
-from ..bars import bar, inline, standing
+from ..bars import bar
 from ..digest import digest
 from ..graph.groups import Group
 from ..graph.trace import named_tensors, trace
@@ -152,12 +152,8 @@ class NeuronRun:
                 history.append(record)
                 self._agree(record)
                 self._save()
-                state = standing(record.loss_end, record.evaluation)
-                shown.set_postfix(state, refresh=False)
-                shown.update()
-                place, name, left = f"{index + 1} of {total}", record.group, record.size - len(record.removed)
-                log.info("group %s: %s %d -> %d; %s", place, name, record.size, left, inline(state))
-                space.options.observer.tell(record)
+                size, left = record.size, record.size - len(record.removed)
+                space.tell(record, shown, f"group {index + 1} of {total}: {record.group} {size} -> {left}")
 
     def _agree(self, record: GroupRecord) -> None:
         """Ends the run if ranks have removed different neurons; values rounded differently become the same again."""

@@ -16,7 +16,7 @@ from .. import checks
 from ..allocation.cost import WeightCost
 from ..allocation.fit import most
 from ..allocation.goal import ignored
-from ..bars import bar, inline, standing
+from ..bars import bar
 from ..graph.weights import Weight, find_weights
 from ..models.batches import Batch
 from ..models.isolation import same_modes
@@ -89,12 +89,8 @@ class WeightRun:
             for index, (weight, count) in enumerate(self.todo):
                 record = self._prune_weight(index, weight, count)
                 history.append(record)
-                state = standing(record.loss_end, record.evaluation)
-                shown.set_postfix(state, refresh=False)
-                shown.update()
-                place, name, size = f"{index + 1} of {len(self.todo)}", weight.name, weight.size
-                log.info("layer %s: %s without %d of %d weights; %s", place, name, count, size, inline(state))
-                space.options.observer.tell(record)
+                done = f"{weight.name} without {count} of {weight.size} weights"
+                space.tell(record, shown, f"layer {index + 1} of {len(self.todo)}: {done}")
         if tuner is not None and tuner.when == "after":
             space.tune_after(len(self.todo))
         space.recalibrate(len(self.todo) + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -10,12 +11,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from .. import checks
 from ..criteria import reads_loss, takes_gradients
 from ..graph.trace import Trace, named_tensors, trace
 from ..models.batches import Batch
 from ..models.copies import copy_of
+from ..records import GroupRecord, WeightRecord
 from ..removal.surgery import Removed
 from ..scoring.own_gradients import check_own_gradients
 from ..survey import sample_inputs
@@ -25,6 +28,8 @@ from ..training.data import Stream
 from ..training.finetune import Tuner
 from ..training.recalibration import recalibrate, running_norms
 from .options import Options
+
+log = logging.getLogger("singe")
 
 
 class Workspace:
@@ -129,6 +134,22 @@ class Workspace:
         """What the user's ``evaluate`` returns for the model."""
         with self.timed("evaluate"):
             return self.ranks.number(self.options.observer.evaluation(self.model))
+
+    def tell(self, record: GroupRecord | WeightRecord, shown: tqdm, done: str) -> None:
+        """Shows and logs what a step has come to, and tells those who watch.
+
+        Args:
+            record: of the step.
+            shown: the bar of all steps.
+            done: what has been removed, in words.
+        """
+        state = {"loss": f"{record.loss_end:.3f}"}
+        if record.evaluation is not None:
+            state["evaluation"] = f"{record.evaluation:.4g}"
+        shown.set_postfix(state, refresh=False)
+        shown.update()
+        log.info("%s; %s", done, ", ".join(f"{name} {value}" for name, value in state.items()))
+        self.options.observer.tell(record)
 
     def rehearse(self, unpruned: nn.Module, removed: Callable[[], Removed] = dict) -> None:
         """Does once, before any work, what comes after it, so that what fails is refused in time.
