@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks
-from ..models.isolation import evaluating
+from ..models.isolation import evaluating, preserved_random_state
 from ..task import Task
 
 _IGNORED = -100
@@ -27,7 +27,7 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> floa
         TypeError, ValueError: no batches, or other ones; or outputs that are not logits for such labels.
     """
     device, task, right, total = checks.device_of(model), Task(), 0, 0
-    with evaluating([model]):
+    with evaluating([model]), preserved_random_state(batches):  # a loader may shuffle
         for batch in batches:
             if not isinstance(batch, (tuple, list)) or len(batch) != 2:
                 raise TypeError(f"expected batches (x, y) to measure accuracy on, got {type(batch).__name__}")

@@ -1,6 +1,8 @@
 import pytest
 import torch
+from states import random_states, same
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from singe.training.accuracy import accuracy
 
@@ -29,6 +31,15 @@ def test_labels_of_every_pixel_count_each():
     x = logits(0, 1).reshape(2, 3, 1, 1).expand(2, 3, 2, 2)
     y = torch.tensor([[[0, 0], [0, 1]], [[1, 2], [2, 2]]])
     assert accuracy(Told(), [(x, y)]) == 0.5
+
+
+def test_a_loader_that_shuffles_leaves_random_states_alone():
+    dataset = TensorDataset(logits(0, 1, 2), torch.arange(3))
+    for generator in (None, torch.Generator()):
+        loader = DataLoader(dataset, batch_size=2, shuffle=True, generator=generator)
+        before = random_states(*([] if generator is None else [generator]))
+        assert accuracy(Told(), loader) == 1
+        assert same(random_states(*([] if generator is None else [generator])), before)
 
 
 def test_it_is_measured_in_eval_mode_and_leaves_all_modes_alone():
