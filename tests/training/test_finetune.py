@@ -104,7 +104,8 @@ def test_a_step_is_that_of_the_optimizer_with_decay_on_weights_only(name, lr, ma
 def test_without_a_gradient_weights_decay_and_biases_and_norms_stay():
     model = small_model()
     before = {name: p.clone() for name, p in model.named_parameters()}
-    tuner_of(model, loss=lambda o, b: o.sum() * 0, steps=4, lr=0.1, weight_decay=0.5, momentum=0, cooldown=0).train_stage()
+    how = {"steps": 4, "lr": 0.1, "weight_decay": 0.5, "momentum": 0, "cooldown": 0}
+    tuner_of(model, loss=lambda o, b: o.sum() * 0, **how).train_stage()
     for name, p in model.named_parameters():
         assert torch.allclose(p, before[name] * (0.95**4 if p.dim() > 1 else 1)), name
 
