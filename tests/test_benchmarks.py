@@ -2,6 +2,9 @@
 
 import json
 import sys
+import textwrap
+from functools import partial
+from pathlib import Path
 
 import cifar10
 import folding
@@ -9,6 +12,8 @@ import gradual
 import latency
 import pytest
 import reliability
+import reliability_kills
+import reliability_run
 import scaling
 import torch
 import train_cifar10
@@ -16,17 +21,19 @@ import zoo
 import zoo_checks
 import zoo_singe
 from measuring.isolated import findings
-from models import CIFAR10_MODELS, MODELS, load, random_images
-from models.cifar import CifarResNet
+from models import CIFAR10_MODELS, MODELS, Network, load, random_images
 from records import PER_FILE, write_records
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from small_resnet import SmallResNet
 from torch import nn
 from zoo_models import lively
 from zoo_networks import NETWORKS
 from zoo_table import page
 
 import singe
+from singe import demo
 from singe.sizes import count_macs, count_parameters
+from singe.storage.checkpoint import FILE
 
 PARAMETERS = {
     "resnet20": 272_474,
@@ -50,14 +57,36 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def weights(data):
-    """Those of a ResNet-20 after an epoch."""
-    out = data / "trained" / "resnet20.safetensors"
+def resnet8():
+    """The name of a network that scripts know as long as this module is tested: one block in a stage."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, "resnet8", Network(SmallResNet))
+        CIFAR10_MODELS.append("resnet8")
+        yield "resnet8"
+        CIFAR10_MODELS.remove("resnet8")
+
+
+@pytest.fixture(scope="module")
+def weights(data, resnet8):
+    """Those of a ResNet-8 after an epoch."""
+    out = data / "trained" / "resnet8.safetensors"
     torch.manual_seed(1)  # does not matter: the script has its own seed
     train_cifar10.main(
-        ["--model", "resnet20", "--data", str(data), "--out", str(out), "--epochs", "1", "--batch-size", "32"]
+        ["--model", resnet8, "--data", str(data), "--out", str(out), "--epochs", "1", "--batch-size", "32"]
     )
     return out
+
+
+@pytest.fixture
+def few_rounds(monkeypatch):
+    """Networks are timed less often."""
+    monkeypatch.setattr(singe, "latencies", partial(singe.latencies, rounds=2))
+
+
+def script(path, code):
+    """A file that runs code which can import the scripts."""
+    path.write_text(f"import sys\n\nsys.path[:0] = {[str(Path(scaling.__file__).parent)]}\n{textwrap.dedent(code)}")
+    return path
 
 
 # -- networks ---------------------------------------------------------------------------------------------------
@@ -110,7 +139,7 @@ def test_the_names_in_resnet56_stay_as_weights_have_them():
 
 
 def test_load_names_the_networks_there_are():
-    with pytest.raises(ValueError, match=r"resnet20, .*resnet50, got 'resnet21'"):
+    with pytest.raises(ValueError, match=r"resnet20, .*resnet50.*, got 'resnet21'"):
         load("resnet21")
 
 
@@ -126,12 +155,12 @@ def test_load_refuses_the_weights_of_another_network(weights):
 
 def test_training_writes_weights_that_load_and_what_they_are_worth(weights, data):
     trained = load_file(weights)
-    for name, value in load("resnet20", weights).state_dict().items():
+    for name, value in load("resnet8", weights).state_dict().items():
         assert torch.equal(trained[name], value)
     assert trained["stem.1.num_batches_tracked"] == 5
     report = json.loads(weights.with_suffix(".json").read_text())
-    assert report["options"]["model"] == "resnet20" and report["options"]["epochs"] == 1
-    assert report["parameters"] == PARAMETERS["resnet20"]
+    assert report["options"]["model"] == "resnet8" and report["options"]["epochs"] == 1
+    assert report["parameters"] == count_parameters(load("resnet8"))
     assert report["top1_of_epochs"] == [report["top1"]] and 0 <= report["top1"] <= 1
     assert report["seconds"] > 0 and "torch" in report["machine"]
     assert str(data) not in json.dumps(report)
@@ -142,15 +171,15 @@ def test_training_is_repeatable_and_the_seed_matters(weights, data, tmp_path):
     for seed, same in (("0", True), ("1", False)):
         out = tmp_path / "again.safetensors"
         arguments = ["--epochs", "1", "--batch-size", "32", "--seed", seed]
-        train_cifar10.main(["--model", "resnet20", "--data", str(data), "--out", str(out), *arguments])
+        train_cifar10.main(["--model", "resnet8", "--data", str(data), "--out", str(out), *arguments])
         assert torch.equal(load_file(out)["fc.weight"], trained) == same
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_training_in_bfloat16_leaves_float32_weights(data, tmp_path, device):
-    out = tmp_path / "resnet20.safetensors"
+def test_training_in_bfloat16_leaves_float32_weights(data, tmp_path, device, resnet8):
+    out = tmp_path / "resnet8.safetensors"
     arguments = ["--epochs", "1", "--batch-size", "160", "--bf16", "--device", device]
-    train_cifar10.main(["--model", "resnet20", "--data", str(data), "--out", str(out), *arguments])
+    train_cifar10.main(["--model", resnet8, "--data", str(data), "--out", str(out), *arguments])
     assert load_file(out)["fc.weight"].dtype == torch.float32
 
 
@@ -158,8 +187,8 @@ def test_training_in_bfloat16_leaves_float32_weights(data, tmp_path, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_pruning_reports_all_there_is_to_know(weights, data, tmp_path, capsys, device):
-    arguments = ["--model", "resnet20", "--weights", str(weights), "--data", str(data), "--rho", "0.3"]
+def test_pruning_reports_all_there_is_to_know(weights, data, tmp_path, capsys, device, few_rounds):
+    arguments = ["--model", "resnet8", "--weights", str(weights), "--data", str(data), "--rho", "0.3"]
     arguments += ["--steps", "2", "--criterion", "magnitude", "--batch-size", "32", "--ignore", "stem"]
     arguments += ["--allocation", "uniform", "--compensate", "mean", "--device", device]
     cifar10.main([*arguments, "--json", str(tmp_path / "report.json")])
@@ -177,11 +206,11 @@ def test_pruning_reports_all_there_is_to_know(weights, data, tmp_path, capsys, d
     ]
     assert report.keys() == {"machine", "options", "frozen", *numbers}
     assert all(report[name] >= 0 for name in numbers)
-    assert report["params_before"] == PARAMETERS["resnet20"]
+    assert report["params_before"] == count_parameters(load("resnet8"))
     assert report["params_after"] == round(report["params_before"] * (1 - report["params_removed"]))
     assert report["params_removed"] == pytest.approx(0.3, abs=0.01)
     assert report["frozen"]["stem.0"] == "ignored"
-    assert report["options"]["model"] == "resnet20" and report["options"]["weights"] == weights.name
+    assert report["options"]["model"] == "resnet8" and report["options"]["weights"] == weights.name
     assert str(data) not in text
     printed = capsys.readouterr().out
     assert all(f"{name}: " in printed for name in numbers)
@@ -197,7 +226,7 @@ def test_pruning_is_by_the_options(weights, data, monkeypatch):
     monkeypatch.setattr(singe, "prune", prune)
     text = "--rho .4 --target macs --allocation global --round-to 8 --ignore stem fc --nodes 7 --steps 9 --when after"
     text += " --compensate mean --compensation-images 40"
-    text += f" --lr .1 --recalibrate-bn 3 --batch-size 16 --seed 5 --model resnet20 --weights {weights} --data {data}"
+    text += f" --lr .1 --recalibrate-bn 3 --batch-size 16 --seed 5 --model resnet8 --weights {weights} --data {data}"
     with pytest.raises(Caught) as caught:
         cifar10.main(text.split())
     assert caught.value.args[0] == {
@@ -220,22 +249,22 @@ def test_pruning_refuses_random_weights(data, capsys):
 # -- folding ----------------------------------------------------------------------------------------------------
 
 
-def test_folding_reports_what_stays_and_why(tmp_path, monkeypatch, capsys):
+def test_folding_reports_what_stays_and_why(tmp_path, monkeypatch, capsys, resnet8):
     def pre_activated(name):
         network = load(name)
         network.blocks[0].bn1 = torch.nn.Sequential(torch.nn.ReLU(), network.blocks[0].bn1)
         return network
 
     monkeypatch.setattr(folding, "load", pre_activated)
-    monkeypatch.setitem(folding.SIDES, "resnet20", 32)
-    folding.main(["resnet20", "--dtypes", "float32", "--json", str(tmp_path / "folding.json")])
+    monkeypatch.setitem(folding.SIDES, resnet8, 32)
+    folding.main([resnet8, "--dtypes", "float32", "--json", str(tmp_path / "folding.json")])
     (outcome,) = json.loads((tmp_path / "folding.json").read_text())["outcomes"]
-    assert (outcome["model"], outcome["norms"], outcome["folded"]) == ("resnet20", 21, 20)
+    assert (outcome["model"], outcome["norms"], outcome["folded"]) == (resnet8, 9, 8)
     assert outcome["dtype"] == "float32" and 0 < outcome["error"] < 1e-4 and 0 < outcome["rounding"] < 1e-4
     ((reason, names),) = outcome["unfolded"].items()
     assert names == ["blocks.0.bn1.1"] and reason.startswith("before it comes aten.relu.default in blocks.0.bn1.0;")
     printed = capsys.readouterr().out
-    assert "resnet20: 1 stays: before it comes aten.relu.default; after it comes aten.relu.default" in printed
+    assert "resnet8: 1 stays: before it comes aten.relu.default; after it comes aten.relu.default" in printed
 
 
 def test_folding_starts_with_batch_norms_far_from_their_defaults_through_which_signals_get():
@@ -255,10 +284,10 @@ def test_folding_starts_with_batch_norms_far_from_their_defaults_through_which_s
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_latency_is_compared_in_turns_for_every_batch_and_written_with_the_load(tmp_path, capsys, device):
-    arguments = ["--models", "resnet20", "--rho", "0.5", "--round-to", "1", "4", "--batches", "1", "2", "--rounds", "2"]
+def test_latency_is_compared_in_turns_for_every_batch_and_written_with_the_load(tmp_path, capsys, device, resnet8):
+    arguments = ["--models", resnet8, "--rho", "0.5", "--round-to", "1", "4", "--batches", "1", "2", "--rounds", "2"]
     latency.main([*arguments, "--device", device, "--json", str(tmp_path / "out.json")])
-    found = json.loads((tmp_path / "out.json").read_text())["networks"]["resnet20"]
+    found = json.loads((tmp_path / "out.json").read_text())["networks"][resnet8]
     assert [(p["target"], p["rho"], p["round_to"]) for p in found["pruned"]] == [("params", 0.5, 1), ("params", 0.5, 4)]
     assert all(abs(p["params_removed"] - 0.5) < 0.05 for p in found["pruned"])
     assert list(found["batches"]) == ["1", "2"]
@@ -269,7 +298,7 @@ def test_latency_is_compared_in_turns_for_every_batch_and_written_with_the_load(
         assert batch["speedup_of_cpu_seconds"] == pytest.approx([busy[0] / median for median in busy[1:]])
         assert len(busy) == 3 and min(busy) > 0 and len(batch["load"]) == 2
     printed = capsys.readouterr().out
-    assert "resnet20: " in printed and f"{found['batches']['1']['speedup'][0]:.2f}x" in printed
+    assert "resnet8: " in printed and f"{found['batches']['1']['speedup'][0]:.2f}x" in printed
 
 
 # -- the zoo ----------------------------------------------------------------------------------------------------
@@ -296,15 +325,48 @@ def test_mutants_of_good_files_are_refused_or_read(tmp_path):
     assert found["mebibytes_at_most"] is None or found["mebibytes_at_most"] < 50
 
 
-def test_a_killed_run_is_compared_with_the_whole_one_and_prunes_are_repeated(tmp_path):
+UNSOUND_RUN = """
+    import json, sys, time
+    from pathlib import Path
+
+    directory = Path(sys.argv[2])
+    again = directory.exists()
+    directory.mkdir(exist_ok=True)
+    time.sleep(1)
+    print(json.dumps({"plan": "the same", "weights": again, "groups": 2}))
+"""
+
+
+def test_a_killed_run_is_made_again_and_compared_with_the_whole_one(tmp_path, monkeypatch):
     pytest.importorskip("sklearn")
-    file = tmp_path / "out.json"
-    reliability.main(["kills", "--count", "1", "--json", str(file)])
-    reliability.main(["repeats", "--count", "3", "--json", str(file)])
-    found = json.loads(file.read_text())
-    (kill,) = found["kills"]["kills"]
-    assert kill["same_plan"] and kill["same_weights"] and 0 < kill["moment"] < found["kills"]["seconds"]
-    assert found["repeats"]["prunes"] == 3 and len(found["repeats"]["resident_mebibytes"]) == 4
+    assert Path(reliability_run.__file__) == reliability_kills.SCRIPT
+    monkeypatch.setattr(reliability_kills, "SCRIPT", script(tmp_path / "run.py", UNSOUND_RUN))
+    monkeypatch.setattr(demo, "train", lambda model, loader, epochs: model)
+    reliability.main(["kills", "--count", "1", "--json", str(tmp_path / "out.json")])
+    found = json.loads((tmp_path / "out.json").read_text())["kills"]
+    (kill,) = found["kills"]
+    assert kill["same_plan"] and not kill["same_weights"] and kill["groups"] is None
+    assert 0 < kill["moment"] < found["seconds"] and found["groups"] == 2
+
+
+def test_the_run_to_kill_tells_what_it_came_to(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("sklearn")
+    save_file(demo.DigitNet().state_dict(), tmp_path / "weights")
+    prune, less = singe.prune, {"criterion": "magnitude", "allocation": "uniform", "compensate": "none"}
+    less["finetune"] = singe.FineTune(steps=6)
+    monkeypatch.setattr(singe, "prune", lambda *arguments, **options: prune(*arguments, **options | less))
+    told = []
+    for directory in ("one", "one", "another"):
+        reliability_run.main([str(tmp_path / "weights"), str(tmp_path / directory)])
+        told.append(json.loads(capsys.readouterr().out))
+        assert told[-1].pop("seconds") > 0 and (tmp_path / directory / FILE).exists()
+    assert told[0] == told[1] == told[2] and told[0]["groups"] > 1
+
+
+def test_prunes_are_repeated(tmp_path):
+    reliability.main(["repeats", "--count", "3", "--json", str(tmp_path / "out.json")])
+    found = json.loads((tmp_path / "out.json").read_text())["repeats"]
+    assert found["prunes"] == 3 and len(found["resident_mebibytes"]) == 4
 
 
 def test_a_process_of_its_own_is_heard_until_it_fails():
@@ -424,9 +486,9 @@ def test_the_table_of_the_zoo_says_what_failed():
 
 
 def test_gradual_pruning_is_compared_with_the_same_training_unpruned_and_by_magnitude(
-    data, tmp_path, capsys, monkeypatch
+    data, tmp_path, capsys, monkeypatch, few_rounds
 ):
-    monkeypatch.setattr(gradual, "load", lambda _: CifarResNet(1))
+    monkeypatch.setattr(gradual, "load", lambda _: SmallResNet())
     text = f"--data {data} --epochs 2 --every 1 --until 1 --per-round 40 --images 8 --batch-size 80"
     gradual.main([*text.split(), "--json", str(tmp_path / "report.json")])
     report = json.loads((tmp_path / "report.json").read_text())
@@ -454,8 +516,21 @@ def test_the_published_run_is_a_command():
 # -- several processes ------------------------------------------------------------------------------------------
 
 
-def test_what_processes_take_together_and_hand_over_is_reported(tmp_path, capsys):
-    arguments = ["--model", "resnet20", "--groups", "blocks.8.conv1", "--rho", "0.02", "--batch", "8"]
+SMALL_NETWORK = """
+    from functools import partial
+
+    import scaling
+    from models import MODELS, Network
+    from models.cifar import CifarResNet
+
+    MODELS["resnet8"] = Network(partial(CifarResNet, 1))
+    scaling.main()
+"""
+
+
+def test_what_processes_take_together_and_hand_over_is_reported(tmp_path, capsys, monkeypatch, resnet8):
+    monkeypatch.setattr(scaling, "__file__", str(script(tmp_path / "scaling_resnet8.py", SMALL_NETWORK)))
+    arguments = ["--model", resnet8, "--groups", "blocks.2.conv1", "--rho", "0.02", "--batch", "8"]
     scaling.main([*arguments, "--criterion", "gradient", "--processes", "2", "--json", str(tmp_path / "out.json")])
     (run,) = json.loads((tmp_path / "out.json").read_text())["runs"]
     assert run["processes"] == 2 and run["same_plan"] and run["neurons"] == 64

@@ -4,14 +4,12 @@ import argparse
 import copy
 import json
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import reproduce
 import torch
 from measuring.common import spearman
 from models import MODELS, Network, load
-from models.cifar import CifarResNet
 from paper import (
     figure2,
     imagenet,
@@ -30,6 +28,7 @@ from paper.recipe import cifar10_baseline
 from paper.records import Records
 from records import write_records
 from safetensors.torch import save_file
+from small_resnet import SmallResNet
 
 import singe
 from singe.sizes import count_parameters
@@ -39,7 +38,7 @@ from singe.sizes import count_parameters
 def small_network():
     """What goes by the name of ResNet-20 has one block in a stage."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(MODELS, "resnet20", Network(partial(CifarResNet, 1)))
+        patch.setitem(MODELS, "resnet20", Network(SmallResNet))
         yield
 
 
@@ -130,13 +129,14 @@ def test_more_steps_leave_the_runs_there_are(run):
     assert more[:2] == first and [r["settings"]["steps"] for r in more] == [0, 2, 3]
 
 
-@pytest.mark.parametrize(("option", "value"), [("lr", 0.05), ("hints", 3.0)])
-def test_another_way_to_train_is_a_run_of_its_own_in_a_column_of_its_own(run, tmp_path, option, value):
+def test_another_way_to_train_is_a_run_of_its_own_in_a_column_of_its_own(run, tmp_path):
     arguments = ["peers", "--only", "random", "--rates", "0.5", "--steps", "2"]
-    first = run(*arguments)
-    found = run(*arguments, f"--{option}", str(value))
-    assert found[:2] == first and [r["settings"].get(option) for r in found] == [None, None, value]
-    assert f"| 2 steps | 2 steps, {option} {value:g} |" in (tmp_path / "peers.md").read_text()
+    found = run(*arguments)
+    for option, value in (("lr", 0.05), ("hints", 3.0)):
+        before, found = found, run(*arguments, f"--{option}", str(value))
+        assert found[:-1] == before and found[-1]["settings"][option] == value
+        assert not any(option in record["settings"] for record in before)
+    assert "| 2 steps | 2 steps, hints 3 | 2 steps, lr 0.05 |" in (tmp_path / "peers.md").read_text()
 
 
 def test_another_definition_of_a_method_is_another_run_and_the_table_has_the_last(run, tmp_path, monkeypatch):

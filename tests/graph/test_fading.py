@@ -1,5 +1,6 @@
 import pytest
 import torch
+from beside import Beside, inside_all
 from networks import DenseNet, ExciteNet, MobileNet, images, randomised
 from torch import nn
 from torch.nn import functional as F
@@ -15,12 +16,6 @@ def culprits(model, x):
     graph = trace(model, x)
     found = {g.name: ends_elsewhere(graph, g) for g in find_groups(graph) if g.frozen is None}
     return {name: node and node.target.overloadpacket.__name__ for name, node in found.items()}
-
-
-def between(function):
-    """A function between two linear layers."""
-    model = Wired(lambda self, x: self.b(function(self.a(x))), a=nn.Linear(4, 6), b=nn.Linear(6, 3))
-    return culprits(model, normal(3, 4))["a"]
 
 
 ENDS = {
@@ -52,9 +47,14 @@ ENDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("function", "end"), ENDS.values(), ids=ENDS.keys())
-def test_the_first_operator_that_makes_something_of_zero_is_found(function, end):
-    assert between(function) == end
+def between(function):
+    """A function between two linear layers."""
+    return Wired(lambda self, x: self.b(function(self.a(x))), a=nn.Linear(4, 6), b=nn.Linear(6, 3))
+
+
+def test_the_first_operator_that_makes_something_of_zero_is_found():
+    model = Beside({case: between(function) for case, (function, _) in ENDS.items()})
+    assert culprits(model, normal(3, 4)) == inside_all({case: {"a": end} for case, (_, end) in ENDS.items()})
 
 
 def test_what_another_value_adds_is_seen_and_what_it_multiplies_is_not():
@@ -74,26 +74,33 @@ def test_the_same_number_at_every_neuron_shows_whatever_else_is_concatenated():
     assert culprits(model, normal(3, 4)) == {"a": None, "b": "sigmoid"}
 
 
-@pytest.mark.parametrize("gated", [True, False])
-def test_a_gate_that_fades_with_what_it_gates_is_no_end(gated):
-    def wiring(self, x):
+def test_a_gate_that_fades_with_what_it_gates_is_no_end():
+    def gate(join):
+        def wiring(self, x):
+            y = self.a(x)
+            return self.b(join(y, self.gate(y.mean((2, 3))).sigmoid()[:, :, None, None]).relu()).mean((2, 3))
+
+        return Wired(wiring, a=nn.Conv2d(3, 6, 1), gate=nn.Linear(6, 6), b=nn.Conv2d(6, 4, 1))
+
+    found = culprits(Beside({"gated": gate(torch.mul), "added": gate(torch.add)}), images()[0])
+    assert (found["networks.gated.a"], found["networks.added.a"]) == (None, "sigmoid")
+
+
+def test_every_reader_counts_also_one_that_writes_the_group_itself():
+    def inner(self, x):
         y = self.a(x)
-        gate = self.gate(y.mean((2, 3))).sigmoid()[:, :, None, None]
-        return self.b((y * gate if gated else y + gate).relu()).mean((2, 3))
+        return self.head(self.norm(self.again(y.exp())) + y.relu().log1p())
 
-    model = Wired(wiring, a=nn.Conv2d(3, 6, 1), gate=nn.Linear(6, 6), b=nn.Conv2d(6, 4, 1))
-    assert culprits(model, images()[0])["a"] == (None if gated else "sigmoid")
-
-
-@pytest.mark.parametrize("reader", ["inner", "outer"])
-def test_every_reader_counts_also_one_that_writes_the_group_itself(reader):
-    def wiring(self, x):
+    def outer(self, x):
         y = self.a(x)
-        inside, outside = (y.exp(), y.relu()) if reader == "inner" else (y.relu(), y.exp())
-        return self.head(self.norm(self.again(inside)) + outside.log1p() if reader == "inner" else outside)
+        self.norm(self.again(y.relu()))
+        return self.head(y.exp())
 
-    layers = {"a": nn.Linear(4, 6), "again": nn.Linear(6, 6), "norm": nn.BatchNorm1d(6), "head": nn.Linear(6, 3)}
-    assert culprits(Wired(wiring, **layers), normal(3, 4))["a"] == "exp"
+    def layers():
+        return {"a": nn.Linear(4, 6), "again": nn.Linear(6, 6), "norm": nn.BatchNorm1d(6), "head": nn.Linear(6, 3)}
+
+    found = culprits(Beside({"inner": Wired(inner, **layers()), "outer": Wired(outer, **layers())}), normal(3, 4))
+    assert (found["networks.inner.a"], found["networks.outer.a"]) == ("exp", "exp")
 
 
 def test_a_depthwise_convolution_fades_whatever_it_reads_and_a_batch_norm_that_rides_along_too():

@@ -106,7 +106,8 @@ def test_networks_are_compared_in_full_precision_and_trained_and_evaluated_as_th
         return 1.0
 
     tuned = singe.FineTune(steps=2, distill=0)
-    arguments = {"forward": forward, "evaluate": evaluate, "finetune": tuned, "images": 8, "progress": False}
+    arguments = {"criterion": "magnitude", "allocation": "uniform", "compensate": "none", "images": 8}
+    arguments |= {"forward": forward, "evaluate": evaluate, "finetune": tuned, "progress": False}
     singe.prune(model, [images(16, channels=1)], 0.3, **arguments)
     assert settings() == callers
     assert seen["train"][-2:] == [callers] * 2 and all(found == callers for found in seen["evaluate"])

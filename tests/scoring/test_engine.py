@@ -167,8 +167,7 @@ SHORTAGES = [
 ]
 
 
-@pytest.mark.parametrize("samples", [8, 2])
-@pytest.mark.parametrize("error", SHORTAGES, ids=["cuda", "cpu"])
+@pytest.mark.parametrize(("error", "samples"), [(SHORTAGES[0], 8), (SHORTAGES[1], 2)], ids=["cuda", "cpu"])
 def test_where_the_device_has_no_room_passes_get_smaller(setting, monkeypatch, caplog, error, samples):
     expected = [setting.engine().scores(criterion) for criterion in CRITERIA]
     with_room_for(monkeypatch, samples, error)

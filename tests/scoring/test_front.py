@@ -1,4 +1,5 @@
 import copy
+import functools
 
 import pytest
 import torch
@@ -92,14 +93,20 @@ NETWORKS = {
 }  # fmt: skip
 
 
+@functools.cache
+def analysed(name):
+    """A network, which stays as it is, a batch, the graph, and the group of its layer."""
+    make, layer, *_ = NETWORKS[name]
+    channels = 1 if isinstance(model := make(), DigitNet) else 3
+    model, (x, y) = randomised(model).double(), images(channels=channels)
+    graph = trace(model, x.double())
+    return model, (x.double(), y), graph, next(g for g in find_groups(graph) if g.name == layer)
+
+
 class Setting:
     def __init__(self, name):
-        make, layer, *self.expected = NETWORKS[name]
-        channels = 1 if isinstance(model := make(), DigitNet) else 3
-        self.model, (x, y) = randomised(model).double(), images(channels=channels)
-        self.batch = x.double(), y
-        self.graph = trace(self.model, self.batch[0])
-        self.group = next(g for g in find_groups(self.graph) if g.name == layer)
+        model, self.batch, self.graph, self.group = analysed(name)
+        self.model, self.expected = copy.deepcopy(model), NETWORKS[name][2:]
 
     def engine(self, **options):
         return Engine(self.model, self.graph, self.group, self.batch, **options)

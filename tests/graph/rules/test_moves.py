@@ -1,5 +1,5 @@
-import pytest
 import torch
+from beside import Beside, inside, inside_all
 from networks import images, shuffled
 from torch import nn
 from torch.nn import functional as F
@@ -11,13 +11,18 @@ def fixed(batch, channels, *size):
 
 
 PADS = {
-    "F.pad": (lambda y: F.pad(y, (0, 0, 0, 0, 0, 4)), 0),
+    "one side": (lambda y: F.pad(y, (0, 0, 0, 0, 0, 4)), 0),
     "both sides": (lambda y: F.pad(y, (0, 0, 0, 0, 3, 1)), 3),
-    "F.pad with ones": (lambda y: F.pad(y, (0, 0, 0, 0, 2, 2), value=1.0), 2),
+    "ones": (lambda y: F.pad(y, (0, 0, 0, 0, 2, 2), value=1.0), 2),
     "zeros": (lambda y: torch.cat([y, torch.zeros(y.shape[0], 4, *y.shape[2:])], 1), 0),
     "new_zeros": (lambda y: torch.cat([y.new_zeros(y.shape[0], 4, *y.shape[2:]), y], 1), 4),
     "any constant": (lambda y: torch.cat([fixed(y.shape[0], 2, 8, 8), y, fixed(y.shape[0], 2, 8, 8)], 1), 2),
 }
+
+
+def convolutions(wiring, layers, width):
+    """Some of them, and a head on what they come to."""
+    return Wired(wiring, **{name: nn.Conv2d(*sizes) for name, sizes in layers.items()}, head=nn.Linear(width, 2))
 
 
 def joined(pad):
@@ -30,16 +35,19 @@ def joined(pad):
     return wiring
 
 
-@pytest.mark.parametrize(("pad", "first"), PADS.values(), ids=PADS.keys())
-def test_padded_channels_freeze_what_joins_them_and_not_what_stands_beside_them(pad, first):
-    model = Wired(joined(pad), a=nn.Conv2d(3, 6, 1), b=nn.Conv2d(6, 10, 1), head=nn.Linear(10, 2))
+def test_padded_channels_freeze_what_joins_them_and_not_what_stands_beside_them():
+    layers = {"a": (3, 6, 1), "b": (6, 10, 1)}
+    model = Beside({case: convolutions(joined(pad), layers, 10) for case, (pad, _) in PADS.items()})
     x = images()[0]
     groups = groups_of(model, x)
-    assert owned(groups["a"]) == once("a.weight", "a.bias", "b.weight", "b.bias", "b.weight@1", "head.weight@1")
-    assert free(groups) == {"a": 6}
-    assert groups["a"].rows("b.weight").flatten().tolist() == list(range(first, first + 6))
-    assert groups["b"].size == 4 and groups["b"].frozen.startswith("joins constants of a fixed width (aten.")
-    assert unsafe_groups(model, [groups["a"]], x) == {}
+    assert free(groups) == inside_all({case: {"a": 6} for case in PADS})
+    for case, (_, first) in PADS.items():
+        a, b = (groups[f"networks.{case}.{name}"] for name in "ab")
+        names = "a.weight", "a.bias", "b.weight", "b.bias", "b.weight@1", "head.weight@1"
+        assert owned(a) == inside(case, once(*names))
+        assert a.rows(f"networks.{case}.b.weight").flatten().tolist() == list(range(first, first + 6)), case
+        assert b.size == 4 and b.frozen.startswith("joins constants of a fixed width (aten."), case
+    assert unsafe_groups(model, [groups[f"networks.{case}.a"] for case in PADS], x) == {}
 
 
 SHRINKING = {
@@ -48,14 +56,16 @@ SHRINKING = {
 }
 
 
-@pytest.mark.parametrize("pad", SHRINKING.values(), ids=SHRINKING.keys())
-def test_zeros_as_wide_as_a_layer_shrink_with_it(pad):
-    model = Wired(joined(pad), a=nn.Conv2d(3, 6, 1), b=nn.Conv2d(6, 12, 1), head=nn.Linear(12, 2))
+def test_zeros_as_wide_as_a_layer_shrink_with_it():
+    layers = {"a": (3, 6, 1), "b": (6, 12, 1)}
+    model = Beside({case: convolutions(joined(pad), layers, 12) for case, pad in SHRINKING.items()})
     x = images()[0]
     groups = groups_of(model, x)
-    assert free(groups) == {"a": 6}
-    assert groups["a"].rows("b.weight").tolist() == [[n, n + 6] for n in range(6)]
-    assert unsafe_groups(model, [groups["a"]], x) == {}
+    assert free(groups) == inside_all({case: {"a": 6} for case in SHRINKING})
+    for case in SHRINKING:
+        rows = groups[f"networks.{case}.a"].rows(f"networks.{case}.b.weight")
+        assert rows.tolist() == [[n, n + 6] for n in range(6)], case
+    assert unsafe_groups(model, [groups[f"networks.{case}.a"] for case in SHRINKING], x) == {}
 
 
 def test_constants_that_are_only_read_freeze_nothing():
@@ -83,7 +93,7 @@ def test_a_depthwise_convolution_behind_padded_channels_keeps_its_rows_for_them(
 
 
 SPATIAL = {
-    "F.pad": lambda y: F.pad(y, (1, 1, 2, 0)),
+    "zeros": lambda y: F.pad(y, (1, 1, 2, 0)),
     "with ones": lambda y: F.pad(y, (1, 1), value=1.0),
     "cropped": lambda y: F.pad(y, (-1, -1)),
     "module": nn.ZeroPad2d(2),
@@ -92,15 +102,18 @@ SPATIAL = {
 }
 
 
-@pytest.mark.parametrize("pad", SPATIAL.values(), ids=SPATIAL.keys())
-def test_padding_of_positions_freezes_nobody(pad):
-    model = Wired(lambda self, x: self.head(self.b(pad(self.a(pad(x)).relu())).mean((2, 3))), a=nn.Conv2d(3, 6, 1))
-    model.b, model.head = nn.Conv2d(6, 5, 3), nn.Linear(5, 2)
-    x = images()[0]
+def test_padding_of_positions_freezes_nobody():
+    def padded(pad):
+        model = Wired(lambda self, x: self.head(self.b(pad(self.a(pad(x)).relu())).mean((2, 3))), a=nn.Conv2d(3, 6, 1))
+        model.b, model.head = nn.Conv2d(6, 5, 3), nn.Linear(5, 2)
+        return model
+
+    model, x = Beside({case: padded(pad) for case, pad in SPATIAL.items()}), images()[0]
     groups = groups_of(model, x)
-    assert free(groups) == {"a": 6, "b": 5}
-    assert owned(groups["a"]) == once("a.weight", "a.bias", "b.weight@1")
-    assert unsafe_groups(model, [groups["a"], groups["b"]], x) == {}
+    assert free(groups) == inside_all({case: {"a": 6, "b": 5} for case in SPATIAL})
+    for case in SPATIAL:
+        assert owned(groups[f"networks.{case}.a"]) == inside(case, once("a.weight", "a.bias", "b.weight@1"))
+    assert unsafe_groups(model, [g for g in groups.values() if g.frozen is None], x) == {}
 
 
 def test_padding_of_positions_that_were_channels_freezes_nobody():
@@ -115,11 +128,15 @@ def test_constants_beside_a_single_channel_freeze_what_joins_them():
     assert free(groups_of(model, images()[0])) == {"a": 1}
 
 
-@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
-def test_padding_with_positions_freezes_nobody(mode):
-    model = Wired(lambda self, x: self.head(self.b(self.a(x).relu()).mean((2, 3))), a=nn.Conv2d(3, 6, 1))
-    model.b, model.head = nn.Conv2d(6, 5, 3, padding=1, padding_mode=mode), nn.Linear(5, 2)
-    assert free(groups_of(model, images()[0])) == {"a": 6, "b": 5}
+def test_padding_with_positions_freezes_nobody():
+    def padded(mode):
+        model = Wired(lambda self, x: self.head(self.b(self.a(x).relu()).mean((2, 3))), a=nn.Conv2d(3, 6, 1))
+        model.b, model.head = nn.Conv2d(6, 5, 3, padding=1, padding_mode=mode), nn.Linear(5, 2)
+        return model
+
+    modes = "reflect", "replicate", "circular"
+    groups = groups_of(Beside({mode: padded(mode) for mode in modes}), images()[0])
+    assert free(groups) == inside_all({case: {"a": 6, "b": 5} for case in modes})
 
 
 def turned(count):
@@ -152,29 +169,38 @@ MOVES = {
 }
 
 
-@pytest.mark.parametrize(("move", "size", "columns"), MOVES.values(), ids=MOVES.keys())
-def test_data_movement_moves_owners(move, size, columns):
-    model = Wired(lambda self, x: self.head(move(self, self.a(x).relu()).relu()), a=nn.Conv2d(3, 8, 1))
-    model.lin, model.head = nn.Linear(size * columns, 5), nn.Linear(5, 2)
-    x = images(4, size=4)[0]
+def test_data_movement_moves_owners():
+    def moved(move, size, columns):
+        model = Wired(lambda self, x: self.head(move(self, self.a(x).relu()).relu()), a=nn.Conv2d(3, 8, 1))
+        model.lin, model.head = nn.Linear(size * columns, 5), nn.Linear(5, 2)
+        return model
+
+    model, x = Beside({case: moved(*known) for case, known in MOVES.items()}), images(4, size=4)[0]
     groups = groups_of(model, x)
-    assert free(groups) == {"a": size, "lin": 5}
-    rows = 8 // size
-    assert owned(groups["a"]) == {"a.weight@0": rows, "a.bias@0": rows, "lin.weight@1": columns}
-    assert unsafe_groups(model, [groups["a"], groups["lin"]], x) == {}
+    assert free(groups) == inside_all({case: {"a": size, "lin": 5} for case, (_, size, _) in MOVES.items()})
+    for case, (_, size, columns) in MOVES.items():
+        rows = 8 // size
+        expected = {"a.weight@0": rows, "a.bias@0": rows, "lin.weight@1": columns}
+        assert owned(groups[f"networks.{case}.a"]) == inside(case, expected)
+    assert unsafe_groups(model, [g for g in groups.values() if g.frozen is None], x) == {}
 
 
-@pytest.mark.parametrize("shuffle", [lambda y: shuffled(y, 2), nn.ChannelShuffle(2)], ids=["views", "module"])
-def test_channels_shuffled_between_grouped_convolutions_go_with_their_places_in_both(shuffle):
-    model = Wired(lambda self, x: self.head(self.h(shuffle(self.g(x).relu())).mean((2, 3))))
-    model.g, model.h, model.head = nn.Conv2d(4, 8, 1, groups=2), nn.Conv2d(8, 4, 3, groups=2), nn.Linear(4, 2)
+def test_channels_shuffled_between_grouped_convolutions_go_with_their_places_in_both():
+    def between(shuffle):
+        model = Wired(lambda self, x: self.head(self.h(shuffle(self.g(x).relu())).mean((2, 3))))
+        model.g, model.h, model.head = nn.Conv2d(4, 8, 1, groups=2), nn.Conv2d(8, 4, 3, groups=2), nn.Linear(4, 2)
+        return model
+
+    model = Beside({"views": between(lambda y: shuffled(y, 2)), "module": between(nn.ChannelShuffle(2))})
     x = images(channels=4)[0]
     groups = groups_of(model, x)
-    assert free(groups) == {"g": 2, "h": 2}
-    # rows 0 to 3 and 4 to 7 are its groups; shuffled, they are 0 4 1 5 and 2 6 3 7
-    assert groups["g"].rows("g.weight").tolist() == [[0, 2, 4, 6], [1, 3, 5, 7]]
-    assert groups["g"].slice("h.weight", 1).neuron.tolist() == [0, 0, 1, 1]
-    assert unsafe_groups(model, [groups["g"], groups["h"]], x) == {}
+    assert free(groups) == inside_all({case: {"g": 2, "h": 2} for case in model.networks})
+    for case in model.networks:
+        # rows 0 to 3 and 4 to 7 are its groups; shuffled, they are 0 4 1 5 and 2 6 3 7
+        g = groups[f"networks.{case}.g"]
+        assert g.rows(f"networks.{case}.g.weight").tolist() == [[0, 2, 4, 6], [1, 3, 5, 7]]
+        assert g.slice(f"networks.{case}.h.weight", 1).neuron.tolist() == [0, 0, 1, 1]
+    assert unsafe_groups(model, [g for g in groups.values() if g.frozen is None], x) == {}
 
 
 def test_channels_shuffled_behind_an_ordinary_convolution_go_with_their_places_in_both_halves():
@@ -187,17 +213,18 @@ def test_channels_shuffled_behind_an_ordinary_convolution_go_with_their_places_i
 
 
 CASTS = {
-    "float": lambda y: y.float(),
-    "to": lambda y: y.to(torch.float32),
+    "by name": lambda y: y.float(),
+    "to a dtype": lambda y: y.to(torch.float32),
     "to another": lambda y: y.to(torch.zeros(1)),
     "there and back": lambda y: y.double().float(),
 }
 
 
-@pytest.mark.parametrize("cast", CASTS.values(), ids=CASTS.keys())
-def test_a_cast_changes_nobody(cast):
-    model = Wired(lambda self, x: self.b(cast(self.a(cast(x)).relu())), a=nn.Linear(4, 6), b=nn.Linear(6, 2))
-    x = normal(3, 4)
+def test_a_cast_changes_nobody():
+    def through(cast):
+        return Wired(lambda self, x: self.b(cast(self.a(cast(x)).relu())), a=nn.Linear(4, 6), b=nn.Linear(6, 2))
+
+    model, x = Beside({case: through(cast) for case, cast in CASTS.items()}), normal(3, 4)
     groups = groups_of(model, x)
-    assert free(groups) == {"a": 6}
-    assert unsafe_groups(model, [groups["a"]], x) == {}
+    assert free(groups) == inside_all({case: {"a": 6} for case in CASTS})
+    assert unsafe_groups(model, [groups[f"networks.{case}.a"] for case in CASTS], x) == {}

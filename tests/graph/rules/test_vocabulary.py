@@ -1,5 +1,5 @@
-import pytest
 import torch
+from beside import Beside, inside, inside_all, without_place
 from networks import images
 from torch import nn
 from torch.nn import functional as F
@@ -68,13 +68,18 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("wiring", "inner", "reason"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_has_no_rule_freezes_what_it_reads_and_says_why(wiring, inner, reason):
+def around(wiring, inner):
     model = Wired(lambda self, x: self.head(wiring(self, self.a(x))), inner=inner, a=nn.Linear(4, 6))
     model.head = nn.Linear(6, 2)
-    groups = groups_of(model.eval(), normal(3, 4))
+    return model
+
+
+def test_what_has_no_rule_freezes_what_it_reads_and_says_why():
+    networks = {case: around(wiring, inner) for case, (wiring, inner, _) in REFUSED.items()}
+    groups = groups_of(Beside(networks).eval(), normal(3, 4))
     assert free(groups) == {}
-    assert groups["a"].frozen.startswith(reason)
+    for case, (_, _, reason) in REFUSED.items():
+        assert without_place(case, groups[f"networks.{case}.a"].frozen).startswith(reason), case
 
 
 FOLLOWED = {
@@ -99,15 +104,15 @@ FOLLOWED = {
 }
 
 
-@pytest.mark.parametrize(("wiring", "inner", "rides"), FOLLOWED.values(), ids=FOLLOWED.keys())
-def test_what_neurons_meet_on_their_way_goes_with_them(wiring, inner, rides):
-    model = Wired(lambda self, x: self.head(wiring(self, self.a(x))), inner=inner, a=nn.Linear(4, 6))
-    model.head = nn.Linear(6, 2)
+def test_what_neurons_meet_on_their_way_goes_with_them():
+    model = Beside({case: around(wiring, inner) for case, (wiring, inner, _) in FOLLOWED.items()})
     x = normal(3, 4)
     groups = groups_of(model.eval(), x)
-    assert free(groups) == {"a": 6}
-    assert owned(groups["a"]) == once("a.weight", "a.bias", "head.weight@1") | rides
-    assert unsafe_groups(model, [groups["a"]], x) == {}
+    assert free(groups) == inside_all({case: {"a": 6} for case in FOLLOWED})
+    found = [groups[f"networks.{case}.a"] for case in FOLLOWED]
+    for group, (case, (_, _, rides)) in zip(found, FOLLOWED.items(), strict=True):
+        assert owned(group) == inside(case, once("a.weight", "a.bias", "head.weight@1") | rides)
+    assert unsafe_groups(model, found, x) == {}
 
 
 def test_channels_that_share_statistics_go_together():
