@@ -132,11 +132,11 @@ def forecast(
     given = inspect.signature(prune).bind(model, loader, rho, structured=structured, **arguments)
     given.apply_defaults()
     start = time.perf_counter()
-    with prepared(Rehearsal, WeightRehearsal, given.arguments, ALONE) as run:
+    with prepared(NeuronForecaster, WeightForecaster, given.arguments, ALONE) as run:
         return run.forecast(time.perf_counter() - start)
 
 
-class Rehearsal(NeuronRun):
+class NeuronForecaster(NeuronRun):
     """A run that measures itself instead of being executed; it is of no use afterwards."""
 
     def forecast(self, preparation: float) -> Forecast:
@@ -259,7 +259,7 @@ class Rehearsal(NeuronRun):
         return records
 
 
-class WeightRehearsal(WeightRun):
+class WeightForecaster(WeightRun):
     """The same for single weights."""
 
     def forecast(self, preparation: float) -> Forecast:
