@@ -19,6 +19,7 @@ from .models.batches import Batch, described, head, with_dicts
 from .models.copies import copy_of
 from .models.isolation import plain_torch
 from .models.numerics import alike
+from .models.outputs import Form, leaves
 from .models.widths import widths_by_tensors
 from .ops import FLOATING
 from .task import Task, differentiable
@@ -255,6 +256,13 @@ def loss_of_outputs(model: nn.Module, batch: Batch, task: Task, *, gradients: bo
         raise ValueError(
             "expected a loss of the model's outputs and the batch alone, but it depends on what else the model has "
             "computed (such as what a hook has kept); return that from forward=, among the outputs"
+        )
+    with torch.no_grad():
+        rebuilt = float(task.judge(Form(outputs).build(leaves(outputs)), batch))
+    if first == again and not math.isclose(first, rebuilt, rel_tol=1e-3) and math.isfinite(first):
+        raise ValueError(
+            f"expected outputs whose loss stays the same if they are made anew of what they hold, but a new "
+            f"{type(outputs).__name__} has another; return tensors in tuples or dicts from forward="
         )
     if gradients:
         _differentiable(model, batch, task)

@@ -6,14 +6,28 @@ import re
 from collections.abc import Callable
 from functools import partial
 from hashlib import sha256
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .digest import digest
 
 
 def of_object(value: object) -> str:
-    """Its repr, without addresses in memory and the order of sets."""
+    """Its repr, without addresses in memory and the order of sets; of tensors and arrays their values, too."""
     if isinstance(value, (set, frozenset)):
         return f"{type(value).__name__}({sorted(map(of_object, value))})"
+    if isinstance(value, (list, tuple)):
+        return f"{type(value).__name__}({[*map(of_object, value)]})"
+    if isinstance(value, dict):
+        return f"dict({sorted((of_object(key), of_object(own)) for key, own in value.items())})"
+    if isinstance(value, (Tensor, np.ndarray)):
+        return f"tensor {digest('', {'': torch.as_tensor(value)})[:8]}"
+    if isinstance(value, FunctionType):
+        return of_function(value)
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
@@ -29,7 +43,8 @@ def of_function(function: Callable[..., Any]) -> str:
     code = getattr(function, "__code__", None)
     if code is None or code.co_name != "<lambda>":
         return name
-    return f"{name} {sha256(_of_code(code).encode()).hexdigest()[:8]}"
+    defaults = of_object([getattr(function, which, None) for which in ("__defaults__", "__kwdefaults__")])
+    return f"{name} {sha256((_of_code(code) + defaults).encode()).hexdigest()[:8]}"
 
 
 def _of_code(code: CodeType) -> str:

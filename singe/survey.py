@@ -76,8 +76,7 @@ def survey(
     began = time.monotonic()
     training = _in_training(work, graph, sample, task)
     groups, unfollowed = analyse(graph, training)
-    if training is not None:
-        unfollowed = dict.fromkeys(_uncalled(work, graph, training), _UNCALLED) | unfollowed
+    unfollowed = dict.fromkeys(_uncalled(work, graph, training), _UNCALLED) | unfollowed
     names = {g.name for g in groups}  # a module may hold a weight that is followed beside one that is not
     unfollowed = {name: reason for name, reason in unfollowed.items() if name not in names}
     whole = left_whole(groups)
@@ -91,11 +90,11 @@ def survey(
 _UNCALLED = "not called on this example; code that calls it otherwise finds the channels it reads changed"
 
 
-def _uncalled(work: nn.Module, *traces: Trace) -> list[str]:
+def _uncalled(work: nn.Module, graph: Trace, training: Trace | None) -> list[str]:
     """The modules with parameters of which no trace uses any."""
-    tensors = named_tensors(work)
-    used = {id(tensors[name]) for graph in traces for name in graph.used()}  # tied ones go by several names
-    owners = {name: module_of(name) or name for name, _ in work.named_parameters()}
+    tensors, traces = named_tensors(work), [graph] if training is None else [graph, training]
+    used = {id(tensors[name]) for own in traces for name in own.used()}  # tied ones go by several names
+    owners = {name: owner for name, _ in work.named_parameters() if (owner := module_of(name))}
     called = {owner for name, owner in owners.items() if id(tensors[name]) in used}
     return [owner for owner in owners.values() if owner not in called]
 

@@ -109,10 +109,10 @@ class Task:
             TypeError: the loss is not a tensor of real numbers.
             ValueError: it is not a scalar, or writes to the batch's tensors.
         """
-        before = _versions(batch)
+        before, own = _versions(batch), cloned(outputs)
         try:
             with callers_device():
-                value = self.objective(cloned(outputs), pytree.tree_map(lambda t: t, batch))  # containers of its own
+                value = self.objective(own, pytree.tree_map(lambda t: t, batch))  # containers of its own
         except (TypeError, AttributeError) as error:
             if self.loss is None:
                 raise
@@ -122,7 +122,9 @@ class Task:
                 "lambda outputs, batch: loss(outputs, batch[1])"
             ) from error
         if _versions(batch) != before:
-            raise ValueError("expected loss(outputs, batch) to leave the batch as it is, but it writes to its tensors")
+            raise ValueError(
+                "expected loss(outputs, batch) to leave the batch as it is, but it writes to its tensors; clone these"
+            )
         if not isinstance(value, Tensor):
             raise TypeError(f"expected loss(outputs, batch) to return a tensor, got {type(value).__name__}")
         if not value.is_floating_point():

@@ -504,6 +504,75 @@ def test_a_loss_that_works_in_place_changes_neither_widths_nor_training():
     assert all(map(torch.equal, pure.model.parameters(), in_place.model.parameters()))
 
 
+@dataclasses.dataclass
+class Late:
+    """What holds more than it is made of."""
+
+    logits: torch.Tensor
+    extra: torch.Tensor = dataclasses.field(init=False, default=None)
+
+
+@dataclasses.dataclass
+class Doubled:
+    logits: torch.Tensor
+
+    def __post_init__(self):
+        self.logits = self.logits * 2
+
+
+class Keyed(dict):
+    def __init__(self, **items):
+        super().__init__(**items)
+
+
+class Answering(MLP):
+    """Answers with objects that cannot be made anew of what they hold."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x):
+        answer = self.kind(logits=super().forward(x))
+        if self.kind is Late:
+            answer.extra = x.mean()
+        return answer
+
+
+def logits_of(outputs):
+    return outputs["logits"] if isinstance(outputs, dict) else outputs.logits
+
+
+def loss_of_objects(outputs, batch):
+    return F.cross_entropy(logits_of(outputs), batch[1]) + (getattr(outputs, "extra", None) or 0)
+
+
+@pytest.mark.parametrize("kind", [Late, Doubled, Keyed])
+def test_a_loss_gets_the_outputs_that_the_model_returned(kind):
+    model, few = randomised(Answering(kind)), (normal(8, 10), torch.arange(8) % 4)
+    outputs = model(few[0])
+    kept = logits_of(outputs).clone()
+
+    def in_place(outputs, batch):
+        assert type(outputs) is kind
+        value = loss_of_objects(outputs, batch)
+        logits_of(outputs).data.zero_()
+        return value
+
+    expected = loss_of_objects(outputs, few)
+    assert torch.equal(Task(loss=in_place).judge(outputs, few), expected)
+    assert torch.equal(logits_of(outputs), kept)
+    result = singe.prune(model, [few], 0.3, structured=False, loss=loss_of_objects, images=8, progress=False)
+    assert result.loss_before == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize("kind", [Late, Doubled])
+def test_objects_that_lose_something_when_they_are_made_anew_are_refused_where_that_is_done(kind):
+    model, few = randomised(Answering(kind)), (normal(8, 10), torch.arange(8) % 4)
+    with pytest.raises(ValueError, match=rf"made anew of what they hold, but a new {kind.__name__} has another"):
+        singe.score(model, few, "layers.0", loss=loss_of_objects)
+
+
 @pytest.mark.parametrize("criterion", ["loss_change", "integrated_gradient", "magnitude"])
 def test_a_loss_that_writes_to_the_batch_is_refused(criterion):
     model, (x, y) = randomised(MLP()), (normal(6, 10), normal(6, 4))

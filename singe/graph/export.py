@@ -88,7 +88,7 @@ class _Call(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Any:
         self._inside(detect_fake_mode(tensors))
-        with callers_device(), _GradientsAsTheyAre():
+        with callers_device(), GradientsAsTheyAre():
             outputs = self._forward(self.get_submodule(MODEL), pytree.tree_unflatten(tensors, self._spec))
         self.form, values = Form(outputs), tuple(leaves(outputs))
         for value in values:
@@ -100,7 +100,7 @@ class _Call(nn.Module):
         return values
 
 
-class _GradientsAsTheyAre(TorchFunctionMode):
+class GradientsAsTheyAre(TorchFunctionMode):
     """Drops a model's own switches of gradients: where they are on, export would put detaching operators."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 from torch import Tensor
@@ -55,8 +56,23 @@ def leaves(outputs: Any) -> list[Any]:
 
 
 def cloned(outputs: Any) -> Any:
-    """Outputs of the same form with clones of the tensors, through which gradients pass."""
-    return Form(outputs).build(leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves(outputs))
+    """The same with clones of all tensors, through which gradients pass; objects are copied, not made anew."""
+
+    def one(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            return part.clone()
+        if _is_dataclass(part):
+            own = copy.copy(part)
+            for name in (field.name for field in dataclasses.fields(part) if hasattr(part, field.name)):
+                object.__setattr__(own, name, cloned(getattr(part, name)))  # also if it is frozen
+            return own
+        if isinstance(part, MutableMapping):
+            own = copy.copy(part)
+            own.update({key: cloned(value) for key, value in part.items()})
+            return own
+        return part
+
+    return pytree.tree_map(one, outputs)
 
 
 def with_paths(outputs: Any) -> list[tuple[KeyPath, Any]]:

@@ -67,7 +67,15 @@ def reentrant(x):
 
 
 FUNCTIONS = {"Rounded": Rounded.apply, "Scaled": Scaled.apply}
-TRUE = {"Swish": Swish.apply, "none": torch.tanh, "checkpoint": reentrant}
+
+
+def behind_a_switch(x):
+    with torch.no_grad():
+        gate = x.sigmoid()
+    return Swish.apply(x) * gate
+
+
+TRUE = {"Swish": Swish.apply, "none": torch.tanh, "checkpoint": reentrant, "switch": behind_a_switch}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -107,6 +115,31 @@ def test_functions_with_the_true_gradient_are_taken(name, fixed):
     check_own_gradients(model, trace(model, batch()[0]), batch(), Task())
     assert same(snapshot(model), before)
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_small_part_of_the_gradient_counts():
+    def wiring(self, x):
+        return self.c(self.b(self.a(x).relu())) + 1e-3 * self.e(Rounded.apply(self.d(x)).relu())
+
+    layers = {"a": (10, 8), "b": (8, 6), "c": (6, 4), "d": (10, 6), "e": (6, 4)}
+    model = Wired(wiring, **{name: nn.Linear(*sizes) for name, sizes in layers.items()})
+    with pytest.raises(ValueError, match="the backward pass of Rounded"):
+        singe.score(model, batch(), "d")
+
+
+def test_a_loss_may_draw_and_embeddings_may_be_sparse_and_hooks_see_nothing():
+    def wiring(self, x):
+        return self.a(Swish.apply(self.e(x)))
+
+    seen = []
+    model = Wired(wiring, e=nn.Embedding(10, 8, sparse=True), a=nn.Linear(8, 4)).eval()
+    task = Task(loss=lambda o, b: nn.functional.cross_entropy(nn.functional.dropout(o, 0.5), b[1]))
+    few = torch.arange(16) % 10, torch.arange(16) % 4
+    check_own_gradients(model, trace(model, few[0]), few, task)
+    hooked = network(torch.tanh).eval()
+    hooked.b.register_full_backward_hook(lambda *given: seen.append(given))
+    check_own_gradients(hooked, trace(hooked, batch()[0]), batch(), Task())
+    assert not seen
 
 
 def test_tied_weights_add_up():
