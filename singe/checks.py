@@ -258,7 +258,7 @@ def loss_of_outputs(model: nn.Module, batch: Batch, task: Task, *, gradients: bo
             "computed (such as what a hook has kept); return that from forward=, among the outputs"
         )
     with torch.no_grad():
-        rebuilt = float(task.judge(Form(outputs).build(leaves(outputs)), batch))
+        rebuilt = float(task.judge(_made_anew(outputs), batch))
     if first == again and not math.isclose(first, rebuilt, rel_tol=1e-3) and math.isfinite(first):
         raise ValueError(
             f"expected outputs whose loss stays the same if they are made anew of what they hold, but a new "
@@ -266,6 +266,17 @@ def loss_of_outputs(model: nn.Module, batch: Batch, task: Task, *, gradients: bo
         )
     if gradients:
         _differentiable(model, batch, task)
+
+
+def _made_anew(outputs: Any) -> Any:
+    """Outputs as scoring makes them of the values that it computes."""
+    try:
+        return Form(outputs).build(leaves(outputs))
+    except Exception as error:  # whatever the constructors raise
+        raise ValueError(
+            f"expected outputs that can be made anew of what they hold, but {type(outputs).__name__} cannot ({error}); "
+            "return tensors in tuples or dicts from forward="
+        ) from error
 
 
 def _differentiable(model: nn.Module, batch: Batch, task: Task) -> None:

@@ -566,10 +566,13 @@ def test_a_loss_gets_the_outputs_that_the_model_returned(kind):
     assert result.loss_before == pytest.approx(float(expected))
 
 
-@pytest.mark.parametrize("kind", [Late, Doubled])
-def test_objects_that_lose_something_when_they_are_made_anew_are_refused_where_that_is_done(kind):
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [(Late, "a new Late has another"), (Doubled, "a new Doubled has another"), (Keyed, r"Keyed cannot \(.*init.*\)")],
+)
+def test_objects_that_lose_something_when_they_are_made_anew_are_refused_where_that_is_done(kind, message):
     model, few = randomised(Answering(kind)), (normal(8, 10), torch.arange(8) % 4)
-    with pytest.raises(ValueError, match=rf"made anew of what they hold, but a new {kind.__name__} has another"):
+    with pytest.raises(ValueError, match=rf"made anew of what they hold, but {message}"):
         singe.score(model, few, "layers.0", loss=loss_of_objects)
 
 
