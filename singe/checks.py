@@ -17,7 +17,7 @@ from .graph.groups import qualified
 from .graph.trace import Trace
 from .models.batches import Batch, described, head, with_dicts
 from .models.copies import copy_of
-from .models.isolation import plain_torch
+from .models.isolation import all_trained, plain_torch
 from .models.numerics import alike
 from .models.outputs import Form, leaves
 from .models.widths import widths_by_tensors
@@ -280,15 +280,8 @@ def _made_anew(outputs: Any) -> Any:
 
 
 def _differentiable(model: nn.Module, batch: Batch, task: Task) -> None:
-    fixed = [p for p in model.parameters() if p.is_floating_point() and not p.requires_grad]
-    try:
-        for parameter in fixed:
-            parameter.requires_grad_(True)
-        with torch.enable_grad():
-            differentiable(task(model, batch))
-    finally:
-        for parameter in fixed:
-            parameter.requires_grad_(False)
+    with torch.enable_grad(), all_trained(model):
+        differentiable(task(model, batch))
 
 
 def _judged(model: nn.Module, batch: Batch, task: Task) -> tuple[Batch, Any, float]:

@@ -37,6 +37,22 @@ def preserved_random_state(loader: Any = None) -> Iterator[None]:
             sampler.set_epoch(epoch)
 
 
+@contextmanager
+def all_trained(model: nn.Module) -> Iterator[list[nn.Parameter]]:
+    """Has all parameters require gradients; gives these parameters, and afterwards they have no gradient."""
+    parameters = [p for p in model.parameters() if p.is_floating_point()]
+    fixed = [p for p in parameters if not p.requires_grad]
+    try:
+        for p in fixed:
+            p.requires_grad_(True)
+        yield parameters
+    finally:
+        for p in fixed:
+            p.requires_grad_(False)
+        for p in parameters:
+            p.grad = None
+
+
 _CALLERS_DEVICE: ContextVar[torch.device | None] = ContextVar("callers_device", default=None)
 """The default device that the caller's own code expects; None where it is the CPU anyway."""
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
@@ -14,7 +13,7 @@ from torch.autograd.function import BackwardCFunction
 from ..graph.export import GradientsAsTheyAre
 from ..graph.trace import Trace, named_tensors
 from ..models.batches import Batch, head, length
-from ..models.isolation import seed_everything
+from ..models.isolation import all_trained, seed_everything
 from ..task import Task
 from .backward import gradients
 
@@ -36,7 +35,7 @@ def check_own_gradients(model: nn.Module, graph: Trace, batch: Batch, task: Task
         batch: on the model's device.
         task: how the model is called and judged.
     """
-    with torch.enable_grad(), _all_trained(model) as parameters:
+    with torch.enable_grad(), all_trained(model) as parameters:
         try:
             few = head(batch, 16) if graph.dynamic else batch
             loss = _loss(model, few, task)
@@ -55,22 +54,6 @@ def check_own_gradients(model: nn.Module, graph: Trace, batch: Batch, task: Task
             "gives others, by which it cannot be scored; take a criterion without gradients, such as 'reconstruction' "
             "or 'magnitude'"
         )
-
-
-@contextlib.contextmanager
-def _all_trained(model: nn.Module) -> Iterator[list[nn.Parameter]]:
-    """The parameters, all of which require gradients inside; none of them keeps its gradient."""
-    parameters = [p for p in model.parameters() if p.is_floating_point()]
-    fixed = [p for p in parameters if not p.requires_grad]
-    try:
-        for p in fixed:
-            p.requires_grad_(True)
-        yield parameters
-    finally:
-        for p in fixed:
-            p.requires_grad_(False)
-        for p in parameters:
-            p.grad = None
 
 
 def _loss(model: nn.Module, batch: Batch, task: Task) -> Tensor:
