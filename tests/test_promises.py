@@ -208,7 +208,7 @@ def failing(after):
     return loss, calls
 
 
-@pytest.mark.parametrize(("function", "after"), [(prune, 0), (prune, 9), (prune, 30), (score, 0), (score, 5)])
+@pytest.mark.parametrize(("function", "after"), [(prune, 0), (prune, 12), (prune, 30), (score, 0), (score, 5)])
 def test_all_is_as_before_when_the_loss_fails_in_the_middle(function, after):
     model, (loss, calls) = in_use(), failing(after)
     with unusual_settings(), as_before(model), pytest.raises(Stop, match="loss"):
