@@ -47,8 +47,8 @@ def check_own_gradients(model: nn.Module, graph: Trace, batch: Batch, task: Task
             return
         loss.backward()  # reentrant checkpoints do not go with torch.autograd.grad
         own = {id(p): p.grad.to_dense() for p in parameters if p.grad is not None}
-        of_operators = _of_operators(model, graph, few, task)
-    if not all(_close(of_operators[key], gradient, _norm(own.values())) for key, gradient in own.items()):
+        of_operators, whole = _of_operators(model, graph, few, task), _norm(own.values())
+    if not all(_close(of_operators[key], gradient, whole) for key, gradient in own.items()):
         raise ValueError(
             f"expected gradients as the model's forward pass has them, but the backward pass of {', '.join(functions)} "
             "gives others, by which it cannot be scored; take a criterion without gradients, such as 'reconstruction' "
