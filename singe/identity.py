@@ -17,14 +17,14 @@ from .digest import digest
 
 
 def of_object(value: object) -> str:
-    """Its repr, without addresses in memory and the order of sets; of tensors and arrays their values, too."""
+    """Its repr, without addresses in memory and the order of sets; of tensors and arrays of numbers all values."""
     if isinstance(value, (set, frozenset)):
         return f"{type(value).__name__}({sorted(map(of_object, value))})"
     if isinstance(value, (list, tuple)):
         return f"{type(value).__name__}({[*map(of_object, value)]})"
     if isinstance(value, dict):
         return f"dict({sorted((of_object(key), of_object(own)) for key, own in value.items())})"
-    if isinstance(value, (Tensor, np.ndarray)):
+    if isinstance(value, Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "biufc"):
         return f"tensor {digest('', {'': torch.as_tensor(value)})[:8]}"
     if isinstance(value, FunctionType):
         return of_function(value)

@@ -117,7 +117,8 @@ class PruneResult(Result[R]):
         macs_before, macs_after: multiply-adds for one sample.
         loss_before, loss_after: on one batch of calibration samples, in eval mode.
         history: one record per pruned group, in order; of gradual pruning, one per round.
-        frozen: the groups that were left whole, and the modules whose weights could not be followed -> why.
+        frozen: the groups that were left whole, and the modules whose weights could not be followed or that are not
+            called -> why.
         uncompensated: the layers that could not be refitted when all were, after the last group -> why.
         evaluation_before, evaluation_after: what ``evaluate`` returned for the unpruned and the pruned network; None
             without it.

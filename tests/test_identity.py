@@ -49,6 +49,10 @@ def test_functions_that_differ_are_told_apart(one, other):
     assert of_function(one) == of_function(one) != of_function(other)
 
 
+def test_arrays_of_anything_have_an_identity():
+    assert of_object(np.array(["a", None], dtype=object)) != of_object(np.array(["b", None], dtype=object))
+
+
 def test_a_lambda_that_moves_in_its_file_stays_the_same():
     one, other = (eval("\n" * lines + "lambda o, b: o.sum() * 2", {}) for lines in (0, 5))
     assert of_function(one) == of_function(other)
