@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from ..graph.groups import Group
-from ..graph.layer import is_affine, is_transposed
+from ..graph.layer import is_layer, is_transposed
 from ..graph.trace import Trace
 from ..models.copies import copy_of
 from ..removal.plan import Plan
@@ -142,7 +142,7 @@ def mac_cost(
     parameters, batch = dict(model.named_parameters()), trace.example_batch
     prices: dict[str, int] = defaultdict(int)
     for node in trace.nodes:
-        weight = trace.parameter(node, 1, "weight") if is_affine(node) or is_transposed(node) else None
+        weight = trace.parameter(node, 1, "weight") if is_layer(node) else None
         if weight in parameters:
             # for a transposed convolution, at every position of its input
             slid: Any = node.args[0] if is_transposed(node) else node

@@ -86,7 +86,7 @@ class Sensitivity:
         for weight, equations in self._compensator.equations(self._model, self._trace, group):
             for network, gone in zip(networks, removals, strict=True):
                 if not isinstance(equations, str):
-                    columns = torch.isin(group.slice(weight, 1).neuron, gone).nonzero().flatten()
+                    columns = torch.isin(equations.neurons(group.read(weight)), gone).nonzero().flatten()
                     self._compensator.solve(network, weight, equations.without(tensors[weight], columns))
         return networks
 

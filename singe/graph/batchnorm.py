@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,16 +77,16 @@ def affine_of(norm: Any) -> Affine:
     return Affine(known.scale, known.shift.where(known.shift.abs() > rounding * (known.scale * mean).abs(), 0))
 
 
-def norm_at(trace: Trace, node: fx.Node) -> Norm | None:
-    """The tensors of a batch norm; None if the node is no batch norm, shares any, or lacks any."""
-    if not is_plain(node):
+def norm_at(trace: Trace, nodes: Sequence[fx.Node]) -> Norm | None:
+    """The tensors of the batch norm at some nodes; None if they are none, lack any, or share any with other nodes."""
+    if not all(is_plain(node) for node in nodes):
         return None
-    scale, shift, mean, var = names = [trace.parameter(node, i, "") for i in range(1, 5)]
+    scale, shift, mean, var = names = [trace.parameter(nodes[0], i, "") for i in range(1, 5)]
     if scale is None or shift is None or mean is None or var is None:
         return None
-    if any(len(trace.calls(name)) != 1 for name in names if name is not None):
+    if any(trace.calls(name) != [*nodes] for name in names if name is not None):
         return None
-    eps: Any = node.args[7]
+    eps: Any = nodes[0].args[7]
     return Norm(scale, shift, mean, var, eps)
 
 

@@ -69,12 +69,12 @@ class Group:
                 return s
         raise KeyError(f"group {self.name} is not written by {tensor}")
 
-    def slice(self, tensor: str, dim: int) -> Slice:
-        """The group's slice of one axis; KeyError where the group owns nothing there."""
+    def read(self, tensor: str) -> Slice:
+        """The slice of a tensor that reads the group; KeyError where there is none."""
         for s in self.slices:
-            if s.tensor == tensor and s.dim == dim:
+            if s.tensor == tensor and s.role == "reads":
                 return s
-        raise KeyError(f"group {self.name} owns nothing of axis {dim} of {tensor}")
+        raise KeyError(f"group {self.name} is not read by {tensor}")
 
     @property
     def readers(self) -> tuple[str, ...]:

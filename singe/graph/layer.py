@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,11 +68,27 @@ class Layer:
     def kernel(self, live: Env) -> Tensor:
         """The weight as [N, F...], a row for each output channel."""
         weight = live[self.weight_node]
+        return turned(weight, _transposed_groups(self.call, len(weight))) if self.transposed else weight
+
+    def rows_left(self, weight: Tensor, removed: Mapping[tuple[str, int], Tensor]) -> Tensor:
+        """Which output channels are left once entries of the weight are removed: bool [N].
+
+        Args:
+            weight: before.
+            removed: (name, axis) -> int64, indices of that axis, of this weight and of others.
+        """
+        nothing = torch.empty(0, dtype=torch.int64)
+        first, second = (removed.get((self.weight, axis), nothing) for axis in (0, 1))
         if not self.transposed:
-            return weight
-        groups = _transposed_groups(self.call, len(weight))
-        # [groups * C, N / groups, *kernel]
-        return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+            left = torch.ones(len(weight), dtype=torch.bool)
+            left[first] = False
+            return left
+        parts = _transposed_groups(self.call, len(weight))
+        left = torch.ones(parts, weight.shape[1], dtype=torch.bool)
+        left[:, second] = False
+        if parts == len(weight):  # each part is one input channel, which is removed with what it becomes
+            left[first] = False
+        return left.flatten()
 
     def channels_first(self, value: Tensor) -> Tensor:
         """X or z as [B, channels, positions...]; a linear layer's leading axes become one axis of positions."""
@@ -85,11 +101,6 @@ class Layer:
         extra = self._uneven()
         return F.pad(x, extra) if any(extra) else x
 
-    def padded_wholly(self, x: Tensor) -> Tensor:
-        """X [B, C, ...] with all the zero padding that the layer sees."""
-        sides = [side for p in reversed(self.geometry.padding) for side in (p, p)]
-        return F.pad(self.padded(x), sides)
-
     def _uneven(self) -> list[int]:
         if argument(self.call, 4, "padding", None) != "same":
             return []
@@ -98,21 +109,33 @@ class Layer:
         return [side for o in reversed(odd) for side in (0, o)]
 
     def patches(self, x: Tensor, size: Sequence[int], places: Tensor) -> Tensor:
-        """[n, C, taps]: the inputs in x [B, C, ...], padded, from which a convolution computes some of its outputs.
+        """[n, C, taps]: the inputs that each tap of the kernel is multiplied by at some places of the output.
 
         Args:
-            x: padded, channels first.
+            x: [B, C, ...], channels first.
             size: of the output's spatial axes.
             places: int64 [n], indices into [B, *size].
         """
-        g, seen = self.geometry, torch.zeros(len(places), 1, dtype=torch.int64, device=x.device)
         image, *position = torch.unravel_index(places, (len(x), *size))
-        for axis, start in enumerate(position):
-            taps = torch.arange(g.kernel_size[axis], device=x.device) * g.dilation[axis]
-            along = (start * g.stride[axis])[:, None] + taps
-            seen = (seen[:, :, None] * x.shape[axis + 2] + along[:, None]).flatten(1)
+        seen, there = places.new_zeros(len(places), 1), places.new_ones(len(places), 1, dtype=torch.bool)
+        for axis, (at, length) in enumerate(zip(position, x.shape[2:], strict=True)):
+            along, exists = self._taps(axis, at, length)
+            seen = (seen[:, :, None] * length + along.clamp(0, length - 1)[:, None]).flatten(1)
+            there = (there[:, :, None] & exists[:, None]).flatten(1)
         flat = x.flatten(2).transpose(1, 2)  # [B, positions, C]
-        return flat[image[:, None], seen].transpose(1, 2)
+        return flat[image[:, None], seen].masked_fill_(~there[..., None], 0).transpose(1, 2)
+
+    def _taps(self, axis: int, at: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """[n, taps] each: which input every tap meets at places [n] along a spatial axis, and whether it exists."""
+        g = self.geometry
+        stride, taps = g.stride[axis], torch.arange(g.kernel_size[axis], device=at.device) * g.dilation[axis]
+        if self.transposed:  # between the inputs are stride - 1 zeros
+            spread = (at + g.padding[axis])[:, None] - taps
+            along, meets = spread.div(stride, rounding_mode="floor"), spread % stride == 0
+        else:
+            along = (at * stride - g.padding[axis])[:, None] + taps
+            meets = torch.ones_like(along, dtype=torch.bool)
+        return along, meets & (along >= 0) & (along < length)
 
     def groups(self, x: Tensor, live: Env) -> int:
         """The number of groups of a convolution of x [B, C, ...]; fewer where a depthwise one has lost channels."""
@@ -180,8 +203,18 @@ def _convolution_gradient(x: Tensor, delta: Tensor, rows: int, g: Geometry, grou
     return gradient
 
 
+def turned(weight: Tensor, groups: int) -> Tensor:
+    """A transposed convolution's weight [groups * C, N / groups, ...] as an ordinary one's [N, C, ...], or back."""
+    return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def is_layer(node: fx.Node) -> bool:
+    """Whether a node is a linear layer or a convolution, transposed or not."""
+    return is_affine(node) or is_transposed(node)
+
+
 def is_affine(node: fx.Node) -> bool:
-    """Whether a node is a convolution or linear layer."""
+    """Whether a node is a convolution, other than transposed, or linear layer."""
     return packet_of(node) in _AFFINE
 
 

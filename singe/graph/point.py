@@ -1,4 +1,4 @@
-"""Where a layer's output joins the rest of the network."""
+"""Where the output of a layer joins the rest of the network."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from .layer import Layer, is_affine, is_transposed, layer_at
-from .nodes import packet_of
+from .layer import Layer, is_layer, layer_at
+from .nodes import ancestors, packet_of
 from .operators import aten
 from .trace import Trace
 
@@ -18,7 +18,7 @@ _SAME = (aten.clone, aten.alias, aten.detach, aten.contiguous, aten.dropout)
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """A layer that is used once, and the value that its output is a part of.
+    """A layer at one of the places where it is used, and the value that its output is a part of there.
 
     Attributes:
         layer: with its batch norm, where one follows.
@@ -31,17 +31,23 @@ class Point:
     other: fx.Node | None
 
 
-def find_point(trace: Trace, weight: str) -> Point | str:
-    """The point of a weight in a trace, or why it has none."""
+def find_points(trace: Trace, weight: str) -> list[Point] | str:
+    """The points of a weight in a trace, one for each use, in execution order; or why it cannot be refitted."""
     calls = trace.calls(weight)
-    if len(calls) != 1:
-        return "its weight is used at several places" if calls else "it is not used in eval mode"
-    (call,) = calls
-    if is_transposed(call):
-        return "transposed convolutions are not refitted"
-    if not is_affine(call) or trace.parameter(call, 1, "weight") != weight:
-        return f"it is no convolution or linear layer but {call.target}"
-    layer = layer_at(trace, call, weight, torch.empty(0, 0, dtype=torch.int64))
+    if not calls:
+        return "it is not used in eval mode"
+    for call in calls:
+        if not is_layer(call) or trace.parameter(call, 1, "weight") != weight:
+            return f"it is no convolution or linear layer but {call.target}"
+    if any(call in ancestors(other.all_input_nodes) for call in calls for other in calls):
+        return "it reads what it has written itself"
+    layers = [layer_at(trace, call, weight, torch.empty(0, 0, dtype=torch.int64)) for call in calls]
+    if len({(packet_of(layer.call), layer.x.meta["val"].shape[layer.axis]) for layer in layers}) > 1:
+        return "it is used as different layers"
+    return [_point(layer) for layer in layers]
+
+
+def _point(layer: Layer) -> Point:
     output = layer.output
     end = output
     while len(end.users) == 1:

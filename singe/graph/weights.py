@@ -9,7 +9,7 @@ from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from .groups import module_of
-from .layer import is_affine, is_transposed
+from .layer import is_layer
 from .nodes import argument, described
 from .stored import Stored
 from .trace import Trace
@@ -63,7 +63,7 @@ def find_weights(trace: Trace, model: nn.Module) -> Weights:
     stored, parameters = Stored(trace), dict(model.named_parameters())
     plain: dict[str, None] = {}
     computed: dict[str, tuple[str, int]] = {}
-    for call in (node for node in trace.nodes if is_affine(node) or is_transposed(node)):
+    for call in (node for node in trace.nodes if is_layer(node)):
         operand: Any = argument(call, 1, "weight", None)
         sources = [name for name in _sources(trace, stored, operand) if name in parameters]
         if sources and stored.is_computed(operand):

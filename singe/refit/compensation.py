@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..graph import batchnorm
 from ..graph.groups import Group, module_of
-from ..graph.layer import is_affine, is_transposed
+from ..graph.layer import is_layer
 from ..graph.trace import Trace, named_tensors
 from .equations import Equations, Wanted
 
@@ -114,7 +114,8 @@ class Compensator:
             shift += offset[1] * torch.cat([constant for _, constant in fits]).to(shift.dtype)
         if self._how == "least_squares":
             parameter = tensors[weight]
-            parameter += torch.cat([change for change, _ in fits]).view_as(parameter).to(parameter.dtype)
+            change = equations.as_weight(torch.cat([change for change, _ in fits]))
+            parameter += change.view_as(parameter).to(parameter.dtype)
             if norm is not None and equations.plenty and not fixed(norm.scale) and not fixed(norm.shift):
                 batchnorm.restate(norm, tensors, _output(equations, inputs, fits))
         return None
@@ -132,8 +133,7 @@ def _output(equations: Equations, inputs: Sequence[Tensor], fits: Sequence[tuple
 
 def reached(trace: Trace, owned: Collection[str]) -> list[str]:
     """The weights of the convolutions and linear layers downstream of some tensors or holding them, in order."""
-    layers = (node for node in trace.downstream(owned) if is_affine(node) or is_transposed(node))
-    weights = (trace.parameter(node, 1, "weight") for node in layers)
+    weights = (trace.parameter(node, 1, "weight") for node in trace.downstream(owned) if is_layer(node))
     return list(dict.fromkeys(weight for weight in weights if weight is not None))
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx, nn
 
 from ..graph import batchnorm
-from ..graph.layer import is_affine
-from ..graph.point import Point, find_point
-from ..graph.trace import Trace, named_tensors
+from ..graph.groups import Slice
+from ..graph.layer import is_layer, turned
+from ..graph.point import Point, find_points
+from ..graph.trace import Env, Trace, named_tensors
 from ..memory import CPU_VALUE
 from ..models.batches import Batch, length, tensors
 from ..removal.plan import Plan
@@ -23,15 +25,16 @@ _EQUATIONS = 64
 _FEWEST = 4
 """Likewise, the least for a layer to be refitted when that is optional, or for statistics."""
 
-_NOTHING = torch.empty(0, dtype=torch.int64)
-
 
 @dataclass(frozen=True, eq=False)
 class Equations:
-    """A reader's inputs, and what its outputs lack, at places picked at random.
+    """A reader's inputs, and what its outputs lack, at places picked at random, wherever it is used.
+
+    Its kernel is its weight as an ordinary convolution has it: [M, C / parts, taps].
 
     Attributes:
         parts: the number of groups of a convolution.
+        transposed: whether it is a transposed convolution.
         x: [n, C, taps], its inputs there.
         missing: [n, M], what its output, before any batch norm, lacks there.
         offset: the name of the bias, or of the mean that its batch norm subtracts, and the sign with which it shifts
@@ -41,6 +44,7 @@ class Equations:
     """
 
     parts: int
+    transposed: bool
     x: Tensor
     missing: Tensor
     offset: tuple[str, int] | None
@@ -62,16 +66,34 @@ class Equations:
         few = f"{len(self.x):,} equations are too few for {self.unknowns:,} unknowns"
         return self if self.plenty else f"{few}: under {_FEWEST} for each"
 
+    def as_kernel(self, weight: Tensor) -> Tensor:
+        """The reader's weight as a kernel."""
+        kernel = turned(weight, self.parts) if self.transposed else weight
+        return kernel.reshape(*kernel.shape[:2], -1)
+
+    def as_weight(self, rows: Tensor) -> Tensor:
+        """[M, C / parts * taps], the rows of a kernel, as the weight, with its taps along one axis."""
+        kernel = rows.unflatten(1, (-1, self.x.shape[2]))
+        return turned(kernel, self.parts) if self.transposed else kernel
+
+    def neurons(self, read: Slice) -> Tensor:
+        """int64 [C / parts]: the neuron that each column of the kernel reads, -1 for none.
+
+        Args:
+            read: of the weight; all parts read the same.
+        """
+        return read.neuron.view(self.parts, -1)[0] if self.transposed else read.neuron
+
     def without(self, weight: Tensor, columns: Tensor) -> Equations:
         """The equations of the reader without some of its inputs.
 
         Args:
-            weight: the reader's, [M, C / parts, ...], with which it would have read them.
-            columns: int64, along the weight's axis 1.
+            weight: the reader's, with which it would have read them.
+            columns: int64, those of the kernel.
         """
         x = self.x.unflatten(1, (self.parts, -1)).clone()  # [n, parts, C / parts, taps]
-        own = weight.flatten(2) if weight.dim() > 2 else weight[..., None]
-        own = own[:, columns].unflatten(0, (self.parts, -1)).to(x.dtype)  # [parts, M / parts, columns, taps]
+        own = self.as_kernel(weight)[:, columns]
+        own = own.unflatten(0, (self.parts, -1)).to(x.dtype)  # [parts, M / parts, columns, taps]
         lost = torch.einsum("npkt,pmkt->npm", x[:, :, columns], own).flatten(1)
         x[:, :, columns] = 0
         output = None if self.output is None else self.output - lost
@@ -109,50 +131,47 @@ class Wanted:
         Args:
             model: pruned.
             trace: of its current state.
-            weight: of a layer that is used once.
+            weight: of a layer.
         """
-        now, then = find_point(trace, weight), find_point(self._trace, weight)
+        now, then = find_points(trace, weight), find_points(self._trace, weight)
         if isinstance(now, str) or isinstance(then, str):
             return now if isinstance(now, str) else str(then)
-        known = named_tensors(model)
-        kept = torch.ones(len(named_tensors(self._model)[weight]), dtype=torch.bool)
-        kept[self.plan.removed().get((weight, 0), _NOTHING)] = False
-        x, missing, output = self._seen(now, then, model, trace, kept)
-        parts = x.shape[1] * x.shape[2] // known[weight][0].numel()
-        norm = batchnorm.norm_at(trace, now.layer.output)
-        return Equations(parts, x, missing, _offset(trace, now), norm, output if norm is not None else None)
+        layer, whole = now[0].layer, named_tensors(self._model)[weight]
+        kept = then[0].layer.rows_left(whole, self.plan.removed())
+        uses = [_Use(here, there, kept) for here, there in zip(now, then, strict=True)]
+        x, missing, output = self._seen(uses, model, trace)
+        parts = x.shape[1] // layer.kernel(trace.live(model)).shape[1]
+        norm = batchnorm.norm_at(trace, [point.layer.output for point in now])
+        return Equations(
+            parts=parts, transposed=layer.transposed, x=x, missing=missing, offset=_offset(trace, now),
+            norm=norm, output=output if norm is not None else None,
+        )  # fmt: skip
 
-    def _seen(
-        self, now: Point, then: Point, model: nn.Module, trace: Trace, kept: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _seen(self, uses: Sequence[_Use], model: nn.Module, trace: Trace) -> tuple[Tensor, Tensor, Tensor]:
         """The reader's inputs, [n, C, taps], what it lacks and its outputs, [n, M], at places picked at random."""
-        layer, here = now.layer, trace.live(model)
-        summed = now.other is not None and then.other is not None
-        ends = [layer.call, layer.x, *([now.other] if summed and now.other is not None else [])]
-        goal = then.total if summed else then.layer.output
-        picks = torch.Generator().manual_seed(0)
-        seen, missing, outputs = list[Tensor](), list[Tensor](), list[Tensor]()
+        live, picks = trace.live(model), torch.Generator().manual_seed(0)
+        kernel, drawn = uses[0].layer.kernel(live), list[tuple[Tensor, Tensor, Tensor]]()
         self._look_into(trace)
-        looks = self._pruned(model, ends, again=_in_front(layer.x)), self._whole(self._model, [goal])
-        for values, (wanted,) in zip(*looks, strict=True):
-            z, x, *other = map(layer.channels_first, values)
-            wanted = layer.channels_first(wanted)[:, kept.to(x.device)]
-            if other:
-                wanted = wanted - other[0]
-            if layer.output is not layer.call:
-                wanted = _before(batchnorm.affine(layer.output, here), wanted, z)
-            places = torch.randperm(z[:, 0].numel(), generator=picks)[: self._count(layer.kernel(here), x, z)]
-            dtype, places = torch.promote_types(x.dtype, torch.float32), places.to(x.device)
-            seen.append(layer.patches(layer.padded_wholly(x), z.shape[2:], places).to(dtype))
-            for found, value in ((missing, wanted - z), (outputs, z)):
-                found.append(value.movedim(1, -1).flatten(0, -2)[places].to(dtype))
-        return torch.cat(seen), torch.cat(missing), torch.cat(outputs)
+        again = set[fx.Node]().union(*(_in_front(use.layer.x) for use in uses))
+        pruned = self._pruned(model, [end for use in uses for end in use.ends], again)
+        for ends, goals in zip(pruned, self._whole(self._model, [use.goal for use in uses]), strict=True):
+            left = iter(ends)
+            found = [
+                use.values([next(left) for _ in use.ends], goal, live) for use, goal in zip(uses, goals, strict=True)
+            ]
+            places = [z[:, 0].numel() for _, _, z in found]
+            count = self._count(kernel, found[0][0])
+            for use, values, own in zip(uses, found, places, strict=True):
+                some = torch.randperm(own, generator=picks)[: -(-count * own // sum(places))]
+                drawn.append(use.at(some, *values))
+        x, missing, output = map(torch.cat, zip(*drawn, strict=True))
+        return x, missing, output
 
-    def _count(self, kernel: Tensor, x: Tensor, z: Tensor) -> int:
-        """How many places of a part of the images to use."""
+    def _count(self, kernel: Tensor, x: Tensor) -> int:
+        """How many places to use of a part of the images, x [B, C, ...]."""
         unknowns, values = kernel[0].numel(), x.shape[1] * kernel[0, 0].numel() + len(kernel)
         whole = min(_EQUATIONS * unknowns, self.memory // (12 * values))
-        return max(1, -(-whole * len(z) // length(self._inputs)))
+        return max(1, -(-whole * len(x) // length(self._inputs)))
 
     def _look_into(self, trace: Trace) -> None:
         """Creates the values of a pruned network's graph, unless it is the same as last time."""
@@ -173,6 +192,50 @@ class Wanted:
         return max(1, room * graph.example_batch // max(1, largest))
 
 
+class _Use:
+    """One of the places where a reader is used.
+
+    Args:
+        now: in the pruned network.
+        then: in the other.
+        kept: bool [N], the channels of its output in the other that are left in the pruned one.
+
+    Attributes:
+        layer: in the pruned network.
+        ends: the values of the pruned network that matter here.
+        goal: the value of the other one.
+    """
+
+    def __init__(self, now: Point, then: Point, kept: Tensor) -> None:
+        self.layer, self._kept = now.layer, kept
+        summed = now.other is not None and then.other is not None
+        self.ends = [now.layer.call, now.layer.x, *([now.other] if summed and now.other is not None else [])]
+        self.goal = then.total if summed else then.layer.output
+
+    def values(self, ends: Sequence[Tensor], goal: Tensor, live: Env) -> tuple[Tensor, Tensor, Tensor]:
+        """The layer's inputs, what its outputs lack and its outputs, channels first.
+
+        Args:
+            ends: for some images.
+            goal: likewise.
+            live: the values of the pruned network's parameters.
+        """
+        z, x, *other = map(self.layer.channels_first, ends)
+        wanted = self.layer.channels_first(goal)[:, self._kept.to(x.device)]
+        if other:
+            wanted = wanted - other[0]
+        if self.layer.output is not self.layer.call:
+            wanted = _before(batchnorm.affine(self.layer.output, live), wanted, z)
+        return x, wanted - z, z
+
+    def at(self, places: Tensor, x: Tensor, missing: Tensor, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same at some places of the outputs, [n, C, taps], [n, N] and [n, N], in float32 at least."""
+        dtype, places = torch.promote_types(x.dtype, torch.float32), places.to(x.device)
+        seen = self.layer.patches(x, output.shape[2:], places)
+        missing, output = (value.movedim(1, -1).flatten(0, -2)[places].to(dtype) for value in (missing, output))
+        return seen.to(dtype), missing, output
+
+
 def _in_front(node: fx.Node) -> set[fx.Node]:
     """The inputs of the layers before a value: those are pruned next, and the value is then needed again."""
     found, stack, seen = set(), [node], set()
@@ -181,20 +244,21 @@ def _in_front(node: fx.Node) -> set[fx.Node]:
         if at in seen or at.op != "call_function":
             continue
         seen.add(at)
-        if is_affine(at):
+        if is_layer(at):
             found.add(at.all_input_nodes[0])
         else:
             stack.extend(at.all_input_nodes)
     return found
 
 
-def _offset(trace: Trace, point: Point) -> tuple[str, int] | None:
+def _offset(trace: Trace, points: Sequence[Point]) -> tuple[str, int] | None:
     """What shifts a layer and no other, and with which sign: its bias, or the mean that its batch norm subtracts."""
-    call, norm = point.layer.call, point.layer.output
-    if (bias := trace.parameter(call, 2, "bias")) is not None and len(trace.calls(bias)) == 1:
+    calls, norms = [point.layer.call for point in points], [point.layer.output for point in points]
+    bias = trace.parameter(calls[0], 2, "bias")
+    if bias is not None and trace.calls(bias) == calls:
         return bias, 1
-    mean = trace.parameter(norm, 3, "running_mean") if norm is not call else None
-    return None if mean is None or len(trace.calls(mean)) != 1 else (mean, -1)
+    mean = trace.parameter(norms[0], 3, "running_mean") if norms != calls else None
+    return None if mean is None or trace.calls(mean) != norms else (mean, -1)
 
 
 def _before(norm: batchnorm.Affine, y: Tensor, z: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..criteria import Criterion
 from ..graph.groups import Group, module_of
-from ..graph.point import find_point
+from ..graph.point import find_points
 from ..graph.trace import Trace, named_tensors
 from ..refit.compensation import ridge
 from ..refit.equations import Wanted
@@ -65,10 +65,11 @@ def unfit(trace: Trace, group: Group) -> str | None:
 
 
 def _unfit(trace: Trace, weight: str) -> str | None:
-    point = find_point(trace, weight)
-    if isinstance(point, str):
-        return point
-    columns = point.layer.weight_node.meta["val"][0].numel()
+    points = find_points(trace, weight)
+    if isinstance(points, str):
+        return points
+    layer = points[0].layer
+    columns = layer.kernel({layer.weight_node: layer.weight_node.meta["val"]})[0].numel()
     return f"it has {columns} columns, more than {WIDEST}" if columns > WIDEST else None
 
 
@@ -123,8 +124,8 @@ class Reconstructor:
     def _solve(self, model: nn.Module, trace: Trace, group: Group, weight: str, wanted: Wanted) -> list[_System]:
         found = wanted.equations(model, trace, weight)
         assert not isinstance(found, str), found
-        taps, rows = found.x.shape[2], named_tensors(model)[weight].flatten(1)
-        neuron = group.slice(weight, 1).neuron.repeat_interleave(taps)
+        rows = found.as_kernel(named_tensors(model)[weight]).flatten(1)
+        neuron = found.neurons(group.read(weight)).repeat_interleave(found.x.shape[2])
         order = neuron.argsort(stable=True)
         columns = order[neuron[order] >= 0].view(group.size, -1)
         systems = []

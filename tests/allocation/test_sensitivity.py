@@ -60,6 +60,19 @@ def flattened():
     return nn.Sequential(*layers, nn.Linear(8, 4))
 
 
+class Decoder(nn.Module):
+    """A transposed layer in groups, and one that is used at two sizes."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ConvTranspose2d(8, 6, 2, stride=2, groups=2)
+        self.head = nn.Conv2d(6, 4, 1)
+
+    def forward(self, x):
+        y = self.up(self.down(x).relu()).relu()
+        return self.head(y).relu().mean((2, 3)) + self.head(F.avg_pool2d(y, 2)).mean((2, 3))
+
+
 def prepared(make, how="none", memory=1 << 30):
     """A network, its graph and groups, two batches, and what measures its sensitivity."""
     torch.manual_seed(0)
@@ -74,7 +87,7 @@ def prepared(make, how="none", memory=1 << 30):
 
 @pytest.mark.parametrize("memory", [1 << 30, 1], ids=["plenty", "scarce"])
 @pytest.mark.parametrize("how", ["none", "mean", "least_squares"])
-@pytest.mark.parametrize("make", [PlainNet, flattened, ResNeXt, ExciteNet])
+@pytest.mark.parametrize("make", [PlainNet, flattened, ResNeXt, ExciteNet, Decoder])
 def test_prices_are_those_of_the_whole_network_masked_and_refitted(make, how, memory):
     model, graph, groups, batches, compensator, sensitivity = prepared(make, how, memory)
 

@@ -34,7 +34,7 @@ def test_flattening_gives_a_channel_one_column_per_position():
     assert free(groups) == {"conv": 5, "hidden": 8} and frozen(groups) == {"head": "network output"}
     conv = groups["conv"]
     assert owned(conv) == once("conv.weight", "conv.bias") | {"hidden.weight@1": 4}
-    assert torch.equal(conv.slice("hidden.weight", 1).neuron, torch.arange(5).repeat_interleave(4))
+    assert torch.equal(conv.read("hidden.weight").neuron, torch.arange(5).repeat_interleave(4))
     assert owned(groups["hidden"]) == once("hidden.weight", "hidden.bias", *bn("norm"), "head.weight@1")
 
 
@@ -81,8 +81,8 @@ def test_concatenated_layers_share_a_reader_and_stay_apart():
     model = Wired(concatenated, a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(3, 5, 1), c=nn.Conv2d(9, 3, 1))
     groups = groups_of(model, images()[0])
     assert free(groups) == {"a": 4, "b": 5}
-    assert groups["a"].slice("c.weight", 1).neuron.tolist() == [0, 1, 2, 3, -1, -1, -1, -1, -1]
-    assert groups["b"].slice("c.weight", 1).neuron.tolist() == [-1, -1, -1, -1, 0, 1, 2, 3, 4]
+    assert groups["a"].read("c.weight").neuron.tolist() == [0, 1, 2, 3, -1, -1, -1, -1, -1]
+    assert groups["b"].read("c.weight").neuron.tolist() == [-1, -1, -1, -1, 0, 1, 2, 3, 4]
 
 
 def halves(self, x):

@@ -54,7 +54,7 @@ def test_restated_statistics_are_of_what_is_seen_and_nothing_else_is_put_out():
     (node,) = (n for n in graph.nodes if is_batch_norm(n))
     assert not torch.allclose(copy.deepcopy(model).train()(x), before, atol=0.1)
     with torch.no_grad():
-        restate(norm_at(graph, node), named_tensors(model), model[0](x))
+        restate(norm_at(graph, [node]), named_tensors(model), model[0](x))
     torch.testing.assert_close(model(x), before)
     torch.testing.assert_close(copy.deepcopy(model).train()(x), before)
     seen = model[0](x)
@@ -68,7 +68,8 @@ def test_a_norm_that_sees_several_layers_or_lacks_a_tensor_is_not_restated():
 
     norms = {"twice": nn.BatchNorm1d(4), "once": nn.BatchNorm1d(4), "plain": nn.BatchNorm1d(4, affine=False)}
     graph = trace(Wired(wiring, a=nn.Linear(4, 4), b=nn.Linear(4, 4), **norms), normal(3, 4))
-    found = [norm_at(graph, n) for n in graph.nodes if is_batch_norm(n)]
+    found = [norm_at(graph, [n]) for n in graph.nodes if is_batch_norm(n)]
     assert [norm and norm.mean for norm in found].count("once.running_mean") == 1
     assert sum(norm is None for norm in found) == 3
-    assert norm_at(graph, graph.calls("a.weight")[0]) is None
+    assert norm_at(graph, graph.calls("a.weight")) is None
+    assert norm_at(graph, graph.calls("twice.weight")).mean == "twice.running_mean"

@@ -19,7 +19,7 @@ def group():
 
 
 def test_a_slice_gives_the_indices_of_neurons_in_ascending_order(group):
-    head = group.slice("head.weight", 1)
+    head = group.read("head.weight")
     assert head.multiplicity == 2
     assert head.indices(torch.tensor([2, 0])).tolist() == [1, 2, 3, 5]
     assert head.indices(torch.tensor([], dtype=torch.int64)).tolist() == []
@@ -28,12 +28,14 @@ def test_a_slice_gives_the_indices_of_neurons_in_ascending_order(group):
 def test_rows_are_listed_neuron_by_neuron(group):
     assert group.rows("a.weight").tolist() == [[0], [1], [3]]
     assert group.rows("b.c.weight").tolist() == [[1], [2], [0]]
-    assert rows_by_neuron(group.slice("head.weight", 1).neuron, 3).tolist() == [[1, 2], [4, 6], [3, 5]]
+    assert rows_by_neuron(group.read("head.weight").neuron, 3).tolist() == [[1, 2], [4, 6], [3, 5]]
 
 
-def test_an_axis_that_is_not_owned_is_named(group):
-    with pytest.raises(KeyError, match=r"axis 0 of head\.weight"):
-        group.slice("head.weight", 0)
+def test_a_tensor_that_does_not_write_or_read_a_group_is_named(group):
+    with pytest.raises(KeyError, match=r"a is not written by head\.weight"):
+        group.written("head.weight")
+    with pytest.raises(KeyError, match=r"a is not read by a\.weight"):
+        group.read("a.weight")
 
 
 def test_members_are_the_modules_that_hold_rows(group):

@@ -159,6 +159,10 @@ SLIDING = {
     "same": (nn.Conv2d(3, 4, (4, 3), padding="same"), (2, 3, 5, 6)),
     "linear": (nn.Linear(5, 4), (2, 5)),
     "sequence": (nn.Linear(5, 4), (2, 7, 5)),
+    "transposed 1d": (nn.ConvTranspose1d(3, 4, 4, stride=3, padding=2, output_padding=1, dilation=2), (2, 3, 5)),
+    "transposed 2d": (nn.ConvTranspose2d(4, 6, (3, 2), stride=2, padding=(1, 0), groups=2), (2, 4, 3, 4)),
+    "transposed 3d": (nn.ConvTranspose3d(2, 3, 2, stride=(1, 2, 1)), (2, 2, 3, 2, 3)),
+    "transposed depthwise": (nn.ConvTranspose1d(3, 6, 2, stride=2, groups=3), (2, 3, 4)),
 }
 
 
@@ -169,9 +173,9 @@ def test_patches_times_weights_are_the_output(module, shape):
     layer = layer_at(graph, graph.calls("0.weight")[0], "0.weight", torch.empty(0, 0, dtype=torch.int64))
     z = layer.channels_first(model(x))
     places = torch.randperm(z[:, 0].numel(), generator=torch.Generator().manual_seed(0))
-    patches = layer.patches(layer.padded_wholly(layer.channels_first(x)), z.shape[2:], places)
+    patches = layer.patches(layer.channels_first(x), z.shape[2:], places)
     groups = getattr(module, "groups", 1)
-    weights = module.weight.flatten(1).chunk(groups)
+    weights = layer.kernel(graph.live(model)).flatten(1).chunk(groups)
     found = [p.flatten(1) @ w.T for p, w in zip(patches.chunk(groups, 1), weights, strict=True)]
     expected = z.movedim(1, -1).flatten(0, -2)[places]
     assert torch.allclose(torch.cat(found, 1) + module.bias, expected)

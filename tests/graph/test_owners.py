@@ -20,7 +20,7 @@ def neurons(claims, count):
     """index -> (group, neuron) of a.weight's rows."""
     place = {}
     for group in claims.groups({}):
-        for index, neuron in enumerate(group.slice("a.weight", 0).neuron.tolist()):
+        for index, neuron in enumerate(group.written("a.weight").neuron.tolist()):
             if neuron >= 0:
                 assert index not in place
                 place[index] = (group.name, neuron)
@@ -44,9 +44,9 @@ def test_rows_are_one_neuron_exactly_if_a_chain_of_unions_connects_them(calls):
     place = neurons(claims, 24)
     assert all((place[i] == place[j]) == (component[i] == component[j]) for i in range(24) for j in range(24))
     for group in claims.groups({}):
-        firsts = [group.slice("a.weight", 0).neuron.tolist().index(n) for n in range(group.size)]
+        firsts = [group.written("a.weight").neuron.tolist().index(n) for n in range(group.size)]
         assert firsts == sorted(firsts), "neurons are ordered by their first row"
-        counts = group.slice("a.weight", 0).neuron.bincount() if -1 not in group.slice("a.weight", 0).neuron else None
+        counts = group.written("a.weight").neuron.bincount() if -1 not in group.written("a.weight").neuron else None
         assert counts is None or len(counts.unique()) == 1
 
 
@@ -66,7 +66,7 @@ def test_padding_never_stands_for_its_axis():
     assert torch.equal(owners.channels(picture, 0), rows)
     claims.claim("c.weight", 1, torch.tensor([NOBODY, *rows.tolist()]), "reads")
     (group,) = claims.groups({})
-    assert group.slice("c.weight", 1).neuron.tolist() == [-1, 0, 1, 2]
+    assert group.read("c.weight").neuron.tolist() == [-1, 0, 1, 2]
 
 
 def test_what_differs_off_the_channel_axis_becomes_one_neuron():
@@ -88,7 +88,7 @@ def test_freezing_a_neuron_freezes_all_that_it_is_united_with():
     owners, claims, rows = written_and_read(4)
     owners.freeze(rows[3:], "fixed")
     owners.unite(rows[:1], rows[3:])
-    assert {(g.size, g.slice("a.weight", 0).multiplicity, g.frozen) for g in claims.groups({})} == {
+    assert {(g.size, g.written("a.weight").multiplicity, g.frozen) for g in claims.groups({})} == {
         (1, 2, "fixed"),
         (2, 1, None),
     }

@@ -80,6 +80,35 @@ def test_a_neuron_of_several_columns_goes_with_all_of_them():
     assert torch.allclose(scorer.scores(CRITERION), expected, rtol=1e-6)
 
 
+@torch.no_grad()
+def test_a_reader_of_several_places_is_fitted_to_all_of_them():
+    model = Wired(
+        lambda self, x: self.b(self.a(x).relu()) + self.b(self.a(x).tanh()), a=nn.Linear(3, 6), b=nn.Linear(6, 5)
+    )
+    model, x = model.double().eval(), normal(60, 3, dtype=torch.float64)
+    scorer, _ = reconstructor(model, x, "a")
+    h = model.a(x)
+    _, expected = literal(torch.cat([h.relu(), h.tanh()]), model.b, 1)
+    assert torch.allclose(scorer.scores(CRITERION), expected, rtol=1e-6)
+
+
+def test_a_transposed_reader_scores_as_the_ordinary_one_that_does_the_same():
+    torch.manual_seed(0)
+    up, same = nn.ConvTranspose1d(4, 6, 3, padding=1, groups=2), nn.Conv1d(4, 6, 3, padding=1, groups=2)
+    with torch.no_grad():
+        for part in range(2):
+            same.weight[3 * part : 3 * part + 3] = up.weight[2 * part : 2 * part + 2].transpose(0, 1).flip(2)
+        same.bias.copy_(up.bias)
+    first, x = nn.Conv1d(3, 4, 2), normal(30, 3, 9, dtype=torch.float64)
+    scores = []
+    for reader in (up, same):
+        scorer, _ = reconstructor(nn.Sequential(first, nn.Tanh(), reader).double().eval(), x, "0")
+        scores.append(scorer.scores(CRITERION))
+        scorer.forget(1)
+        scores.append(scorer.scores(CRITERION, torch.tensor([0])))
+    torch.testing.assert_close(scores[:2], scores[2:])
+
+
 def test_score_gives_the_same_and_twins_come_first():
     model, x = setting()
     with torch.no_grad():
@@ -95,17 +124,17 @@ def test_score_gives_the_same_and_twins_come_first():
 
 def test_a_group_whose_readers_cannot_be_fitted_stays_whole_and_says_why():
     def wiring(self, x):
-        return self.c(self.b(self.a(x)) + self.b(self.a(x).relu()))
+        return self.c(self.d(x)) + self.b(self.b(self.a(x)).relu()).sum(1, keepdim=True)
 
-    model = Wired(wiring, a=nn.Linear(3, 6), b=nn.Linear(6, 5), c=nn.Linear(5, 2)).double().eval()
-    x = normal(32, 3, dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"of a no reader can be refitted \(b: its weight is used at several"):
+    layers = {"a": nn.Linear(3, 6), "b": nn.Linear(6, 6), "c": nn.Linear(5, 2), "d": nn.Linear(3, 5)}
+    model, x = Wired(wiring, **layers).double().eval(), normal(32, 3, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"of a no reader can be refitted \(b: it reads what it has written itself"):
         reconstructor(model, x, "a")
     loader = DataLoader(TensorDataset(x, torch.zeros(32, dtype=torch.int64)), batch_size=16, shuffle=True)
     options = {"criterion": "reconstruction", "finetune": None, "images": 16, "progress": False}
     result = singe.prune(model, loader, 0.1, compensation_images=32, **options)
-    assert [r.group for r in result.history] == ["b"]
-    assert result.frozen["a"] == "no reader can be refitted (b: its weight is used at several places)"
+    assert [r.group for r in result.history] == ["d"]
+    assert result.frozen["a"] == "no reader can be refitted (b: it reads what it has written itself)"
 
 
 def test_scores_that_overflow_are_refused():

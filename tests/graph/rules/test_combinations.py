@@ -252,5 +252,5 @@ def test_an_einsum_over_channels_reads_them(equation):
 def test_a_table_of_biases_loses_a_head_with_the_attention():
     model, x = BiasedAttention().eval(), normal(2, 7, 5)
     (group,) = (g for g in groups_of(model, x).values() if g.frozen is None)
-    assert group.size == 3 and group.slice("table", 1).multiplicity == 1
+    assert group.size == 3 and group.written("table").multiplicity == 1
     assert unsafe_groups(model, [group], x) == {}

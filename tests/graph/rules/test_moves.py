@@ -78,7 +78,7 @@ def test_constants_that_are_only_read_freeze_nothing():
     x = images()[0]
     groups = groups_of(model, x)
     assert free(groups) == {"a": 6, "b": 5}
-    assert groups["a"].slice("b.weight", 1).neuron.tolist() == [-1, 0, 1, 2, 3, 4, 5]
+    assert groups["a"].read("b.weight").neuron.tolist() == [-1, 0, 1, 2, 3, 4, 5]
     assert unsafe_groups(model, [groups["a"], groups["b"]], x) == {}
 
 
@@ -199,7 +199,7 @@ def test_channels_shuffled_between_grouped_convolutions_go_with_their_places_in_
         # rows 0 to 3 and 4 to 7 are its groups; shuffled, they are 0 4 1 5 and 2 6 3 7
         g = groups[f"networks.{case}.g"]
         assert g.rows(f"networks.{case}.g.weight").tolist() == [[0, 2, 4, 6], [1, 3, 5, 7]]
-        assert g.slice(f"networks.{case}.h.weight", 1).neuron.tolist() == [0, 0, 1, 1]
+        assert g.read(f"networks.{case}.h.weight").neuron.tolist() == [0, 0, 1, 1]
     assert unsafe_groups(model, [g for g in groups.values() if g.frozen is None], x) == {}
 
 
