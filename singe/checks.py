@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from .graph.groups import qualified
 from .graph.trace import Trace
+from .memory import raise_shortage
 from .models.batches import Batch, described, head, with_dicts
 from .models.copies import copy_of
 from .models.isolation import all_trained, plain_torch
@@ -203,6 +204,7 @@ def working_copy(model: nn.Module) -> nn.Module:
     try:
         return copy_of(model).eval()
     except Exception as error:
+        raise_shortage(error)
         raise ValueError(
             f"expected a model that copy.deepcopy can copy, but {type(model).__name__} holds what it cannot (such as a "
             "lock, torch.nn.utils.prune masks, tensors with a gradient history inside other objects, or a module with "
@@ -226,6 +228,7 @@ def answers(model: nn.Module, batch: Batch, task: Task) -> Any:
         with torch.no_grad():
             return task.outputs(model, batch)
     except Exception as error:
+        raise_shortage(error)
         call = "model(x)" if task.forward is None else "forward(model, batch)"
         raise ValueError(
             f"expected batches that fit {type(model).__name__}, but {call} failed for inputs of "

@@ -174,8 +174,8 @@ class Reconstruction(Criterion):
     """The error that refitting the readers cannot make up for once the neuron is gone; needs no labels or gradients.
 
     It is the rise of the least of |X W + b - Z|^2 + lambda |W - W_0|^2 over W and b without the neuron's columns of X,
-    as a share of the squares of Z, summed over the readers; see ``singe.refit`` for X and Z. For the columns J
-    and P = (X^T X + lambda)^-1 that is tr(W_J^T P_JJ^-1 W_J) (Hassibi & Stork 1993, in blocks).
+    as a share of the squares of Z, summed over the readers; see ``singe.refit.compensation.Compensator`` for X and Z.
+    For the columns J and P = (X^T X + lambda)^-1 that is tr(W_J^T P_JJ^-1 W_J) (Hassibi & Stork 1993, in blocks).
     """
 
 

@@ -145,15 +145,19 @@ class NeuronForecaster(NeuronRun):
         Args:
             preparation: seconds spent up to here, which the run takes, too.
         """
-        todo, plan = self.todo[len(self.space.progress.history) :], self._plan()
-        narrow = plan.apply(copy_of(self.space.given)).eval()
+        space, progress = self.space, self.space.progress
+        todo, plan = self.todo[len(progress.history) :], self._plan()
+        narrow = plan.apply(copy_of(space.given)).eval()
         if self.resumes:
             self.resume()
         seconds, measured = {"preparation": preparation}, list[str]()
-        if todo:
-            self._time_training(narrow, plan, len(todo) / len(self.todo), seconds, measured)
-            _time_evaluations(self.space, narrow, len(todo), seconds)
-            self._time_groups(todo, seconds, measured)
+        if not progress.tuned:
+            self._time_training(narrow, plan, len(todo) / max(1, len(self.todo)), seconds, measured)
+        _time_recalibration(space, narrow, seconds)
+        _time_evaluations(space, narrow, len(todo), seconds)
+        pruned = self._time_groups(todo, seconds, measured) if todo else progress.history
+        if not progress.tuned:
+            self._time_refitting(todo, pruned, seconds)
         macs = self.space.macs_of(narrow)
         parameters = count_parameters(self.space.given), count_parameters(narrow)
         return Forecast(
@@ -177,7 +181,7 @@ class NeuronForecaster(NeuronRun):
     def _time_training(
         self, narrow: nn.Module, plan: Plan, left: float, seconds: dict[str, float], measured: list[str]
     ) -> None:
-        """Times fine-tuning, and the batch norms' last passes.
+        """Times fine-tuning.
 
         Args:
             narrow: a copy as narrow as the result.
@@ -198,14 +202,11 @@ class NeuronForecaster(NeuronRun):
                 f"fine-tuning from {_STEPS} steps of the unpruned network ({first:.2g} s each) and {_STEPS} of one as "
                 f"narrow as the result ({last:.2g} s)"
             )
-        if o.recalibrate_bn:
-            images, watch = min(o.recalibrate_bn, _IMAGES), Stopwatch()
-            with watch:
-                recalibrate(narrow, self.space.stream, o.task, images, self.space.still)
-            seconds["recalibrating"] = watch.seconds * o.recalibrate_bn / images
 
-    def _time_groups(self, todo: list[tuple[Group, int]], seconds: dict[str, float], measured: list[str]) -> None:
-        """Times scoring, and refitting; prunes some groups of the working copy."""
+    def _time_groups(
+        self, todo: list[tuple[Group, int]], seconds: dict[str, float], measured: list[str]
+    ) -> list[GroupRecord]:
+        """Times scoring; returns the records of some groups that it prunes of the working copy."""
         o = self.space.options
         sampled = _sampled(len(todo), lambda i: self._time_scoring(todo[i][0]))
         begin, each = (_interpolated({i: pair[k] for i, pair in sampled.items()}, len(todo)) for k in (0, 1))
@@ -220,10 +221,17 @@ class NeuronForecaster(NeuronRun):
             f"scoring from neurons of {len(sampled)} of {len(todo)} groups, and {len(records)} pruned on a copy, which "
             f"took {again:.1f} scores per removal in addition to each neuron's first"
         )
-        if o.compensate != "none":
-            layers = {group.name: len(group.readers) for group, _ in todo}
-            a_layer = sum(r.seconds_compensating for r in records) / max(1, sum(layers[r.group] for r in records))
-            seconds["compensating"] = a_layer * (sum(layers.values()) + self._refitted_last())
+        return records
+
+    def _time_refitting(
+        self, todo: list[tuple[Group, int]], pruned: list[GroupRecord], seconds: dict[str, float]
+    ) -> None:
+        """Tells how long refitting takes, from what it took where groups were pruned."""
+        if self.space.options.compensate == "none":
+            return
+        layers = {group.name: len(group.readers) for group, _ in self.todo}
+        a_layer = sum(r.seconds_compensating for r in pruned) / max(1, sum(layers[r.group] for r in pruned))
+        seconds["compensating"] = a_layer * (sum(layers[group.name] for group, _ in todo) + self._refitted_last())
 
     def _refitted_last(self) -> int:
         """How many layers are refitted once more at the end."""
@@ -274,12 +282,12 @@ class WeightForecaster(WeightRun):
             sampled = _sampled(len(todo), lambda i: self._time_scoring(todo[i][0]))
             seconds["scoring"] = sum(_interpolated(sampled, len(todo)))
             measured.append(f"scoring from {len(sampled)} of {len(todo)} layers")
-        if todo and o.finetune is not None:
+        if o.finetune is not None and (todo or o.finetune.when == "after"):
             step = _step(o, self.space.model, self.space.given, self.space.stream, self.space.still, {})
             seconds["fine-tuning"] = step * o.finetune.steps
             measured.append(f"fine-tuning from {_STEPS} steps ({step:.2g} s each)")
-        if todo:
-            _time_evaluations(self.space, None, len(todo), seconds)
+        _time_recalibration(self.space, self.space.model, seconds)
+        _time_evaluations(self.space, None, len(todo), seconds)
         gone = sum(count for _, count in todo)
         return Forecast(
             parts=tuple(Part(weight.name, weight.size, count) for weight, count in todo), frozen=self.frozen,
@@ -327,6 +335,22 @@ def _step(
         with watch:
             tuner.train_stage()
     return watch.seconds / _STEPS
+
+
+def _time_recalibration(space: Workspace, network: nn.Module, seconds: dict[str, float]) -> None:
+    """Tells how long the last passes of batch norms take, if there are any.
+
+    Args:
+        space: of a run that was rehearsed.
+        network: as narrow as the result; its statistics change.
+        seconds: what takes time -> how long; added to.
+    """
+    o, watch = space.options, Stopwatch()
+    if o.recalibrate_bn:
+        images = min(o.recalibrate_bn, _IMAGES)
+        with watch:
+            recalibrate(network, space.stream, o.task, images, space.still)
+        seconds["recalibrating"] = watch.seconds * o.recalibrate_bn / images
 
 
 def _time_evaluations(space: Workspace, narrow: nn.Module | None, records: int, seconds: dict[str, float]) -> None:

@@ -193,7 +193,8 @@ class GradualPruner:
             self.history.append(done)
         self.epoch, self._loader = epoch, loader
         if done is not None:
-            self._observer.tell(done)
+            with preserved_random_state(loader):
+                self._observer.tell(done)
         return done
 
     def _round(self, stream: Stream, epoch: int) -> RoundRecord:

@@ -56,6 +56,12 @@ class Memory:
             log.warning("%s: out of memory, passes may take %d bytes from now on", self._name, self.size)
 
 
+def raise_shortage(error: BaseException) -> None:
+    """Raises an error of a device without room, which says nothing about the network that was tried."""
+    if is_shortage(error):
+        raise error
+
+
 def is_shortage(error: BaseException) -> bool:
     """Whether an error says that there is no room for a tensor; many are RuntimeErrors of torch's or our own."""
     words = ("can't allocate memory", "bad_alloc", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")

@@ -122,8 +122,7 @@ class PruneResult(Result[R]):
         uncompensated: the layers that could not be refitted when all were, after the last group -> why.
         evaluation_before, evaluation_after: what ``evaluate`` returned for the unpruned and the pruned network; None
             without it.
-        latency: how long a forward pass takes; None where it was not measured, as on all ranks of ``torch.distributed``
-            but the first.
+        latency: how long a forward pass takes.
         widths: name of every convolution and linear layer -> output channels before and after.
         settings: what decided the run and where it ran, as text.
         seconds: activity -> the time it took.

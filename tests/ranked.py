@@ -178,7 +178,7 @@ def observed(folder: Path) -> Any:
     result = prune(model, evaluate=lambda network: 7.0 + rank(), callbacks=[records.append], criterion="magnitude")
     return {
         "evaluation": [result.evaluation_before, result.evaluation_after, *(r.evaluation for r in result.history)],
-        "records": len(records), "groups": len(result.history), "measured": result.latency is not None,
+        "records": len(records), "groups": len(result.history), "latency": repr(result.latency),
         "kept": weights(model) == before and model.training and torch.equal(torch.get_rng_state(), state),
     }  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 import ast
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import singe
+from singe.report.facts import Facts
+from singe.storage.checkpoint import Progress
 from singe.training.finetune import Tuner
 
 ROOT = Path(__file__).parent.parent
@@ -93,6 +95,13 @@ def test_quoted_messages_are_there(message):
     parts = [part.strip(" ;:,") for part in message.split("...")]
     pattern = ".*".join(re.escape(part) for part in parts)
     assert any(re.search(pattern, piece) for piece in PIECES)
+
+
+@pytest.mark.parametrize(("kind", "title"), [(Facts, "The report of a run"), (Progress, "A run in progress")])
+def test_the_page_on_formats_lists_every_field(kind, title):
+    (section,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", (ROOT / "docs" / "format.md").read_text(), re.M | re.S)
+    named = {name for row in re.findall(r"^\| (`.*?) \|", section, re.M) for name in re.findall(r"`(\w+)`", row)}
+    assert {field.name for field in fields(kind)} <= named
 
 
 def test_links_between_pages_lead_somewhere():

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import singe
 from singe import FineTune, Forecast
 from singe.runs.group import Turn
+from singe.training.finetune import Tuner
 
 forecast_module = sys.modules["singe.forecast"]
 
@@ -79,11 +80,17 @@ def test_networks_are_evaluated_once_for_each_width(model, loader, structured, t
 
 
 def test_single_weights_are_told_layer_by_layer(model, loader):
-    arguments = {"structured": False, "images": 8, "finetune": FineTune(steps=4), "progress": False}
+    arguments = {
+        "structured": False,
+        "images": 8,
+        "finetune": FineTune(steps=4),
+        "progress": False,
+        "recalibrate_bn": 16,
+    }
     told, result = singe.forecast(model, loader, 0.5, **arguments), singe.prune(model, loader, 0.5, **arguments)
     assert list(told.parts) == [(record.weight, record.size, record.removed) for record in result.history]
     assert told.sizes == {"weights": (result.weights_before, result.weights_after)}
-    assert told.seconds.keys() == {"preparation", "scoring", "fine-tuning"}
+    assert told.seconds.keys() == {"preparation", "scoring", "fine-tuning", "recalibrating"}
 
 
 def test_the_model_the_random_state_and_the_checkpoint_stay_as_they_are(model, loader, tmp_path):
@@ -122,6 +129,24 @@ def test_a_run_that_was_interrupted_is_told_the_rest(model, loader, tmp_path, mo
     rest = singe.forecast(model, loader, 0.3, **arguments)
     assert rest.parts == whole.parts[1:] and rest.sizes == whole.sizes
     assert file.read_bytes() == written
+
+
+def test_a_run_that_was_interrupted_while_it_was_tuned_is_told_what_follows_its_groups(
+    model, loader, tmp_path, monkeypatch
+):
+    arguments = {"images": 8, "finetune": FineTune(steps=12), "progress": False, "checkpoint": tmp_path}
+
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Tuner, "train_stage", interrupted)
+        singe.prune(model, loader, 0.3, **arguments)
+    rest = singe.forecast(model, loader, 0.3, **arguments)
+    assert rest.parts == () and rest.seconds.keys() == {"preparation", "fine-tuning", "compensating"}
+    assert all(seconds > 0 for seconds in rest.seconds.values())
+    singe.prune(model, loader, 0.3, **arguments)
+    assert singe.forecast(model, loader, 0.3, **arguments).seconds.keys() == {"preparation"}
 
 
 def test_bad_arguments_are_refused_as_by_prune(model, loader):

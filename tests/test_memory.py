@@ -1,6 +1,9 @@
 import pytest
 import torch
+from torch import nn
+from wiring import normal
 
+import singe
 from singe.memory import Memory
 
 SHORT = torch.OutOfMemoryError("no room")
@@ -32,3 +35,32 @@ def test_what_half_as_much_does_not_help_is_raised(error):
     with pytest.raises(type(error), match=str(error)):
         memory.run(work)
     assert memory.size == (1 if error is SHORT else 2)
+
+
+class Short(nn.Module):
+    """Has no room in one situation."""
+
+    def __init__(self, when):
+        super().__init__()
+        self.a, self.b, self.when = nn.Linear(6, 8), nn.Linear(8, 3), when
+
+    def forward(self, x):
+        y = self.a(x).relu()
+        if self.when(self, y):
+            raise SHORT
+        return self.b(y)
+
+
+SITUATIONS = {
+    "whenever it runs": lambda model, y: True,
+    "where it is exported": lambda model, y: torch.compiler.is_exporting(),
+    "where it is pruned": lambda model, y: y.shape[1] < 8,
+    "where it is trained": lambda model, y: model.training and not torch.compiler.is_exporting() and y.shape[1] == 8,
+}
+
+
+@pytest.mark.parametrize("when", SITUATIONS.values(), ids=SITUATIONS.keys())
+def test_a_shortage_is_never_taken_for_a_fault_of_the_network(when):
+    batch = normal(8, 6), torch.arange(8) % 3
+    with pytest.raises(torch.OutOfMemoryError, match="no room"):
+        singe.prune(Short(when), [batch], 0.3, images=8, compensation_images=8, progress=False)

@@ -154,7 +154,7 @@ def _made(directory: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if new and directory.is_dir() and not any(directory.iterdir()):
+        if _first() and new and directory.is_dir() and not any(directory.iterdir()):
             directory.rmdir()
         raise
 

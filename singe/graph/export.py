@@ -23,6 +23,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from ..memory import raise_shortage
 from ..models.batches import copied
 from ..models.isolation import callers_device
 from ..models.outputs import Form, leaves
@@ -56,6 +57,7 @@ def exported(model: nn.Module, inputs: Any, forward: Forward) -> tuple[ExportedP
             for node in (node for node in program.graph.nodes if node.op == "get_attr"):
                 raise ValueError(f"it uses {next(iter(node.users)).name}, which takes a graph of its own")
     except Exception as error:
+        raise_shortage(error)
         raise ValueError(
             f"expected a model that torch.export can trace, but exporting {type(model).__name__} on inputs of shape "
             f"{', '.join(str(tuple(t.shape)) for t in tensors)} failed{line_of(error)}: {first_line(error)}"

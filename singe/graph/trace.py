@@ -68,7 +68,7 @@ def evaluate(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
 
 
 class Trace:
-    """The ATen graph of a model in eval mode, functional and with a dynamic batch axis where possible.
+    """The ATen graph of a model in one of its modes, functional and with a dynamic batch axis where possible.
 
     Attributes:
         nodes: the operators in execution order.
@@ -236,7 +236,7 @@ class Trace:
 
 
 def trace(model: nn.Module, inputs: Any, forward: Forward = plain) -> Trace:
-    """Exports ``forward(model, inputs)`` once; the model must be in eval mode.
+    """Exports ``forward(model, inputs)`` once, in the mode that the model is in.
 
     Args:
         model: any module that ``torch.export`` can trace.

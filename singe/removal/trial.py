@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..graph.export import first_line
 from ..graph.groups import Group, module_of, own_name
 from ..graph.trace import Forward, answer, named_tensors, plain
+from ..memory import raise_shortage
 from ..models.copies import copy_of
 from ..models.numerics import close
 from ..models.outputs import leaves
@@ -130,6 +131,7 @@ class Trials:
             outputs = self._run(_compacted(self._model, chosen), self._sample)
             return difference(self._run(_masked(self._model, chosen), self._sample), outputs)
         except Exception as error:  # whatever the user's forward raises
+            raise_shortage(error)
             return first_line(error)
 
     def _training_problem(self, chosen: Chosen) -> str | None:
@@ -138,6 +140,7 @@ class Trials:
         try:
             self._run(_compacted(self._given, chosen).train(), self._inputs)
         except Exception as error:
+            raise_shortage(error)
             with contextlib.suppress(Exception):
                 self._run(_masked(self._given, chosen).train(), self._inputs)
                 return f"in train mode, {first_line(error)}"

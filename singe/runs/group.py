@@ -59,7 +59,7 @@ class Turn:
     def take(self) -> GroupRecord:
         """Prunes the group."""
         space = self._space
-        loss_start = space.finite_loss(self._batch)
+        loss_start = space.finite_loss(self._batch, self._given.name)
         with self._scoring:
             selection = Selection(self._scorer(), space.options.criterion, space.options.refresh)
         if not any(selection.first_scores):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import astuple
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from ..bars import bar
 from ..digest import digest
 from ..graph.groups import Group
 from ..graph.trace import named_tensors, trace
+from ..models.batches import length
 from ..models.copies import copy_of
 from ..models.isolation import same_modes
 from ..models.weightnorm import with_weight_norms
@@ -25,6 +27,7 @@ from ..result import TIMED, LatencyChange, PruneResult, compared, spent
 from ..sizes import count_parameters, widths
 from ..storage.checkpoint import Checkpoint, Progress, fingerprint
 from ..survey import sample_inputs
+from ..timing.latency import Latency
 from ..training.data import Stream
 from ..training.finetune import When
 from .group import Turn
@@ -209,12 +212,16 @@ class NeuronRun:
             seconds=spent(progress.seconds, progress.history),
         )  # fmt: skip
 
-    def _latency(self) -> LatencyChange | None:
+    def _latency(self) -> LatencyChange:
         """How long a forward pass took before and takes now, as the first rank measures it."""
         space, task = self.space, self.space.options.task
         with space.timed("latency"):
             served = space.served
             x = sample_inputs(space.probe, space.trace, task, TIMED) if served is None else task.inputs(served)
-            found = compared(space.given, space.model, x, task) if space.ranks.first else None
-            space.ranks.wait()  # so that nothing disturbs the measurement
-        return found
+            found = torch.zeros(2, 4, dtype=torch.float64)
+            if space.ranks.first:  # the others wait, and disturb no measurement
+                change = compared(space.given, space.model, x, task)
+                found = torch.tensor([astuple(change.before), astuple(change.after)], dtype=torch.float64)
+            found = space.ranks.from_first(found)
+        before, after = (Latency(median, low, high, int(n)) for median, low, high, n in found.tolist())
+        return LatencyChange(before, after, length(x))

@@ -101,18 +101,18 @@ class WeightRun:
         space.restart(index)
         batch = space.stream.take(space.options.images)
         scoring, tuning = Stopwatch(), Stopwatch()
-        loss_start = space.finite_loss(batch)
+        loss_start = space.finite_loss(batch, weight.name)
         with scoring:
             scores = self.scores(weight, batch)
             self._kept[weight.name] = without_least(scores, count)
         space.ranks.check_decision(weight.name, {"kept": self._kept[weight.name]})
         self._hold()
-        loss_removed = loss_end = space.finite_loss(batch)
+        loss_removed = loss_end = space.loss(batch)
         if tuner is not None and tuner.when == "layer":
             with tuning:
                 tuner.train_stage()
             space.synchronise()
-            loss_end = space.finite_loss(batch)
+            loss_end = space.loss(batch)
         return WeightRecord(
             weight=weight.name, size=weight.size, removed=count, loss_start=loss_start, loss_removed=loss_removed,
             loss_end=loss_end, seconds_scoring=scoring.seconds, seconds_tuning=tuning.seconds,

@@ -107,11 +107,11 @@ class Workspace:
         with torch.no_grad():
             return self.options.task(self.model, batch).item()
 
-    def finite_loss(self, batch: Batch) -> float:
-        """The same; raises ValueError if it is not finite."""
+    def finite_loss(self, batch: Batch, part: str) -> float:
+        """The same, before a part of the network is pruned; raises ValueError if it is not finite."""
         loss = self.loss(batch)
         if not math.isfinite(loss):
-            raise ValueError(f"expected a finite loss on the batch, got {loss}")
+            raise ValueError(f"expected a finite loss before {part} is pruned, got {loss}")
         return loss
 
     def loss_after(self) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..graph.trace import Trace
-from ..memory import is_shortage
+from ..memory import raise_shortage
 from ..models.numerics import close
 from .jobs import Jobs, whole_group
 from .stacking import Stacking
@@ -58,8 +58,7 @@ class Samples:
         return all(map(self._agree, pair, self._stacking.join_outputs(alone)))
 
     def _failed(self, what: str, error: Exception) -> bool:
-        if is_shortage(error):
-            raise error
+        raise_shortage(error)
         log.debug("%s: %s failed: %s", self._name, what, error)
         return False
 

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .. import values
 from ..bars import bar
+from ..memory import raise_shortage
 from ..models.batches import Batch, described, head, length
 from ..models.copies import copy_of
 from ..models.precision import Precision, arithmetic, callers_multiplication
@@ -210,6 +211,7 @@ class Tuner:
                 self._unused = None in torch.autograd.grad(loss, trained, allow_unused=True)
                 copy_of(model)  # with what it keeps of its last pass, as after fine-tuning
         except (RuntimeError, ValueError, TypeError) as error:
+            raise_shortage(error)
             remark = "; try drop_last=True" if length(batch) == 1 else ""
             raise (TypeError if isinstance(error, TypeError) else ValueError)(
                 f"expected a network and a loss that can be trained, in train mode, on batches of {described(batch)}"
