@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -16,14 +15,13 @@ from torch.utils import _pytree as pytree
 from .graph.groups import qualified
 from .graph.trace import Trace
 from .memory import raise_shortage
-from .models.batches import Batch, described, head, with_dicts
+from .models.batches import Batch, described, with_dicts
 from .models.copies import copy_of
-from .models.isolation import all_trained, plain_torch
+from .models.isolation import plain_torch
 from .models.numerics import alike
-from .models.outputs import Form, leaves
 from .models.widths import widths_by_tensors
 from .ops import FLOATING
-from .task import Task, differentiable
+from .task import Task
 
 log = logging.getLogger("singe")
 
@@ -234,63 +232,6 @@ def answers(model: nn.Module, batch: Batch, task: Task) -> Any:
             f"expected batches that fit {type(model).__name__}, but {call} failed for inputs of "
             f"{described(task.inputs(batch))}: {error}"
         ) from error
-
-
-def loss_of_outputs(model: nn.Module, batch: Batch, task: Task, *, gradients: bool) -> None:
-    """Raises ValueError if the loss sees more of the model than its outputs: scores would not.
-
-    The loss of the same outputs must not depend on what the model has seen in between, such as what hooks keep of it.
-
-    Args:
-        model: a working copy.
-        batch: on its device.
-        task: how the model is called and judged.
-        gradients: whether the loss has to have a gradient at some weight, too.
-    """
-    with torch.no_grad():
-        try:
-            batch, outputs, first = _judged(model, head(batch, 16), task)
-        except (RuntimeError, ValueError, IndexError):  # the model or the loss takes whole batches only
-            batch, outputs, first = _judged(model, batch, task)
-        again = float(task.judge(outputs, batch))
-        task.outputs(model, pytree.tree_map(lambda t: t[:1].expand_as(t).clone(), batch))
-        after = float(task.judge(outputs, batch))
-    if first == again and not math.isclose(first, after, rel_tol=1e-3) and math.isfinite(first):
-        raise ValueError(
-            "expected a loss of the model's outputs and the batch alone, but it depends on what else the model has "
-            "computed (such as what a hook has kept); return that from forward=, among the outputs"
-        )
-    with torch.no_grad():
-        rebuilt = float(task.judge(_made_anew(outputs), batch))
-    if first == again and not math.isclose(first, rebuilt, rel_tol=1e-3) and math.isfinite(first):
-        raise ValueError(
-            f"expected outputs whose loss stays the same if they are made anew of what they hold, but a new "
-            f"{type(outputs).__name__} has another; return tensors in tuples or dicts from forward="
-        )
-    if gradients:
-        _differentiable(model, batch, task)
-
-
-def _made_anew(outputs: Any) -> Any:
-    """Outputs as scoring makes them of the values that it computes."""
-    try:
-        return Form(outputs).build(leaves(outputs))
-    except Exception as error:  # whatever the constructors raise
-        raise ValueError(
-            f"expected outputs that can be made anew of what they hold, but {type(outputs).__name__} cannot ({error}); "
-            "return tensors in tuples or dicts from forward="
-        ) from error
-
-
-def _differentiable(model: nn.Module, batch: Batch, task: Task) -> None:
-    with torch.enable_grad(), all_trained(model):
-        differentiable(task(model, batch))
-
-
-def _judged(model: nn.Module, batch: Batch, task: Task) -> tuple[Batch, Any, float]:
-    """A batch, the model's outputs and their loss."""
-    outputs = task.outputs(model, batch)
-    return batch, outputs, float(task.judge(outputs, batch))
 
 
 def own_weights(model: nn.Module, graph: Trace) -> None:

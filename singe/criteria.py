@@ -43,6 +43,16 @@ class Criterion:
         """Whether one pass scores all neurons of a group, so that fewer cost no less."""
         return True
 
+    @property
+    def reads_loss(self) -> bool:
+        """Whether scores depend on the loss."""
+        return self.takes_gradients
+
+    @property
+    def takes_gradients(self) -> bool:
+        """Whether scores are made of the loss's gradients."""
+        return False
+
     def __repr__(self) -> str:
         """The same in every process, as a checkpoint and other ranks compare it; dataclasses have their own."""
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
@@ -101,6 +111,10 @@ class PathCriterion(NormCriterion, ABC):
     @property
     def scores_together(self) -> bool:
         return self.rule().path == "layer"
+
+    @property
+    def takes_gradients(self) -> bool:
+        return True
 
 
 _UNFADED: Nodes = (torch.ones(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
@@ -167,6 +181,10 @@ class LossChange(Criterion):
     @property
     def scores_together(self) -> bool:
         return False
+
+    @property
+    def reads_loss(self) -> bool:
+        return True
 
 
 @dataclass(frozen=True)
@@ -251,13 +269,3 @@ def resolve_elementwise(criterion: str | Criterion) -> Criterion:
             raise ValueError(f"expected path='layer' with structured=False, single weights have no other, got {found}")
         return replace(found, path="layer")
     return found
-
-
-def reads_loss(criterion: Criterion) -> bool:
-    """Whether scores depend on the loss."""
-    return isinstance(criterion, (PathCriterion, LossChange))
-
-
-def takes_gradients(criterion: Criterion) -> bool:
-    """Whether scores are made of the loss's gradients."""
-    return isinstance(criterion, PathCriterion)

@@ -173,10 +173,7 @@ class NeuronForecaster(NeuronRun):
 
     def _plan(self) -> Plan:
         """A plan that makes a network as narrow as the result will be."""
-        plan = Plan()
-        for group, count in self.todo:
-            plan.add(group, list(range(count)))
-        return plan
+        return Plan.of((group, range(count)) for group, count in self.todo)
 
     def _time_training(
         self, narrow: nn.Module, plan: Plan, left: float, seconds: dict[str, float], measured: list[str]

@@ -19,11 +19,11 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from . import checks, values
 from .allocation.goal import left_alone
-from .criteria import Criterion, reads_loss, resolve, takes_gradients
+from .criteria import Criterion, resolve
 from .graph.trace import Forward, trace
 from .identity import of_object
 from .memory import DEFAULT_MEMORY
-from .models.batches import Batch, head, length, parts
+from .models.batches import Batch, length, parts
 from .models.isolation import plain_torch, preserved_random_state, same_modes
 from .models.weightnorm import weight_norms
 from .models.wrappers import unwrapped
@@ -33,7 +33,7 @@ from .removal.plan import Plan
 from .removal.surgery import compact, zero
 from .removal.trial import check_result
 from .result import TIMED, PruneResult, compared
-from .scoring.own_gradients import check_own_gradients
+from .scoring.admission import check_scorable
 from .scoring.rounds import channels, comparable, least
 from .scoring.scores import scores_of, unscorable
 from .sizes import count_macs, count_parameters, widths
@@ -199,11 +199,7 @@ class GradualPruner:
 
     def _round(self, stream: Stream, epoch: int) -> RoundRecord:
         began, batch, work = time.perf_counter(), self._samples(stream, epoch), checks.working_copy(self._model)
-        if reads_loss(self._criterion):
-            few = head(batch, self._trace.example_batch)
-            checks.loss_of_outputs(work, few, self._task, gradients=takes_gradients(self._criterion))
-        if takes_gradients(self._criterion):
-            check_own_gradients(work, self._trace, batch, self._task)
+        check_scorable(work, self._trace, batch, self._task, self._criterion)
         groups = list(self._groups.values())
         loss_start, evaluation_start = self._evaluate(work, batch), self._observer.evaluation(work)
         found = scores_of(work, self._trace, groups, batch, self._task, self._criterion, self._memory)
@@ -261,11 +257,7 @@ class GradualPruner:
         zero(self._model, self._zeros)
 
     def _plan(self, masked: Mapping[str, list[int]]) -> Plan:
-        plan = Plan()
-        for name, group in self._groups.items():
-            if name in masked:
-                plan.add(group, masked[name])
-        return plan
+        return Plan.of((group, masked[name]) for name, group in self._groups.items() if name in masked)
 
     # -- the end ---------------------------------------------------------------------------------------------
 

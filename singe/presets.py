@@ -28,7 +28,7 @@ _PUBLISHED = {
 }
 
 
-class Schedule(TypedDict):
+class Rounds(TypedDict):
     """When a ``GradualPruner`` masks channels, and how many; see there."""
 
     every: int
@@ -36,7 +36,7 @@ class Schedule(TypedDict):
     until: int
 
 
-def gradual_preset(name: str, epochs: int | None = None) -> Schedule:
+def gradual_preset(name: str, epochs: int | None = None) -> Rounds:
     """Published settings as arguments: ``GradualPruner(model, x, **gradual_preset("resnet110_cifar"))``.
 
     Args:

@@ -93,9 +93,9 @@ class Ranks:
             dist.all_gather(list(digests.unbind()), own, group=self.group)
         return (digests != digests[0]).any(1).nonzero().flatten().tolist()
 
-    def check_same(self, what: str, text: str, tensors: Mapping[str, Tensor] | None = None) -> None:
+    def check_same(self, what: str, text: str) -> None:
         """Raises ValueError on all ranks unless all were given the same."""
-        if others := self.differing(text, tensors):
+        if others := self.differing(text):
             raise ValueError(f"expected the same {what} on all ranks, but ranks {others} have others than rank 0")
 
     def check_decision(self, part: str, decided: Mapping[str, Tensor]) -> None:

@@ -33,7 +33,7 @@ from .graph.riders import find_riders
 from .graph.trace import Forward, Trace, trace
 from .models.batches import Batch
 from .models.copies import copy_of
-from .models.patterns import first_name
+from .models.names import first_name
 from .models.weightnorm import plain_copy
 from .models.wrappers import unwrapped
 from .task import Loss, Task

@@ -9,18 +9,18 @@ from typing import Any, overload
 from torch import Tensor, nn
 
 from . import checks, values
-from .criteria import Criterion, reads_loss, resolve, takes_gradients
+from .criteria import Criterion, resolve
 from .graph.analysis import find_groups
 from .graph.groups import Group, groups_of, in_layer_order, module_of
 from .graph.trace import Forward, Trace, trace
 from .memory import DEFAULT_MEMORY
 from .models.batches import Batch
 from .models.isolation import plain_torch, preserved_random_state
-from .models.patterns import first_name
+from .models.names import first_name
 from .models.precision import Precision, check_precision
 from .models.weightnorm import without_weight_norms
 from .models.wrappers import unwrapped
-from .scoring.own_gradients import check_own_gradients
+from .scoring.admission import check_scorable
 from .scoring.scores import scores_of, unscorable
 from .task import Loss, Task
 
@@ -101,11 +101,8 @@ def score(
         here = checks.batch_of(batch, device, task)
         work = without_weight_norms(checks.working_copy(model))
         checks.runs(work, here, task)
-        if reads_loss(chosen):
-            checks.loss_of_outputs(work, here, task, gradients=takes_gradients(chosen))
         graph = trace(work, task.inputs(here), task.call)
-        if takes_gradients(chosen):
-            check_own_gradients(work, graph, here, task)
+        check_scorable(work, graph, here, task, chosen)
         every = find_groups(graph)
         layers = [first_name(work, layer)] if layer is not None else _scorable(graph, every, chosen, here)
         parts = {name: groups_of(name, every) for name in layers}

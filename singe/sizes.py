@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from .graph.trace import Forward, answer, plain
+from .graph.trace import Forward, answer, plain_call
 from .models.batches import length
 
 Shape = Sequence[int]
@@ -24,7 +24,7 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def count_macs(model: nn.Module, inputs: Any, forward: Forward = plain) -> int:
+def count_macs(model: nn.Module, inputs: Any, forward: Forward = plain_call) -> int:
     """Multiply-adds of ``forward(model, inputs)`` for one sample: torch's flop count over two, in the model's mode."""
     if any(p.is_meta for p in model.parameters()):
         inputs = pytree.tree_map(lambda t: t.to("meta"), inputs)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from .graph.trace import Forward, answer, plain
+from .graph.trace import Forward, answer, plain_call
 from .models.batches import Batch, tensors
 from .models.isolation import callers_device
 from .models.outputs import cloned
@@ -87,7 +87,7 @@ class Task:
     @property
     def call(self) -> Forward:
         """(model, inputs) -> outputs."""
-        return plain if self.forward is None else self.forward
+        return plain_call if self.forward is None else self.forward
 
     @property
     def objective(self) -> Loss:

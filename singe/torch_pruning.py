@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checks, values
-from .criteria import Criterion, reads_loss, resolve, takes_gradients
+from .criteria import Criterion, resolve
 from .graph.analysis import find_groups
 from .graph.groups import Group, Slice
 from .graph.trace import Forward, Trace, named_tensors, trace
@@ -20,7 +20,7 @@ from .models.batches import Batch, tensors
 from .models.isolation import plain_torch, preserved_random_state
 from .models.precision import Precision, check_precision
 from .models.wrappers import unwrapped
-from .scoring.own_gradients import check_own_gradients
+from .scoring.admission import check_scorable
 from .scoring.scores import scores_of, unscorable
 from .task import Loss, Task
 
@@ -134,11 +134,8 @@ class SingeImportance:
         shapes = [tensor.shape for tensor in (*named_tensors(work).values(), *tensors(batch))]
         if self._traced is None or self._traced[0] != shapes:
             checks.runs(work, batch, self._task)
-            if reads_loss(self._criterion):
-                checks.loss_of_outputs(work, batch, self._task, gradients=takes_gradients(self._criterion))
             graph = trace(work, self._task.inputs(batch), self._task.call)
-            if takes_gradients(self._criterion):
-                check_own_gradients(work, graph, batch, self._task)
+            check_scorable(work, graph, batch, self._task, self._criterion)
             self._traced = shapes, graph, find_groups(graph)
         return self._traced[1:]
 

@@ -15,14 +15,14 @@ Reader = Callable[[Any, str], Any]
 """Converts data that ``json`` has read; also takes its place in the file, for messages."""
 
 
-def plain(value: Any) -> Any:
+def as_data(value: Any) -> Any:
     """A dataclass, or a field's value, as ``json`` writes it; numbers that JSON does not have become None."""
     if is_dataclass(value):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: as_data(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: as_data(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [as_data(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

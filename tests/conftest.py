@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from singe import demo
 from singe.graph import export
-from singe.graph.trace import named_tensors, plain
+from singe.graph.trace import named_tensors, plain_call
 from singe.models.batches import described
 from singe.timing.latency import Latency
 
@@ -85,7 +85,7 @@ def exports_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     original = export.exported
 
     def exported(model, inputs, forward):
-        known = type(model).__module__ in ("networks", "small_resnet", "singe.demo") and forward is plain
+        known = type(model).__module__ in ("networks", "small_resnet", "singe.demo") and forward is plain_call
         if not known or torch.get_default_dtype() != torch.float32 or torch.is_autocast_enabled("cpu"):
             return original(model, inputs, forward)
         modules, tensors = list(model.named_modules(remove_duplicate=False)), named_tensors(model)

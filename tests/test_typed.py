@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from singe.typed import plain, reader
+from singe.typed import as_data, reader
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ SHAPE = Shape((Point(0.5), Point(-2.0, "q")), {"a": (3, 1)}, None, True, Point(1
 
 
 def test_what_is_written_is_read():
-    assert read(Shape, json.loads(json.dumps(plain(SHAPE), allow_nan=False))) == SHAPE
-    assert read(Shape, plain(Shape((), {}, 1.0))) == Shape((), {}, 1.0)
+    assert read(Shape, json.loads(json.dumps(as_data(SHAPE), allow_nan=False))) == SHAPE
+    assert read(Shape, as_data(Shape((), {}, 1.0))) == Shape((), {}, 1.0)
 
 
 def test_numbers_that_json_lacks_are_read_as_nan():
-    data = plain(Point(math.inf))
+    data = as_data(Point(math.inf))
     assert data["x"] is None and math.isnan(read(Point, data).x)
 
 
@@ -67,7 +67,7 @@ def test_what_is_left_out_has_its_default():
 )
 def test_what_is_of_another_kind_is_refused_where_it_stands(change, message):
     with pytest.raises(ValueError, match=message):
-        read(Shape, plain(SHAPE) | change)
+        read(Shape, as_data(SHAPE) | change)
 
 
 def test_something_else_than_an_object_is_refused():
@@ -79,8 +79,8 @@ def test_reading_runs_no_code():
     read_shape, events, watching = reader(Shape), [], [True]
     sys.addaudithook(lambda event, _: events.append(event) if watching else None)  # for good
     with pytest.raises(ValueError):
-        read_shape(plain(SHAPE) | {"mark": 3}, "")
-    read_shape(plain(SHAPE), "")
+        read_shape(as_data(SHAPE) | {"mark": 3}, "")
+    read_shape(as_data(SHAPE), "")
     compile("0", "", "eval")
     watching.clear()
     assert events.count("compile") == 1 and "exec" not in events

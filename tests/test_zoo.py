@@ -23,7 +23,7 @@ import singe
 from singe.allocation.cost import parameter_cost
 from singe.allocation.goal import left_alone
 from singe.graph.groups import Group, module_of
-from singe.graph.trace import Trace, answer, named_tensors, plain, trace
+from singe.graph.trace import Trace, answer, named_tensors, plain_call, trace
 from singe.models.weightnorm import plain_copy
 from singe.removal.trial import difference
 from singe.survey import Survey, survey
@@ -47,7 +47,7 @@ class Findings:
 @cache
 def findings(name: str) -> Findings:
     entry, model = ZOO[name], plain_copy(ZOO[name].make())
-    call = entry.forward or plain
+    call = entry.forward or plain_call
     graph = trace(model, entry.inputs(), call)
     found = survey(model, graph, entry.inputs(), Task(entry.forward), lambda groups: left_alone(model, groups, ()))
     return Findings(graph, found)
@@ -113,7 +113,7 @@ def exported_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_pruned_network_is_the_masked_one_and_trains(name, share, monkeypatch):
     exported_once(name, monkeypatch)
     entry = ZOO[name]
-    model, batch, call = entry.make(), batch_of(entry), entry.forward or plain
+    model, batch, call = entry.make(), batch_of(entry), entry.forward or plain_call
     prunable = findings(name).survey.able
     assert prunable
     cost = parameter_cost(plain_copy(model), prunable)
@@ -140,7 +140,7 @@ def test_the_defaults_of_prune_are_for_every_kind_of_network(name, monkeypatch):
     )  # fmt: skip
     assert result.plan.removals
     assert not any(record.uncompensated for record in result.history)
-    assert all(v.isfinite().all() for v in pytree.tree_leaves(answer(result.model, x, entry.forward or plain)))
+    assert all(v.isfinite().all() for v in pytree.tree_leaves(answer(result.model, x, entry.forward or plain_call)))
     assert_trains(result.model, entry)
 
 
@@ -179,7 +179,7 @@ def assert_trains(model: nn.Module, entry: Entry) -> None:
     model, batch = copy.deepcopy(model).train(), batch_of(entry)
     whole = entry.make().train()
     for network in (whole, model):
-        outputs = answer(network, entry.inputs(), entry.forward or plain)
+        outputs = answer(network, entry.inputs(), entry.forward or plain_call)
         size_of_outputs(outputs, batch).backward()
     used = {n for n, p in whole.named_parameters() if p.grad is not None}
     assert {n for n, p in model.named_parameters() if p.grad is not None} == used

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from singe.graph.analysis import find_groups
 from singe.graph.groups import Group
-from singe.graph.trace import Trace, plain, trace
+from singe.graph.trace import Trace, plain_call, trace
 from singe.removal.trial import Trials
 
 
@@ -95,6 +95,6 @@ class BiasedAttention(Attention):
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
-def unsafe_groups(model, groups, inputs, forward=plain):
+def unsafe_groups(model, groups, inputs, forward=plain_call):
     """The groups whose removal does not equal masking them -> why."""
     return Trials(model, inputs, forward).unsafe(groups)

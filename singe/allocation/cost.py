@@ -154,9 +154,7 @@ def mac_cost(
     products, counted = [0] * len(groups), _countable(model, macs_of, cost.total)
     for i, group in enumerate(groups):
         if group.size > 1 and group.frozen is None and group.name not in whole:
-            plan = Plan()
-            plan.add(group, [0])
-            narrower = plan.apply(copy_of(counted))
+            narrower = Plan.of([(group, [0])]).apply(copy_of(counted))
             products[i] = max(0, cost.total - macs_of(narrower) - cost.unit([0] * len(groups), i))
     return ElementCost(model, groups, prices, fixed, products)
 

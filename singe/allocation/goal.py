@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from .. import values
 from ..graph.groups import Group
 from ..graph.trace import Trace
-from ..models.patterns import Part, named_parts
 from . import schedules
 from .cost import Cost, mac_cost, parameter_cost
 from .fit import check_reach, fit, removable
+from .parts import Part, named_parts
 
 Target = Literal["params", "macs", "latency"]
 Allocation = str | Mapping[str, float]

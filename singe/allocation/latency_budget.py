@@ -73,10 +73,8 @@ class Machine:
         return [self._cut(removed) for removed in networks]
 
     def _cut(self, removed: Lost) -> nn.Module:
-        plan = Plan()
-        for group, count in zip(self._groups, removed, strict=True):
-            plan.add(group, list(range(count)))
-        return plan.apply(copy_of(self._model))
+        pairs = zip(self._groups, map(range, removed), strict=True)
+        return Plan.of(pairs).apply(copy_of(self._model))
 
 
 def counts_within(

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from .. import values
 from ..graph.groups import module_of
-from ..models.patterns import Part, named_parts
 from .cost import Cost
+from .parts import Part, named_parts
 
 Schedule = Callable[[float], Sequence[float]]
 """Level in [0, 1] -> how many units each part has lost."""

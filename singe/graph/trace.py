@@ -36,12 +36,12 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def plain(model: nn.Module, x: Any) -> Any:
+def plain_call(model: nn.Module, x: Any) -> Any:
     """``model(x)``: how a model is called unless the user says otherwise."""
     return model(x)
 
 
-def answer(model: nn.Module, inputs: Any, forward: Forward = plain) -> Any:
+def answer(model: nn.Module, inputs: Any, forward: Forward = plain_call) -> Any:
     """``forward(model, inputs)`` on a copy of the inputs, since some models work in place on them."""
     with callers_device():
         return forward(model, copied(inputs))
@@ -235,7 +235,7 @@ class Trace:
         return self._form.build(value(of) for of in self._returned)
 
 
-def trace(model: nn.Module, inputs: Any, forward: Forward = plain) -> Trace:
+def trace(model: nn.Module, inputs: Any, forward: Forward = plain_call) -> Trace:
     """Exports ``forward(model, inputs)`` once, in the mode that the model is in.
 
     Args:

@@ -40,12 +40,12 @@ class Weights:
     """All weights of a network, tied ones once.
 
     Attributes:
-        plain: those that some operator takes as they are, in execution order.
+        prunable: those that some operator takes as they are, in execution order.
         other: names of the other weights -> why they cannot be pruned.
         total: how many single weights all of them hold; for a computed tensor, as many as the operator takes.
     """
 
-    plain: list[Weight]
+    prunable: list[Weight]
     other: dict[str, str]
     total: int
 

@@ -15,7 +15,7 @@ from torch.nn.utils import prune
 from torch.optim import Optimizer
 
 from ..graph.groups import module_of
-from ..graph.trace import Forward, answer, plain
+from ..graph.trace import Forward, answer, plain_call
 from ..models.copies import copy_of
 from ..models.numerics import alike
 
@@ -54,7 +54,7 @@ def are_on(model: nn.Module, names: Iterable[str]) -> bool:
     return any(f"{name}_orig" in listed for name in names)
 
 
-def unmaskable(model: nn.Module, names: Sequence[str], inputs: Any, forward: Forward = plain) -> dict[str, str]:
+def unmaskable(model: nn.Module, names: Sequence[str], inputs: Any, forward: Forward = plain_call) -> dict[str, str]:
     """Parameters whose masks would not be applied -> why.
 
     The hook that multiplies runs when the module that holds the parameter is called. Code that reads the parameter of

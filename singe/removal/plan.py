@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..graph.groups import Group, Slice
 from ..graph.trace import named_tensors
 from ..models.weightnorm import WeightNorm, plain_copy, weight_norms, with_weight_norms, without_weight_norms
 from ..models.wrappers import unwrapped
-from .surgery import compact, named_widths
+from .surgery import compact, named_integers
 
 VERSION = 1
 
@@ -67,11 +67,19 @@ class Plan:
 
     removals: list[Removal] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, removed: Iterable[tuple[Group, Sequence[int]]]) -> Plan:
+        """The plan that removes some neurons of each of some groups, whose slices count in the unpruned model."""
+        plan = cls()
+        for group, neurons in removed:
+            plan.add(group, neurons)
+        return plan
+
     def __repr__(self) -> str:
         neurons = sum(len(removal.neurons) for removal in self.removals)
         return f"Plan(removals=[{len(self.removals)} groups, {neurons} neurons])"
 
-    def add(self, group: Group, neurons: list[int]) -> Removal:
+    def add(self, group: Group, neurons: Sequence[int]) -> Removal:
         """Records the removal of ``neurons`` of ``group``, whose slices count in the unpruned model."""
         gone = torch.tensor(neurons, dtype=torch.int64)
         cuts = tuple(Cut(s.tensor, s.dim, len(s.neuron), tuple(s.indices(gone).tolist())) for s in group.slices)
@@ -123,7 +131,7 @@ class Plan:
         return with_weight_norms(model, norms)
 
     def _apply(self, model: nn.Module, *optimizers: Optimizer) -> None:
-        shapes: dict[str, tuple[int, ...]] = {name: (value,) for name, value in named_widths(model).items()}
+        shapes: dict[str, tuple[int, ...]] = {name: (value,) for name, value in named_integers(model).items()}
         shapes |= {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
         for cut in (cut for removal in self.removals for cut in removal.cuts):
             shape = shapes.get(cut.tensor, ())
@@ -136,7 +144,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for ``json``; see :meth:`from_json`."""
-        return {"format": "singe-plan", "version": VERSION, "removals": typed.plain(self.removals)}
+        return {"format": "singe-plan", "version": VERSION, "removals": typed.as_data(self.removals)}
 
     @classmethod
     def from_json(cls, data: Any) -> Plan:

@@ -65,7 +65,7 @@ def compact(model: nn.Module, removed: Removed, *optimizers: Optimizer | None) -
         ValueError: an unknown name, an axis or index out of range, an axis that would become empty, or an optimiser
             whose state cannot be cut.
     """
-    tensors, widths = named_tensors(model), named_widths(model)
+    tensors, widths = named_tensors(model), named_integers(model)
     kept = {key: _kept(tensors, *key, indices) for key, indices in removed.items() if key[0] not in widths}
     left = {key[0]: len(_left(widths[key[0]], *key, indices)) for key, indices in removed.items() if key[0] in widths}
     blocks = {
@@ -99,7 +99,7 @@ def compact(model: nn.Module, removed: Removed, *optimizers: Optimizer | None) -
         setattr(model.get_submodule(module_of(name)), own_name(name), value)
 
 
-def named_widths(model: nn.Module) -> dict[str, int]:
+def named_integers(model: nn.Module) -> dict[str, int]:
     """Every integer attribute of every module, by qualified name: code may use these as the length of an axis."""
     holders = [(name, vars(module)) for name, module in model.named_modules()]
     return {qualified(at, name): value for at, held in holders for name, value in held.items() if type(value) is int}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..graph.export import first_line
 from ..graph.groups import Group, module_of, own_name
-from ..graph.trace import Forward, answer, named_tensors, plain
+from ..graph.trace import Forward, answer, named_tensors, plain_call
 from ..memory import raise_shortage
 from ..models.copies import copy_of
 from ..models.numerics import close
@@ -47,7 +47,7 @@ class Trials:
         self,
         model: nn.Module,
         inputs: Any,
-        forward: Forward = plain,
+        forward: Forward = plain_call,
         seconds: float = math.inf,
         began: float | None = None,
         told: Callable[[], object] = lambda: None,
@@ -160,10 +160,8 @@ class Trials:
 
 
 def _compacted(model: nn.Module, chosen: Chosen) -> nn.Module:
-    network, plan = copy_of(model), Plan()
-    for group, neurons in chosen:
-        plan.add(group, neurons.tolist())
-    compact(network, plan.removed())
+    network = copy_of(model)
+    compact(network, Plan.of((group, neurons.tolist()) for group, neurons in chosen).removed())
     return network
 
 
@@ -196,7 +194,9 @@ def difference(expected: Any, actual: Any) -> str | None:
     return None
 
 
-def check_result(original: nn.Module, pruned: nn.Module, plan: Plan, inputs: Any, forward: Forward = plain) -> None:
+def check_result(
+    original: nn.Module, pruned: nn.Module, plan: Plan, inputs: Any, forward: Forward = plain_call
+) -> None:
     """Raises RuntimeError unless the pruned network equals the unpruned one with its weights and zeros elsewhere."""
     full = expanded(original, pruned, plan)
     with torch.no_grad():

@@ -76,7 +76,7 @@ def save(facts: Facts, directory: str | os.PathLike[str]) -> None:
     """Writes ``report.json`` beside the plan or the masks that it belongs to."""
     path = Path(directory)
     head = {"format": "singe-report", "version": VERSION, "of": _beside(path)}
-    text = json.dumps(head | typed.plain(facts), separators=(",", ":"), allow_nan=False)
+    text = json.dumps(head | typed.as_data(facts), separators=(",", ":"), allow_nan=False)
     replace(path / FILE, lambda part: part.write_text(text, encoding="utf-8"))
 
 

@@ -86,7 +86,7 @@ class Turn:
         """Masks the least relevant neurons one by one; returns curves of the last, where they are wanted."""
         space, criterion = self._space, self._space.options.criterion
         found: tuple[Curve, ...] = ()
-        wanted = curves.recorded(self._index, len(space.progress.widths), criterion)
+        wanted = curves.recorded(self._index, len(space.progress.counts), criterion)
         shown = space.options.progress
         with bar(range(self._count), desc=self._group.name, unit="neuron", shown=shown, inside=True) as turns:
             for turn in turns:

@@ -30,10 +30,10 @@ from ..survey import sample_inputs
 from ..timing.latency import Latency
 from ..training.data import Stream
 from ..training.finetune import When
+from .counts import able_groups, counts
 from .group import Turn
 from .neuron_workspace import NeuronWorkspace
 from .options import Options
-from .widths import able_groups, counts
 
 log = logging.getLogger("singe")
 
@@ -85,12 +85,12 @@ class NeuronRun:
         if not self.resumes:
             with space.timed("ranking"):
                 found = counts(space, able)
-            progress.widths = [(g.name, g.size, n) for g, n in zip(able, found, strict=True) if n]
+            progress.counts = [(g.name, g.size, n) for g, n in zip(able, found, strict=True) if n]
         groups = {(g.name, g.size): g for g in able}
-        other = [name for name, size, _ in progress.widths if (name, size) not in groups]
+        other = [name for name, size, _ in progress.counts if (name, size) not in groups]
         if other:
             raise ValueError(f"expected the groups of the checkpoint in the model, found none like {', '.join(other)}")
-        self.todo = [(groups[name, size], count) for name, size, count in progress.widths]
+        self.todo = [(groups[name, size], count) for name, size, count in progress.counts]
         if not self.todo:
             log.warning("nothing is removed: rho=%g is less than half of the smallest step", space.options.goal.rho)
 

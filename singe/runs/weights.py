@@ -62,7 +62,7 @@ class WeightRun:
 
     def plan_shares(self) -> None:
         """Finds the weights that may be pruned and fixes how many single ones each will lose."""
-        space, goal, able = self.space, self.space.options.goal, self.weights.plain
+        space, goal, able = self.space, self.space.options.goal, self.weights.prunable
         whole = self.weights.other | {w.name: "is a single weight" for w in able if w.size == 1}
         whole |= ignored(space.given, able, goal.ignore)
         able = [w for w in able if w.name not in whole]

@@ -14,13 +14,12 @@ from torch import nn
 from tqdm import tqdm
 
 from .. import checks
-from ..criteria import reads_loss, takes_gradients
 from ..graph.trace import Trace, named_tensors, trace
 from ..models.batches import Batch
 from ..models.copies import copy_of
 from ..records import GroupRecord, WeightRecord
 from ..removal.surgery import Removed
-from ..scoring.own_gradients import check_own_gradients
+from ..scoring.admission import check_scorable
 from ..survey import sample_inputs
 from ..timing.stopwatch import Stopwatch, timed
 from ..training.collapse import Watch
@@ -77,13 +76,11 @@ class Workspace:
                 one of more than its outputs where that decides what is removed.
         """
         o = self.options
-        if reads_loss(o.criterion) or o.goal.allocation == "sensitivity":
-            checks.loss_of_outputs(self.model, self.probe, o.task, gradients=takes_gradients(o.criterion))
         with self.timed("analysis"):
             self.trace = self.traced(self.probe)
         checks.own_weights(self.given, self.trace)
-        if takes_gradients(o.criterion):
-            check_own_gradients(self.model, self.trace, self.probe, o.task)
+        judged = o.goal.allocation == "sensitivity"
+        check_scorable(self.model, self.trace, self.probe, o.task, o.criterion, judged=judged)
         self.sample = sample_inputs(self.probe, self.trace, o.task)
         self.watch = Watch(self.model, self.probe, o.task)
         if not math.isfinite(self.watch.loss):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..criteria import Criterion, LossChange, PathCriterion, PathRule, Random, WeightCriterion, reads_loss
+from ..criteria import Criterion, LossChange, PathCriterion, PathRule, Random, WeightCriterion
 from ..graph.groups import Group
 from ..graph.layer import Layer
 from ..graph.trace import Trace
@@ -49,6 +49,8 @@ class Engine:
         ranks: that share the jobs, each with an engine for the same group of the same model on the same batch.
 
     """
+
+    forgets_alone = False
 
     def __init__(
         self,
@@ -105,7 +107,7 @@ class Engine:
         if not isinstance(criterion, (WeightCriterion, Random)):
             self._check_loss()
         scores = self._run(lambda: self._scores(criterion, neurons).cpu())
-        if reads_loss(criterion):
+        if criterion.reads_loss:
             scores = self._ranks.sum(scores)  # here, since a rank short of memory restarts its jobs
         if isinstance(criterion, LossChange):
             scores -= self.loss

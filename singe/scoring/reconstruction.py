@@ -86,6 +86,8 @@ class Reconstructor:
         ValueError: no reader of the group can be refitted, see :func:`unfit`.
     """
 
+    forgets_alone = True
+
     def __init__(self, model: nn.Module, trace: Trace, group: Group, wanted: Wanted) -> None:
         self._name, self._size, self._wanted = group.name, group.size, wanted
         self._systems: list[_System] = []

@@ -241,6 +241,8 @@ class RelevanceScorer:
         memory: bytes that activations may take.
     """
 
+    forgets_alone = False
+
     def __init__(self, model: nn.Module, trace: Trace, group: Group, batch: Batch, task: Task, memory: int) -> None:
         self._model, self._trace, self._group, self._batch, self._task = model, trace, group, batch, task
         self._memory = Memory(group.name, memory, tensors(batch)[0].device)

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from ..criteria import Criterion, Reconstruction
+from ..criteria import Criterion
 
 Refresh = Literal["lazy", "full"]
 
@@ -20,6 +20,10 @@ class Scorer(Protocol):
     def memory(self) -> int:
         """Bytes that its passes may take, so far as the device had room for them."""
 
+    @property
+    def forgets_alone(self) -> bool:
+        """Whether ``forget`` is all that it needs of a removal; otherwise it reads the masked model."""
+
     def scores(self, criterion: Criterion, neurons: Tensor | None = None) -> Tensor:
         """float64 [len(neurons)] on the CPU."""
 
@@ -27,7 +31,7 @@ class Scorer(Protocol):
         """Whether a score stays the same when others of the group are removed."""
 
     def forget(self, neuron: int) -> None:
-        """Removes a neuron, after it has been masked in the model."""
+        """Removes a neuron, after it has been masked in the model where that is read."""
 
 
 class Selection:
@@ -84,7 +88,7 @@ class Selection:
 
 def order(scorer: Scorer, criterion: Criterion) -> Tensor:
     """int64 [n]: a group's neurons, least relevant first, re-scored if that needs no removal in the model."""
-    if not isinstance(criterion, Reconstruction):
+    if not scorer.forgets_alone:
         return scorer.scores(criterion).argsort(stable=True)
     selection = Selection(scorer, criterion, "full")
     for _ in selection.first_scores:

@@ -30,7 +30,7 @@ VERSION = 1
 _READERS = {
     "memory": typed.reader(int),
     "samples": typed.reader(str),
-    "widths": typed.reader(tuple[tuple[str, int, int], ...]),
+    "counts": typed.reader(tuple[tuple[str, int, int], ...]),
     "plan": lambda data, at: Plan.from_json(data),
     "history": typed.reader(tuple[GroupRecord, ...]),
     "traced": typed.reader(int),
@@ -48,7 +48,7 @@ class Progress:
     Attributes:
         memory: bytes that a scoring pass may take, lowered where the device had no room for more.
         samples: the fingerprint of the loader's first ones.
-        widths: (name, neurons before, neurons to remove) of every group that loses some, in order.
+        counts: (name, neurons before, neurons to remove) of every group that loses some, in order.
         plan: what was removed.
         history: of the groups that are done.
         traced: how many groups were done when the graph in use was exported.
@@ -59,7 +59,7 @@ class Progress:
 
     memory: int
     samples: str
-    widths: list[tuple[str, int, int]] = field(default_factory=list)
+    counts: list[tuple[str, int, int]] = field(default_factory=list)
     plan: Plan = field(default_factory=Plan)
     history: list[GroupRecord] = field(default_factory=list)
     traced: int = 0
@@ -88,12 +88,12 @@ class Progress:
             found = {name: read(data[name], name) for name, read in _READERS.items()}
         except (KeyError, ValueError) as error:
             raise ValueError(f"damaged progress: {error!r:.200}") from error
-        progress = cls(**found | {name: list(found[name]) for name in ("widths", "history")})
-        widths, history, plan = progress.widths, progress.history, progress.plan
+        progress = cls(**found | {name: list(found[name]) for name in ("counts", "history")})
+        counts, history, plan = progress.counts, progress.history, progress.plan
         removed = [(r.group, r.size, len(r.neurons), r.neurons) for r in plan.removals]
-        if removed != [(*w, r.removed) for w, r in zip(widths, history, strict=False)] or len(removed) < len(history):
+        if removed != [(*c, r.removed) for c, r in zip(counts, history, strict=False)] or len(removed) < len(history):
             raise ValueError("damaged progress: what was removed is not what was to be")
-        sensible = all(0 < count < size for _, size, count in widths)
+        sensible = all(0 < count < size for _, size, count in counts)
         if not (progress.memory and progress.traced <= len(history) and sensible):
             raise ValueError("damaged progress: numbers out of range")
         return progress

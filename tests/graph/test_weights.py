@@ -16,16 +16,18 @@ def weights_of(model, x):
 def test_all_weights_of_convolutions_and_linear_layers_are_found_in_execution_order():
     model = randomised(PlainNet())
     found = weights_of(model, images()[0])
-    assert [w.name for w in found.plain] == [f"features.{i}.weight" for i in (0, 4, 7)] + [
+    assert [w.name for w in found.prunable] == [f"features.{i}.weight" for i in (0, 4, 7)] + [
         f"classifier.{i}.weight" for i in (0, 3)
     ]
     assert not found.other
-    assert found.total == sum(w.size for w in found.plain) == sum(p.numel() for p in model.parameters() if p.dim() > 1)
+    assert (
+        found.total == sum(w.size for w in found.prunable) == sum(p.numel() for p in model.parameters() if p.dim() > 1)
+    )
 
 
 def test_the_order_is_that_of_execution_and_not_that_of_the_modules():
     model = Wired(lambda m, x: m.a(F.relu(m.b(x))), a=nn.Linear(6, 4), b=nn.Linear(5, 6))
-    assert [w.name for w in weights_of(model, normal(3, 5)).plain] == ["b.weight", "a.weight"]
+    assert [w.name for w in weights_of(model, normal(3, 5)).prunable] == ["b.weight", "a.weight"]
 
 
 def test_depthwise_grouped_transposed_and_other_ranks_count():
@@ -37,10 +39,10 @@ def test_depthwise_grouped_transposed_and_other_ranks_count():
     up, one = nn.ConvTranspose2d(6, 4, 2, groups=2), nn.Conv1d(4, 3, 49)
     model = Wired(wiring, deep=deep, grouped=grouped, up=up, one=one, three=nn.Conv3d(1, 2, (3, 1, 1)))
     found = weights_of(model, normal(2, 4, 8, 8))
-    assert {w.name: w.size for w in found.plain} == {
+    assert {w.name: w.size for w in found.prunable} == {
         "deep.weight": 36, "grouped.weight": 12, "up.weight": 48, "one.weight": 588, "three.weight": 6
     }  # fmt: skip
-    assert len(weights_of(randomised(MobileNet()), images()[0]).plain) == 8
+    assert len(weights_of(randomised(MobileNet()), images()[0]).prunable) == 8
 
 
 class Tied(nn.Module):
@@ -55,7 +57,7 @@ class Tied(nn.Module):
 
 def test_a_tied_weight_is_one_that_all_its_modules_hold_and_embeddings_alone_do_not_count():
     found = weights_of(Tied(), torch.arange(12).view(3, 4) % 9)
-    assert [(w.name, w.size, w.members) for w in found.plain] == [
+    assert [(w.name, w.size, w.members) for w in found.prunable] == [
         ("twice.weight", 36, ("twice",)), ("table.weight", 54, ("table", "head"))
     ]  # fmt: skip
     assert found.total == 90
@@ -66,7 +68,7 @@ def test_what_no_operator_takes_as_it_is_is_reported_and_counts():
                   aux=nn.Conv1d(2, 3, 1))  # fmt: skip
     weight_norm(model.a)
     found = weights_of(model, normal(3, 5))
-    assert [w.name for w in found.plain] == ["b.weight"]
+    assert [w.name for w in found.prunable] == ["b.weight"]
     assert set(found.other) == {"a.parametrizations.weight.original1", "c.weight", "aux.weight"}
     assert "is computed" in found.other["a.parametrizations.weight.original1"]
     assert (
@@ -80,4 +82,4 @@ def test_buffers_and_activations_are_no_weights():
     model.register_buffer("kernel", normal(3, 10))
     model.forward = lambda x: model.layers(x) + (x @ x.T) @ F.linear(x, model.kernel).sum(1, keepdim=True)
     found = weights_of(model.eval(), normal(4, 10))
-    assert [w.name for w in found.plain] == [f"layers.{i}.weight" for i in (0, 2, 4)] and not found.other
+    assert [w.name for w in found.prunable] == [f"layers.{i}.weight" for i in (0, 2, 4)] and not found.other

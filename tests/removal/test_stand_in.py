@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from wiring import Wired, frozen, groups_of, normal, unsafe_groups
 
-from singe.graph.trace import plain
+from singe.graph.trace import plain_call
 from singe.models.copies import copy_of
 from singe.removal.stand_in import stand_in
 
@@ -92,7 +92,7 @@ def test_what_goes_wrong_is_seen_beside_infinite_outputs():
 def test_a_network_that_random_weights_would_make_chaotic_keeps_its_own():
     torch.manual_seed(0)
     model = Chaotic().eval()
-    network, x = stand_in(model, normal(2, 10), plain)
+    network, x = stand_in(model, normal(2, 10), plain_call)
     assert x.dtype == torch.float64 and not network.gates.any()
 
 
@@ -133,7 +133,7 @@ class Fixed(MLP):
     ],
 )
 def test_it_computes_as_precisely_as_the_code_does(make, given, taken):
-    network, x = stand_in(randomised(make()).to(given).eval(), normal(2, 10, dtype=given), plain)
+    network, x = stand_in(randomised(make()).to(given).eval(), normal(2, 10, dtype=given), plain_call)
     assert {p.dtype for p in network.parameters()} == {x.dtype} == {taken}
 
 
@@ -157,7 +157,7 @@ def test_weights_that_hide_nothing_stay_and_so_do_the_network_and_random_states(
             if name.endswith("2.weight"):
                 parameter.zero_()
     before = snapshot(model), random_states()
-    network, _ = stand_in(model, x, plain)
+    network, _ = stand_in(model, x, plain_call)
     assert same((snapshot(model), random_states()), before)
     for name, own in network.named_parameters():
         given = model.get_parameter(name)
@@ -173,11 +173,11 @@ def test_a_network_that_nothing_stands_in_for_is_taken_as_it_is():
     model = Wired(wiring, a=nn.Linear(10, 4)).eval()
     with torch.no_grad():
         model.a.weight[0, 0] = 0
-    network, x = stand_in(model, given := normal(2, 10), plain)
+    network, x = stand_in(model, given := normal(2, 10), plain_call)
     assert x.dtype == given.dtype and torch.equal(network.a.weight, model.a.weight)
 
 
 def test_it_is_a_copy():
     model = randomised(MLP()).eval()
-    network, _ = stand_in(model, normal(2, 10), plain)
+    network, _ = stand_in(model, normal(2, 10), plain_call)
     assert network is not model and type(network) is type(copy_of(model))

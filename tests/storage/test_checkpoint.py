@@ -445,7 +445,7 @@ CONTRADICTIONS = {
     "graph of the future": lambda data: data.update(traced=9),
     "kinds": lambda data: data.update(history=[1, 2]),
     "unknown field": lambda data: data["history"][0].update(more=1),
-    "too many": lambda data: data["widths"][-1].__setitem__(2, 4),
+    "too many": lambda data: data["counts"][-1].__setitem__(2, 4),
     "other neurons": lambda data: data["history"][0]["removed"].reverse(),
     "other group": lambda data: data["plan"]["removals"][0].update(group="other"),
     "more history": lambda data: data["plan"]["removals"].pop(),

@@ -1,4 +1,4 @@
-"""Modules, and their prunable parts, by name."""
+"""The parts of a network that lose neurons or single weights, and how they are named."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import nn
 
-from .wrappers import remark_on
+from ..models.wrappers import remark_on
 
 
 class Part(Protocol):
@@ -29,19 +29,6 @@ class Part(Protocol):
     @property
     def writers(self) -> tuple[str, ...]:
         """Names of its weights, in execution order."""
-
-
-def first_name(model: nn.Module, name: str) -> str:
-    """The first name of the module that goes by a name.
-
-    Raises:
-        ValueError: there is no such module.
-    """
-    known = dict(model.named_modules(remove_duplicate=False))
-    if not isinstance(name, str) or name not in known:
-        remark = remark_on(name) if isinstance(name, str) else ""
-        raise ValueError(f"expected the name of a module of {type(model).__name__}, got {name!r}{remark}")
-    return next(first for first, module in known.items() if module is known[name])
 
 
 def named_parts(model: nn.Module, parts: Iterable[Part], pattern: str, argument: str) -> set[str]:

@@ -6,9 +6,9 @@ from torch.nn import functional as F
 from wiring import Wired
 
 import singe
+from singe.allocation.parts import named_parts
 from singe.graph.analysis import find_groups
 from singe.graph.trace import trace
-from singe.models.patterns import named_parts
 
 
 @pytest.fixture(scope="module")
