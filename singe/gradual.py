@@ -227,19 +227,14 @@ class GradualPruner:
 
     def _samples(self, stream: Stream, epoch: int) -> Batch:
         stream.restart((self._seed << 20) + epoch)
-        step = 1 if self._trace.dynamic else self._trace.example_batch
-        return stream.take(-(-self._images // step) * step)
+        return stream.take(self._trace.whole_batches(self._images))
 
     @torch.no_grad()
     def _evaluate(self, model: nn.Module, batch: Batch) -> float:
         """The loss of a copy in eval mode."""
-        largest = max(self._trace.nbytes([node], self._trace.example_batch) for node in self._trace.nodes)
         # some eight values as large as the largest are held at a time
-        room = max(1, self._memory * self._trace.example_batch // (8 * largest))
-        losses = [
-            float(self._task(model, part)) * length(part)
-            for part in parts(batch, room if self._trace.dynamic else self._trace.example_batch)
-        ]
+        step = self._trace.samples_within(self._memory, 8 * self._trace.largest())
+        losses = [float(self._task(model, part)) * length(part) for part in parts(batch, step)]
         return sum(losses) / length(batch)
 
     def _agreed(self, scores: list[Tensor]) -> list[Tensor]:

@@ -19,6 +19,8 @@ from ..training.finetune import FineTune
 from ..version import __version__
 from .datasets import BATCH_SIZE, IMAGE_SIZE
 
+Options = argparse._ArgumentGroup
+
 _UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 EXIT_CODES = "exit codes: 0 done; 1 the run failed; 2 bad usage or bad input, refused before any work; 130 interrupted"
@@ -109,7 +111,13 @@ def build() -> tuple[Parser, dict[str, Parser]]:
 def _prune(parser: Parser) -> None:
     _network(parser)
     _data(parser, required=True)
-    group = parser.add_argument_group("what to remove")
+    _removed(parser.add_argument_group("what to remove"))
+    _chosen(parser.add_argument_group("how it is chosen"))
+    _kept(parser.add_argument_group("how accuracy is kept"))
+    _run(parser.add_argument_group("the run"))
+
+
+def _removed(group: Options) -> None:
     group.add_argument("--rho", type=float, required=True, metavar="SHARE", help="share to remove, in (0, 1)")
     _literal(group, "target", Target, "what rho is a share of")
     group.add_argument(
@@ -128,7 +136,9 @@ def _prune(parser: Parser) -> None:
         action=argparse.BooleanOptionalAction,
         help="remove whole neurons (default), or mask single weights",
     )
-    group = parser.add_argument_group("how it is chosen")
+
+
+def _chosen(group: Options) -> None:
     group.add_argument(
         "--criterion", metavar="NAME",
         help="a name such as magnitude, or package.module:criterion for an object (default: integrated_gradient; of "
@@ -145,7 +155,9 @@ def _prune(parser: Parser) -> None:
     )
     _analysis_seconds(group)
     _whole(group, "seed", "of everything random")
-    group = parser.add_argument_group("how accuracy is kept")
+
+
+def _kept(group: Options) -> None:
     given = {field.name: field.default for field in fields(FineTune)} | {"lr": FineTune().learning_rate}
     fine_tuning = " ".join(f"{name}={value}" for name, value in given.items())
     group.add_argument("--finetune", nargs="+", metavar="NAME=VALUE", help=f"none; or changes to {fine_tuning.lower()}")
@@ -157,7 +169,9 @@ def _prune(parser: Parser) -> None:
     _whole(group, "recalibrate_bn", "images to estimate batch norm statistics on at the end")
     group.add_argument("--loss", metavar="REF", help="package.module:function (outputs, batch) -> scalar")
     _forward(group)
-    group = parser.add_argument_group("the run")
+
+
+def _run(group: Options) -> None:
     group.add_argument("--out", type=Path, metavar="DIR", help="where the result goes; needed except for a dry run")
     group.add_argument(
         "--evaluate", metavar="REF",
@@ -268,28 +282,28 @@ def _example(parser: Parser) -> None:
     group.add_argument("--example", type=_shape, metavar="SHAPE", help="random inputs of this shape, such as 1,3,32,32")
 
 
-def _ignore(group: argparse._ArgumentGroup) -> None:
+def _ignore(group: Options) -> None:
     group.add_argument("--ignore", nargs="*", metavar="PATTERN", help="module names to leave whole, such as 'layer4.*'")
 
 
-def _analysis_seconds(group: argparse._ArgumentGroup) -> None:
+def _analysis_seconds(group: Options) -> None:
     what = "for trial removals" + _default("analysis_seconds")
     group.add_argument("--analysis-seconds", type=float, metavar="S", help=what)
 
 
-def _forward(group: argparse._ArgumentGroup) -> None:
+def _forward(group: Options) -> None:
     group.add_argument("--forward", metavar="REF", help="package.module:function (model, batch) -> outputs")
 
 
-def _config(group: argparse._ArgumentGroup) -> None:
+def _config(group: Options) -> None:
     group.add_argument("--config", type=Path, metavar="FILE", help="TOML with the same names; the command line wins")
 
 
-def _whole(group: argparse._ArgumentGroup, name: str, what: str) -> None:
+def _whole(group: Options, name: str, what: str) -> None:
     group.add_argument(_flag(name), type=int, metavar="N", help=what + _default(name))
 
 
-def _literal(group: argparse._ArgumentGroup, name: str, kind: Any, what: str) -> None:
+def _literal(group: Options, name: str, kind: Any, what: str) -> None:
     group.add_argument(_flag(name), choices=get_args(kind), help=what + _default(name))
 
 

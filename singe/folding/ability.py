@@ -14,13 +14,13 @@ from ..graph.batchnorm import is_batch_norm
 from ..graph.groups import module_of
 from ..graph.nodes import described, place_of
 from ..graph.trace import Trace
-from .flow import is_layer
+from .flow import absorbs
 
 
 def unable(model: nn.Module, graph: Trace) -> dict[fx.Node, str]:
     """The calls of layers whose weights must stay as they are -> what to call them in a reason."""
     holders = Counter(id(t) for module in model.modules() for t in module._parameters.values())
-    found = {node: _inability(model, graph, node, holders) for node in graph.nodes if is_layer(node)}
+    found = {node: _inability(model, graph, node, holders) for node in graph.nodes if absorbs(node)}
     return {node: what for node, what in found.items() if what is not None}
 
 

@@ -93,7 +93,9 @@ class _Flow:
         """One channel for all of a node's value, which must not change."""
         channel = self.channels.issue(1)
         self.channels.keep(channel, what)
-        return pytree.tree_map_only(Tensor, lambda v: channel[0].expand(self._concrete(v.shape)), node.meta["val"])
+        return pytree.tree_map_only(
+            Tensor, lambda v: channel[0].expand(self._trace.concrete(v.shape)), node.meta["val"]
+        )
 
     def _obstacle(self, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
         for value in pytree.tree_leaves((args, kwargs)):
@@ -113,7 +115,7 @@ class _Flow:
         return x
 
     def _zeros(self, node: fx.Node, *args: Any, **kwargs: Any) -> Tensor:
-        return torch.tensor(ZERO).expand(self._shape(node))
+        return torch.tensor(ZERO).expand(self._trace.shape(node))
 
     def _pad(self, node: fx.Node, x: Tensor, pad: list[int], mode: str = "constant", value: float | None = None) -> Any:
         if mode != "constant":
@@ -125,11 +127,11 @@ class _Flow:
         first = self.channels.merged(x, range(x.dim() - rank, x.dim()))
         if packet_of(node) in _POOLS and _pool_counts_more(node):
             self.channels.keep(first, f"the divisor of {described(node)}", shift_only=True)
-        return first.expand(self._shape(node))
+        return first.expand(self._trace.shape(node))
 
     def _mean(self, node: fx.Node, x: Tensor, dim: Any = None, *args: Any, **kwargs: Any) -> Tensor:
         axes = range(x.dim()) if dim is None or dim == [] else [dim] if isinstance(dim, int) else dim
-        return self.channels.merged(x, [axis % x.dim() for axis in axes]).reshape(self._shape(node))
+        return self.channels.merged(x, [axis % x.dim() for axis in axes]).reshape(self._trace.shape(node))
 
     def _sum(self, node: fx.Node, x: Tensor, dim: Any = None, *args: Any, **kwargs: Any) -> Tensor:
         total = self._mean(node, x, dim)
@@ -158,7 +160,7 @@ class _Flow:
         return self._weighted_sum(node, x, torch.tensor(ZERO), -1, 0)
 
     def _weighted_sum(self, node: fx.Node, x: Tensor, y: Tensor, p: float, q: float) -> Tensor:
-        shape = self._shape(node)
+        shape = self._trace.shape(node)
         return self.channels.weighted_sum(x.expand(shape), y.expand(shape), p, q)
 
     # -- affine layers ---------------------------------------------------------------------------------------
@@ -179,13 +181,13 @@ class _Flow:
         name = module_of(self._trace.parameter(node, 1, "weight") or "")
         if edge:
             self.channels.keep(reads, f"{edge} of {name}", shift_only=True)
-        shape = self._shape(node)
+        shape = self._trace.shape(node)
         layer = AffineLayer(name, node, reads, self.channels.issue(shape[axis]))
         self.channels.layers.append(layer)
         return along(layer.writes, axis, len(shape)).expand(shape)
 
     def _batch_norm(self, node: fx.Node, x: Tensor, *args: Any) -> Tensor:
-        reads, shape = self.channels.along(x, 1), self._shape(node)
+        reads, shape = self.channels.along(x, 1), self._trace.shape(node)
         name = module_of(self._trace.parameter(node, 3, "running_mean") or "")
         layer = AffineLayer(name, node, reads, self.channels.issue(shape[1]))
         self.channels.norms[layer.name].append(layer)
@@ -195,14 +197,8 @@ class _Flow:
             self.channels.layers.append(layer)
         return along(layer.writes, 1, len(shape)).expand(shape)
 
-    def _shape(self, node: fx.Node) -> tuple[int, ...]:
-        return self._concrete(node.meta["val"].shape)
 
-    def _concrete(self, shape: torch.Size) -> tuple[int, ...]:
-        return tuple(self._trace.size(s, self._trace.example_batch) for s in shape)
-
-
-def is_layer(node: fx.Node) -> bool:
+def absorbs(node: fx.Node) -> bool:
     """Whether a node is a convolution, transposed or not, a linear layer or a batch norm in eval mode."""
     return packet_of(node) in (*_CONVOLUTIONS, aten.linear, aten.batch_norm)
 

@@ -52,7 +52,7 @@ def _follow(trace: Trace, owners: Owners, claims: Claims) -> None:
     rules = Rules(owners, claims, trace)
     env: Env = {node: StoredTensor(name, tuple(node.meta["val"].shape)) for node, name in trace.state.items()}
     env |= {node: torch.tensor(NOBODY).expand(value.shape) for node, value in trace.constants.items()}
-    env |= {node: fixed(owners, trace.shape(node, trace.example_batch), "network input") for node in trace.inputs}
+    env |= {node: fixed(owners, trace.shape(node), "network input") for node in trace.inputs}
 
     def call(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         owned = rules.apply(node, args, kwargs)

@@ -50,7 +50,7 @@ def _value(trace: Trace, node: fx.Node, values: Env) -> Any:
 
     def argument(i: fx.Node) -> Any:
         if trace.is_size(i):
-            return trace.size(i.meta["val"], trace.example_batch)
+            return trace.size(i.meta["val"])
         return values[i] if i in values else _like(trace, i, _numbers if pointwise else torch.zeros)
 
     return evaluate(node, fx.map_arg(node.args, argument), fx.map_arg(node.kwargs, argument))
@@ -60,8 +60,7 @@ def _like(trace: Trace, node: fx.Node, make: Any) -> Any:
     """Tensors of the shapes, dtypes and devices that a node's value has."""
 
     def tensor(value: Tensor) -> Tensor:
-        shape = [trace.size(s, trace.example_batch) for s in value.shape]
-        made: Tensor = make(shape).to(value.device, value.dtype)
+        made: Tensor = make(trace.concrete(value.shape)).to(value.device, value.dtype)
         return made
 
     return pytree.tree_map_only(Tensor, tensor, node.meta["val"])

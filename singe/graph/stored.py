@@ -68,15 +68,12 @@ class Stored:
             return None
         known: dict[fx.Node, Any] = {}
         for i in node.all_input_nodes:
-            known[i] = self._size(i) if self._trace.is_size(i) else self.value(i)
+            known[i] = self._trace.size(i.meta["val"]) if self._trace.is_size(i) else self.value(i)
         if any(value is None for value in known.values()):
             return None
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), known.__getitem__)
         result = evaluate(node, args, {name: value for name, value in kwargs.items() if name != "device"})
         return result if isinstance(result, Tensor) else None
-
-    def _size(self, node: fx.Node) -> int:
-        return self._trace.size(node.meta["val"], self._trace.example_batch)
 
 
 _KEEP = {*MOVES, *IDENTITIES, *VIEWS, torch.ops.aten.index}

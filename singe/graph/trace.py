@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
@@ -112,16 +113,21 @@ class Trace:
 
     # -- shapes ---------------------------------------------------------------------------------------------
 
-    def size(self, value: int | torch.SymInt, batch: int) -> int:
-        """A possibly symbolic integer at a batch of ``batch`` samples."""
+    def size(self, value: int | torch.SymInt, batch: int | None = None) -> int:
+        """A possibly symbolic integer at a batch of ``batch`` samples, by default those of the example."""
         if isinstance(value, torch.SymInt):
             expression = value.node.expr
-            return int(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
+            size = self.example_batch if batch is None else batch
+            return int(expression.subs(dict.fromkeys(expression.free_symbols, size)))
         return value
 
-    def shape(self, node: fx.Node, batch: int) -> tuple[int, ...]:
-        """Shape of a tensor-valued node at a batch of ``batch`` samples."""
-        return tuple(self.size(s, batch) for s in node.meta["val"].shape)
+    def concrete(self, shape: Iterable[int | torch.SymInt], batch: int | None = None) -> tuple[int, ...]:
+        """A possibly symbolic shape at a batch of ``batch`` samples, by default those of the example."""
+        return tuple(self.size(s, batch) for s in shape)
+
+    def shape(self, node: fx.Node, batch: int | None = None) -> tuple[int, ...]:
+        """Shape of a tensor-valued node at a batch of ``batch`` samples, by default those of the example."""
+        return self.concrete(node.meta["val"].shape, batch)
 
     def batch_axes(self, node: fx.Node) -> list[int]:
         """The axes of a node's value whose size depends on the batch."""
@@ -132,17 +138,32 @@ class Trace:
         """Whether a node is an integer computed from shapes rather than a tensor."""
         return isinstance(node.meta.get("val"), (int, torch.SymInt))
 
-    def nbytes(self, nodes: Iterable[fx.Node], batch: int) -> int:
-        """Bytes held by the tensor values of ``nodes`` at a batch of ``batch`` samples."""
-        total = 0
-        for node in nodes:
-            for value in pytree.tree_leaves(node.meta["val"]):
-                if isinstance(value, Tensor):
-                    count = 1
-                    for s in value.shape:
-                        count *= self.size(s, batch)
-                    total += count * value.element_size()
-        return total
+    def nbytes(self, nodes: Iterable[fx.Node], batch: int | None = None) -> int:
+        """Bytes held by the tensor values of ``nodes`` at a batch of ``batch`` samples, by default the example's."""
+        return sum(
+            math.prod(self.concrete(value.shape, batch)) * value.element_size()
+            for node in nodes
+            for value in pytree.tree_leaves(node.meta["val"])
+            if isinstance(value, Tensor)
+        )
+
+    def samples_within(self, room: int, nbytes: int) -> int:
+        """How many samples may pass at a time, at least one; those of the example where the graph takes no others.
+
+        Args:
+            room: bytes.
+            nbytes: bytes that the example's samples take.
+        """
+        return max(1, room * self.example_batch // max(1, nbytes)) if self.dynamic else self.example_batch
+
+    def largest(self) -> int:
+        """Bytes of the largest value for the example's samples."""
+        return max(self.nbytes([node]) for node in self.nodes)
+
+    def whole_batches(self, samples: int) -> int:
+        """The least number of samples, at least so many, that passes as batches which the graph takes."""
+        step = 1 if self.dynamic else self.example_batch
+        return -(-samples // step) * step
 
     # -- structure ------------------------------------------------------------------------------------------
 

@@ -184,12 +184,10 @@ class Wanted:
 
     def _fitting(self, graph: Trace) -> int:
         """How many samples to pass at a time, so that a few values of the network fit into memory."""
-        if not graph.dynamic:
-            return graph.example_batch
-        room, largest = self.memory // 8, max(graph.nbytes([node], graph.example_batch) for node in graph.nodes)
+        room = self.memory // 8
         if tensors(self._inputs)[0].device.type == "cpu":
             room = min(room, CPU_VALUE * torch.get_num_threads())
-        return max(1, room * graph.example_batch // max(1, largest))
+        return graph.samples_within(room, graph.largest())
 
 
 class _Use:

@@ -75,8 +75,7 @@ class NeuronWorkspace(Workspace):
     def drawn(self, images: int) -> Batch:
         """At least ``images`` samples to compare networks on, in batches that the graph takes."""
         self.restart(COMPARED)
-        step = 1 if self.trace.dynamic else self.trace.example_batch
-        return self.stream.take(-(-images // step) * step)
+        return self.stream.take(self.trace.whole_batches(images))
 
     def wanted_of(self, network: nn.Module, plan: Plan) -> Wanted:
         """The values of a network that the trace is of, for the samples that networks are compared on.

@@ -63,12 +63,9 @@ class Propagation:
 
     def samples(self, memory: int) -> int:
         """How many samples pass at a time within ``memory`` bytes; the trace may take one number of them only."""
-        if not self._trace.dynamic:
-            return self._trace.example_batch
-        count = self._trace.example_batch
-        kept = self._trace.nbytes([*self._nodes, *self._cut.roots], count)
-        largest = max(self._trace.nbytes([n], count) for n in (*self._cut.prefix, *self._nodes))
-        return max(1, memory * count // (kept + 8 * largest))
+        kept = self._trace.nbytes([*self._nodes, *self._cut.roots])
+        largest = max(self._trace.nbytes([n]) for n in (*self._cut.prefix, *self._nodes))
+        return self._trace.samples_within(memory, kept + 8 * largest)
 
     @torch.no_grad()
     def __call__(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, fx
@@ -40,7 +39,7 @@ class Base:
                 self._owners.freeze(value, reason)
 
         def issue(value: Any) -> Any:
-            return fixed(self._owners, self._concrete(value.shape), reason)
+            return fixed(self._owners, self._trace.concrete(value.shape), reason)
 
         return pytree.tree_map_only(Tensor, issue, node.meta["val"])
 
@@ -62,13 +61,7 @@ class Base:
 
     def _filled(self, node: fx.Node, owners: Tensor) -> Any:
         """Owners expanded to each of the node's outputs."""
-        return pytree.tree_map_only(Tensor, lambda v: owners.expand(self._concrete(v.shape)), node.meta["val"])
-
-    def _shape(self, node: fx.Node) -> tuple[int, ...]:
-        return self._concrete(node.meta["val"].shape)
-
-    def _concrete(self, shape: Iterable[Any]) -> tuple[int, ...]:
-        return tuple(self._trace.size(s, self._trace.example_batch) for s in shape)
+        return pytree.tree_map_only(Tensor, lambda v: owners.expand(self._trace.concrete(v.shape)), node.meta["val"])
 
 
 def fixed(owners: Owners, shape: tuple[int, ...], reason: str) -> Tensor:

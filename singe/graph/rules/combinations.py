@@ -20,7 +20,7 @@ class Combinations(Base):
     """Elements of one sum or product are one neuron, or terms that can each be removed."""
 
     def _pointwise(self, node: fx.Node, *args: Any, **kwargs: Any) -> Tensor:
-        result = torch.tensor(NOBODY).expand(self._shape(node))
+        result = torch.tensor(NOBODY).expand(self._trace.shape(node))
         sources = pytree.tree_leaves((node.args, node.kwargs))
         values = pytree.tree_leaves((args, kwargs))
         operands = [pair for pair in zip(sources, values, strict=True) if isinstance(pair[1], Tensor)]
@@ -82,7 +82,7 @@ class Combinations(Base):
                 self._owners.freeze(x, f"taken together by {described(node)}, which would change")
             return self._filled(node, torch.tensor(NOBODY))
         first = self._owners.unite_along(x, axes)
-        return pytree.tree_map_only(Tensor, lambda v: first.reshape(self._concrete(v.shape)), node.meta["val"])
+        return pytree.tree_map_only(Tensor, lambda v: first.reshape(self._trace.concrete(v.shape)), node.meta["val"])
 
     def _axes(self, node: fx.Node, rank: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
         names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]

@@ -56,7 +56,7 @@ class Layers(Combinations):
     def _batch_norm_in_training(self, node: fx.Node, x: Any, *args: Any) -> Any:
         """Also returns the batch's statistics and the new running ones."""
         statistics = pytree.tree_leaves(node.meta["val"])[1:]
-        nobody = [torch.tensor(NOBODY).expand(self._concrete(s.shape)) for s in statistics]
+        nobody = [torch.tensor(NOBODY).expand(self._trace.concrete(s.shape)) for s in statistics]
         return [self._batch_norm(node, x, *args), *nobody]
 
     def _convolution(
@@ -93,7 +93,7 @@ class Layers(Combinations):
         rows = write(weight, channels, groups)
         if bias is not None:
             self._claims.claim(bias.name, 0, rows, "writes")
-        shape = self._shape(node)
+        shape = self._trace.shape(node)
         return along(rows, axis, len(shape)).expand(shape)
 
     def _rows(self, weight: StoredTensor, channels: Tensor, groups: int) -> Tensor:

@@ -125,10 +125,10 @@ class Moves(Base):
         return owners
 
     def _constant(self, node: fx.Node, *args: Any, **kwargs: Any) -> Tensor:
-        return torch.tensor(NOBODY).expand(self._shape(node))
+        return torch.tensor(NOBODY).expand(self._trace.shape(node))
 
     def _identity(self, node: fx.Node, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return (x, x) if isinstance(node.meta["val"], tuple) else x.expand(self._shape(node))
+        return (x, x) if isinstance(node.meta["val"], tuple) else x.expand(self._trace.shape(node))
 
 
 def _axes_of_parts(before: torch.Size, after: torch.Size) -> list[list[int]]:
