@@ -217,7 +217,7 @@ NETWORKS = [
     (FlattenNet, images, ["conv", "hidden"], FEW),
     (SameNet, images, ["even", "next", "grouped", "head"], EVERY),
     (lambda: DigitNet(3), lambda: images(channels=1), ["stem", "blocks.0.conv1", "blocks.2.conv2"], FEW),
-    (PreActNet, images, ["stem", "conv1"], EVERY),
+    (PreActNet, images, ["stem", "conv1"], FEW),
     (MLP, vectors, ["layers.0", "layers.2", "layers.4"], EVERY),
     (MLP, lambda: vectors(4, 3), ["layers.0", "layers.4"], FEW),
     (ReversedSum, images, ["a"], FEW),
