@@ -232,7 +232,8 @@ class _Literal:
         self._judged = _Judged(model, task)
         named = (*model.named_parameters(), *model.named_buffers())  # tied ones once
         self._tensors = {name: tensor.detach() for name, tensor in named}
-        added: set[str | None] = {rider.tensor for rider in find_riders(graph, group, graph.nodes)}
+        riders = find_riders(graph, group, graph.nodes)
+        added: set[str | None] = {tensor for rider in riders for tensor in rider.tensors}
         added |= {graph.parameter(call, 2, "bias") for weight in group.writers for call in graph.calls(weight)}
         self._theta = [s for s in group.slices if s.role == "writes" and self._fades(s.tensor, added)]
 

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from .graph.trace import Forward, answer, plain_call
 from .models.batches import length
+from .models.isolation import none_trained
 
 Shape = Sequence[int]
 
@@ -29,7 +30,8 @@ def count_macs(model: nn.Module, inputs: Any, forward: Forward = plain_call) -> 
     if any(p.is_meta for p in model.parameters()):
         inputs = pytree.tree_map(lambda t: t.to("meta"), inputs)
     counter = FlopCounterMode(display=False, custom_mapping=_FUSED)
-    with torch.no_grad(), warnings.catch_warnings(), _attention_in_parts(), counter:
+    # the counter asks views of parameters that require gradients for functions that no_grad does not give them
+    with torch.no_grad(), none_trained(model), warnings.catch_warnings(), _attention_in_parts(), counter:
         # the counter hooks all modules, which compiled ones warn about
         warnings.filterwarnings("ignore", r"Using `torch\.compile\(module\)`", UserWarning)
         answer(model, inputs, forward)

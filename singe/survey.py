@@ -87,7 +87,7 @@ def survey(
     return Survey([tried.get(g.name, g) for g in groups], whole | unsafe, unfollowed)
 
 
-_UNCALLED = "not called on this example; code that calls it otherwise finds the channels it reads changed"
+_UNCALLED = "not called on this example, or its result unused; code that calls it finds the channels it reads changed"
 
 
 def _uncalled(work: nn.Module, graph: Trace, training: Trace | None) -> list[str]:

@@ -1,7 +1,7 @@
 import torch
 from networks import PlainNet, images, randomised
 from torch import nn
-from wiring import Attention
+from wiring import Attention, Wired
 
 from singe.sizes import count_macs, count_parameters, widths
 
@@ -32,6 +32,16 @@ def test_attention_is_counted_however_it_is_computed():
     encoder, padding = nn.TransformerEncoder(layer, 2).eval(), torch.arange(10) >= torch.tensor([[10], [7]])
     assert count_macs(encoder, (x, padding), lambda m, b: m(b[0], src_key_padding_mask=b[1])) == 2 * expected
     assert torch.backends.mha.get_fastpath_enabled() == fast
+
+
+def test_views_of_parameters_are_operands_like_others():
+    model = Wired(
+        lambda self, x: self.b(x * self.a(self.q.weight.expand(len(x), -1))), a=nn.Linear(3, 3), b=nn.Linear(3, 2)
+    )
+    model.q = nn.Embedding(1, 3)
+    model.a.bias.requires_grad_(False)
+    assert count_macs(model, torch.randn(2, 3)) == 9 + 6
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["a.bias"]
 
 
 def test_widths_are_those_of_layers():

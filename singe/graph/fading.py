@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from .batchnorm import is_batch_norm
 from .groups import Group
 from .layer import find_layers
+from .riders import find_riders
 from .trace import Env, Trace, evaluate
 
 
@@ -25,6 +25,7 @@ def ends_elsewhere(trace: Trace, group: Group) -> fx.Node | None:
         group: not frozen.
     """
     read, written = set(group.readers), {layer.output for layer in find_layers(trace, group)}
+    riding = {rider.node for rider in find_riders(trace, group, trace.nodes)}
     values: Env = {}  # at t = 0, of the nodes that depend on the group
     for node in trace.nodes:
         own = [i for i in node.all_input_nodes if i in values]
@@ -35,8 +36,8 @@ def ends_elsewhere(trace: Trace, group: Group) -> fx.Node | None:
         if node in written:
             values[node] = _like(trace, node, torch.zeros)
         elif own and not reads and not trace.is_size(node):
-            # a batch norm's shift fades with what passes through it
-            values[node] = values[own[0]] if is_batch_norm(node) else _value(trace, node, values)
+            # what is added fades with what passes through
+            values[node] = values[own[0]] if node in riding else _value(trace, node, values)
     return None
 
 

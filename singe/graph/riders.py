@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from . import batchnorm
 from .groups import Group, Slice
+from .nodes import ancestors
 from .operators import aten
-from .stored import Stored
+from .stored import Stored, run
 from .trace import Env, Trace, evaluate
 
 # which argument is the shift
@@ -24,14 +27,14 @@ class Rider:
 
     Attributes:
         node: the operator.
-        tensor: qualified name of a parameter or buffer that identifies the neurons.
+        tensors: qualified names of the parameters or buffers that fade; of a batch norm one that it has.
         neuron: int64, broadcast to the operator's value: the group's neuron each element belongs to, -1 for none.
         addend: the node of the value added; None for a batch norm, which adds beta - a mean.
         sign: the factor of that value.
     """
 
     node: fx.Node
-    tensor: str
+    tensors: tuple[str, ...]
     neuron: Tensor
     addend: fx.Node | None
     sign: float
@@ -40,7 +43,7 @@ class Rider:
         """What is added; broadcast like ``neuron``."""
         if self.addend is None:
             return _placed(batchnorm.affine(self.node, live).shift, self.node)
-        return _placed(_moved(self.addend, live), self.node) * self.sign
+        return _placed(run(self.addend, live), self.node) * self.sign
 
 
 def find_riders(trace: Trace, group: Group, nodes: Iterable[fx.Node]) -> Iterator[Rider]:
@@ -51,18 +54,19 @@ def find_riders(trace: Trace, group: Group, nodes: Iterable[fx.Node]) -> Iterato
         if batchnorm.is_plain(node):
             tensor = batchnorm.owned_tensor(trace, node)
             if tensor in owned:
-                yield Rider(node, tensor, _placed(owned[tensor].neuron, node), None, 1)
+                yield Rider(node, (tensor,), _placed(owned[tensor].neuron, node), None, 1)
             continue
         addend, sign = _addition(node, stored)
-        sources = stored.sources(addend) if addend is not None else []
-        if addend is not None and sources and trace.state[sources[0]] in owned:
-            mine = owned[trace.state[sources[0]]]
-            owners = _moved(addend, {**trace.integers, sources[0]: _spread(mine, sources[0])})
-            yield Rider(node, mine.tensor, _placed(owners, node), addend, sign)
+        sources = _linear_sources(addend, stored) if addend is not None else []
+        mine = {i: owned[trace.state[i]] for i in sources if trace.state[i] in owned}
+        if addend is not None and mine:
+            spread = {i: _spread(own, i) for i, own in mine.items()}
+            owners = _owners(addend, spread, trace.integers)
+            yield Rider(node, tuple(own.tensor for own in mine.values()), _placed(owners, node), addend, sign)
 
 
 def _addition(node: fx.Node, stored: Stored) -> tuple[fx.Node | None, float]:
-    """The elements of a stored tensor that an operator adds to another value, and their factor."""
+    """What is stored, or computed of it element by element, that an operator adds to another value; and its factor."""
     arguments: tuple[Any, ...] = node.args
     if node.target in _NORMS:
         place = _NORMS[node.target]
@@ -72,17 +76,45 @@ def _addition(node: fx.Node, stored: Stored) -> tuple[fx.Node | None, float]:
     alpha: Any = node.kwargs.get("alpha", 1)
     signs = (1, alpha if node.target is aten.add.Tensor else -alpha)
     for addend, other, sign in zip(arguments, arguments[::-1], signs, strict=True):
-        if stored.holds(addend) and stored.is_moved(addend) and not stored.holds(other):
+        if stored.holds(other) or not stored.holds(addend):
+            continue
+        if stored.is_moved(addend) or stored.vanishes(addend):
             return addend, sign
     return None, 1
 
 
-def _moved(node: fx.Node, values: Env) -> Tensor:
-    """A stored tensor as it arrives at ``node``."""
-    if node in values:
-        value: Tensor = values[node]
+def _linear_sources(addend: fx.Node, stored: Stored) -> list[fx.Node]:
+    """The parameters and buffers with which an addend fades: it is t times as large where all of them are.
+
+    Those of them that are used for something else stay, such as the scale of a batch norm with fixed statistics, whose
+    shift is b - m * scale. None where the addend is not linear in the others.
+    """
+    sources = stored.sources(addend)
+    if stored.is_moved(addend):
+        return sources
+    if not all(i.meta["val"].is_floating_point() for i in sources):
+        return []
+    inside = ancestors([addend])
+    used = [node for node in inside if node is not addend and not inside.issuperset(node.users)]
+    staying = {source for node in used for source in stored.sources(node)}
+    random = torch.Generator().manual_seed(0)
+    values = {i: 0.5 + torch.rand(i.meta["val"].shape, generator=random, dtype=torch.float64) for i in sources}
+    halved = {i: value if i in staying else value / 2 for i, value in values.items()}
+    linear = torch.allclose(stored.run(addend, halved), stored.run(addend, values) / 2)
+    return [i for i in sources if i not in staying] if linear else []
+
+
+def _owners(node: fx.Node, known: Env, integers: Env) -> Tensor:
+    """The neuron that each element of a stored value belongs to, -1 for none; of a sum or product that of its terms."""
+    if node in known:
+        value: Tensor = known[node]
         return value
-    args = fx.map_arg(node.args, lambda i: _moved(i, values))
+    if node.op == "placeholder":  # nobody's
+        return torch.tensor(-1).expand(node.meta["val"].shape)
+    if torch.Tag.pointwise in getattr(node.target, "tags", ()):
+        terms = [_owners(i, known, integers) for i in node.all_input_nodes]
+        return functools.reduce(torch.maximum, torch.broadcast_tensors(*terms))
+    args = fx.map_arg(node.args, lambda i: integers[i] if i in integers else _owners(i, known, integers))
     result: Tensor = evaluate(node, args, dict(node.kwargs))
     return result
 

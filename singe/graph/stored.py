@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -57,6 +58,23 @@ class Stored:
         moves = packet_of(node) in _KEEP
         return moves and isinstance(first, fx.Node) and self.is_moved(first)
 
+    def vanishes(self, node: fx.Node) -> bool:
+        """Whether a stored value is computed element by element, and is zero where all that it is computed from is."""
+        if not (self.holds(node) and self._is_elementwise(node)):
+            return False
+        zeros = {i: torch.zeros(i.meta["val"].shape, dtype=i.meta["val"].dtype) for i in self.sources(node)}
+        return not bool(self.run(node, zeros).any())
+
+    def run(self, node: fx.Node, values: Mapping[fx.Node, Tensor]) -> Tensor:
+        """A stored value on the CPU, from those of its sources."""
+        return run(node, {i: constant.cpu() for i, constant in self._trace.constants.items()} | {**values})
+
+    def _is_elementwise(self, node: fx.Node) -> bool:
+        if self.is_moved(node):
+            return True
+        pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
+        return (pointwise or packet_of(node) in _KEEP) and all(map(self._is_elementwise, node.all_input_nodes))
+
     def _value(self, node: fx.Node) -> Tensor | None:
         """The value of a node that depends on no weights or inputs, such as an index; None for other nodes."""
         if node in self._trace.integers:
@@ -74,6 +92,15 @@ class Stored:
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), known.__getitem__)
         result = evaluate(node, args, {name: value for name, value in kwargs.items() if name != "device"})
         return result if isinstance(result, Tensor) else None
+
+
+def run(node: fx.Node, values: Mapping[fx.Node, Tensor]) -> Tensor:
+    """The value of a stored node from those of the nodes that it is computed from."""
+    if node in values:
+        return values[node]
+    args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda i: run(i, values))
+    result: Tensor = evaluate(node, args, kwargs)
+    return result
 
 
 _KEEP = {*MOVES, *IDENTITIES, *VIEWS, torch.ops.aten.index}

@@ -53,6 +53,19 @@ def all_trained(model: nn.Module) -> Iterator[list[nn.Parameter]]:
             p.grad = None
 
 
+@contextmanager
+def none_trained(model: nn.Module) -> Iterator[None]:
+    """Has no parameter require gradients."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for p in trained:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in trained:
+            p.requires_grad_(True)
+
+
 _CALLERS_DEVICE: ContextVar[torch.device | None] = ContextVar("callers_device", default=None)
 """The default device that the caller's own code expects; None where it is the CPU anyway."""
 

@@ -30,7 +30,8 @@ class Combinations(Base):
 
     def _combine(self, node: fx.Node, result: Tensor, operand: Tensor, source: Any) -> Tensor:
         """Unites an operand with the owners so far; one that spreads over several neurons is frozen instead."""
-        if packet_of(node) in (aten.add, aten.sub) and self._stored.is_computed(source):
+        added = packet_of(node) in (aten.add, aten.sub)
+        if added and self._stored.is_computed(source) and not self._stored.vanishes(source):
             self._owners.freeze(operand, f"added to a computed parameter by {described(node)}")
         spread = operand.expand(result.shape)
         missing = result.dim() - operand.dim()

@@ -43,14 +43,19 @@ class Moves(Base):
                 continue
             if kind_of(node) == "MultiheadAttention":
                 self._owners.freeze(part, "torch.nn.MultiheadAttention takes as many channels as it has heads for")
-            heads = [axis for axis in axes if self._counts_heads(node, out.shape[axis])]
             # where as many tensors as heads lie in one, they come first
-            self._owners.box(part, heads[-1] if heads else None)
+            self._owners.box(part, next(reversed(self._heads(node, out, axes)), None))
         return out
 
-    def _counts_heads(self, node: fx.Node, size: int) -> bool:
-        attributes = self._trace.attributes.get(place_of(node), {})
-        return size in [v for n, v in attributes.items() if "head" in n and "dim" not in n and "size" not in n]
+    def _heads(self, node: fx.Node, out: Tensor, axes: list[int]) -> list[int]:
+        """The axes along which heads may lie, by the module's attributes: how many there are, or how wide each is."""
+        attributes = {n: v for n, v in self._trace.attributes.get(place_of(node), {}).items() if "head" in n}
+        width = {name: value for name, value in attributes.items() if "dim" in name or "size" in name}
+        counts = [value for name, value in attributes.items() if name not in width]
+        if heads := [axis for axis in axes if out.shape[axis] in counts]:
+            return heads
+        wide = [axis for axis in axes if out.shape[axis] in width.values()]
+        return [axis for axis in axes if wide and axis != wide[-1]]
 
     def _split(self, node: fx.Node, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Parts of one size are halves, thirds ...: all of them lose a channel or the split would move."""

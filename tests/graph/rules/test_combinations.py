@@ -249,6 +249,26 @@ def test_an_einsum_over_channels_reads_them(equation):
     assert unsafe_groups(model, [groups["a"]], x) == {}
 
 
+class WidthAttention(nn.Module):
+    """Asks its attributes how wide a head is, and works with as many as there are."""
+
+    def __init__(self):
+        super().__init__()
+        self.head_dim, self.proj = 4, nn.Linear(12, 5)
+        self.q, self.k, self.v = nn.Linear(5, 12), nn.Linear(5, 12), nn.Linear(5, 12)
+
+    def forward(self, x):
+        heads = [f(x).view(*x.shape[:2], -1, self.head_dim).transpose(1, 2) for f in (self.q, self.k, self.v)]
+        return self.proj(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
+
+
+def test_heads_are_also_found_by_their_width():
+    model, x = WidthAttention().eval(), normal(2, 7, 5)
+    groups = groups_of(model, x)
+    assert free(groups) == {"q": 3} and groups["q"].writers == ("q.weight", "k.weight", "v.weight")
+    assert unsafe_groups(model, [groups["q"]], x) == {}
+
+
 def test_a_table_of_biases_loses_a_head_with_the_attention():
     model, x = BiasedAttention().eval(), normal(2, 7, 5)
     (group,) = (g for g in groups_of(model, x).values() if g.frozen is None)

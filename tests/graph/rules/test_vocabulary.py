@@ -100,6 +100,12 @@ FOLLOWED = {
         nn.GroupNorm(6, 6),
         {"inner.weight@0": 1, "inner.bias@0": 1},
     ),
+    "shifts computed to zero": (
+        lambda self, y: y * 3 - self.inner.weight[0] * (self.inner.weight[1] + 1).rsqrt(),
+        nn.Embedding(2, 6),
+        {"inner.weight@1": 1},
+    ),
+    "chosen": (lambda self, y: torch.where(y > 0.1, y, 0.0), nn.Identity(), {}),
     "products": (lambda self, y: y * (y * y).sum(1, keepdim=True), nn.Identity(), {}),
 }
 
