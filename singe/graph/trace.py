@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
 from ..models.batches import copied, head, joined, length
+from ..models.copies import forget_passes
 from ..models.isolation import callers_device
 from ..models.numerics import close
 from ..models.outputs import Form, leaves
@@ -267,6 +268,7 @@ def trace(model: nn.Module, inputs: Any, forward: Forward = plain_call) -> Trace
     Raises:
         ValueError: the model cannot be exported; names the model, the line and export's reason.
     """
+    forget_passes(model)  # the graph has to have the weights, not what was computed of them
     pair = head(inputs, 2) if length(inputs) > 1 else joined([inputs, inputs])
     with contextlib.suppress(ValueError):
         first = Trace(*exported(model, pair, forward), model, forward, pair)

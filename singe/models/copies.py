@@ -33,7 +33,22 @@ def copy_of(model: nn.Module, shared: Collection[Tensor] = ()) -> nn.Module:
     names = [own[id(t)] for t in (*copied.parameters(), *copied.buffers()) if id(t) in own]
     if names:
         raise ValueError(f"the copy shares {', '.join(names[:3])}{', ...' if names[3:] else ''} with it")
+    forget_passes(copied)
     return copied
+
+
+def forget_passes(model: nn.Module) -> None:
+    """Has modules drop what they keep of their weights from one pass in eval mode to the next.
+
+    As some attention does with its position biases; its own ``train`` drops them.
+    """
+    if all(type(module).train is nn.Module.train for module in model.modules()):
+        return
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    model.train(modes[0][1])
+    for module, training in modes:
+        module.training = training
 
 
 def _attributes(model: nn.Module) -> Iterator[Tensor]:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from ..graph.groups import Slice, module_of, own_name, qualified
 from ..graph.trace import named_tensors
+from ..models.copies import forget_passes
 from ..models.widths import widths_by_tensors
 
 Removed = Mapping[tuple[str, int], Tensor]
@@ -97,6 +98,7 @@ def compact(model: nn.Module, removed: Removed, *optimizers: Optimizer | None) -
             setattr(module, name, value)
     for name, value in left.items():
         setattr(model.get_submodule(module_of(name)), own_name(name), value)
+    forget_passes(model)
 
 
 def named_integers(model: nn.Module) -> dict[str, int]:

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
+from wiring import Attention
 
 import singe
 from singe.models.copies import copy_of
@@ -78,3 +79,46 @@ def test_a_copy_may_share_some_tensors():
     copied = copy_of(model, [model[0].weight, model[1].running_mean])
     assert copied[0].weight is model[0].weight and copied[1].running_mean is model[1].running_mean
     assert copied[0].bias is not model[0].bias and torch.equal(copied[0].bias, model[0].bias)
+
+
+class CachedBias(Attention):
+    """Computes its position biases in eval mode once, as LeViT's attention does; ``train`` drops them."""
+
+    def __init__(self):
+        super().__init__(True, False)
+        self.bias, self.kept = nn.Parameter(torch.randn(3, 7)), {}
+
+    def train(self, mode=True):
+        if mode:
+            self.kept = {}
+        return super().train(mode)
+
+    def biases(self):
+        if self.training:
+            return self.bias[:, None]
+        if "bias" not in self.kept:
+            self.kept["bias"] = self.bias[:, None]
+        return self.kept["bias"]
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        return self.proj(((q @ k.mT + self.biases()).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+def test_what_a_network_keeps_of_its_weights_between_passes_is_not_pruned_around(tmp_path):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(CachedBias(), nn.Flatten(), nn.Linear(35, 3)).eval(), torch.randn(8, 7, 5)
+    model(x)
+    batch = x, torch.arange(8) % 3
+    tuning = singe.FineTune(steps=8, lr=0.1)
+    result = singe.prune(
+        model, [batch], 0.2, criterion="magnitude", images=8, compensation_images=8, finetune=tuning, progress=False
+    )
+    assert [r.group for r in result.history] == ["0.qkv"] and model[0].kept["bias"].shape == (3, 1, 7)
+    answer = result.model(x)
+    result.model.train().eval()
+    assert torch.equal(result.model(x), answer)
+    result.save(tmp_path)
+    with torch.no_grad():
+        model[0].bias.zero_()
+    assert torch.equal(singe.load(model, tmp_path)(x), answer)
