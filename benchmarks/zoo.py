@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     torch.set_num_threads(options.threads)
     rows = json.loads(options.json.read_text())["rows"] if options.json.exists() else {}
-    where = {key: machine()[key] for key in ("date", "revision")}
+    where = {key: machine()[key] for key in ("date", "revision", "processor")} | {"threads": options.threads}
     for name, tool, found in measured(options):
         rows.setdefault(name, {})[tool] = where | found
         ordered = {known: rows[known] for known in MODELS if known in rows}

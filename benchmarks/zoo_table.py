@@ -39,7 +39,7 @@ removed correctly; it says nothing about accuracy.
 
 {table}
 
-Made by `python benchmarks/zoo.py`, then `--table`: {machine}.
+Made by `python benchmarks/zoo.py`, then `--table`: {made}.
 """
 _HEADER = [
     "model", "parameters", "groups", "units", "whole", "analysis",
@@ -56,7 +56,7 @@ def page(found: Finding) -> str:
     ]
     return _TEXT.format(
         summary=_summary(list(rows.values())), seconds=options["seconds"], memory=options["memory"] / 2**30,
-        table=markdown(_HEADER, lines), machine=_machine(found),
+        table=markdown(_HEADER, lines), made=_made(found),
     )  # fmt: skip
 
 
@@ -127,11 +127,13 @@ def _quoted(problem: str, length: int = 90) -> str:
     return problem if len(problem) <= length else f"{problem[:length].rstrip()}…"
 
 
-def _machine(found: Finding) -> str:
-    machine, options = found["machine"], found["options"]
-    revisions = {row["singe"]["revision"] for row in found["rows"].values() if "singe" in row}
-    versions = ", ".join(f"{package} {version}" for package, version in found["versions"].items())
-    return (
-        f"{options['threads']} of the threads of a {machine['processor']} a process, {options['jobs']} processes at a "
-        f"time, torch {machine['torch']}, {versions}, singe at {', '.join(sorted(revisions))}, {machine['date']}"
-    )
+def _made(found: Finding) -> str:
+    """The packages, and where and when the rows of each tool were measured."""
+    versions = [f"{package} {version}" for package, version in found["versions"].items()]
+    parts = [", ".join([f"torch {found['machine']['torch']}", *versions])]
+    for tool, title in (("singe", "singe"), ("torch_pruning", "Torch-Pruning")):
+        rows = [row[tool] for row in found["rows"].values() if tool in row]
+        where = sorted({f"{row['threads']} threads of an {row['processor']} for each process" for row in rows})
+        when = sorted({row["date"] for row in rows}), sorted({row["revision"] for row in rows})
+        parts.append(", ".join([f"{title} on {' or '.join(where)}", *when[0], f"revision {', '.join(when[1])}"]))
+    return "; ".join(parts)

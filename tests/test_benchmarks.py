@@ -421,17 +421,20 @@ def test_errors_are_told_in_a_line_without_folders():
     assert zoo_checks.described(RuntimeError("can't allocate memory: you tried")) == "memory limit"
 
 
+WHERE = {"processor": "abacus", "threads": 3, "date": "today", "revision": "0f"}
+
+
 def test_the_zoo_measures_what_is_named_and_keeps_the_rest(tmp_path, capsys):
     file, out = tmp_path / "zoo.json", tmp_path / "docs" / "zoo.md"
-    before = {"singe": {"date": "", "revision": "old", "stopped": "time limit of 9 s"}}
-    kept = {"own/unet": before, "own/bare_parameters": {"torch_pruning": {"problem": "kept"}}}
+    before = {"singe": WHERE | {"stopped": "time limit of 9 s"}}
+    kept = {"own/unet": before, "own/bare_parameters": {"torch_pruning": WHERE | {"problem": "kept"}}}
     file.write_text(json.dumps({"rows": kept}))
     zoo.main(["own/bare*", "--no-peers", "--json", str(file)])
     found = json.loads(file.read_text())
     assert found["machine"]["torch"] == torch.__version__ and found["options"]["models"] == ["own/bare_parameters"]
     assert list(found["rows"]) == ["own/unet", "own/bare_parameters"] and found["rows"]["own/unet"] == before
     row = found["rows"]["own/bare_parameters"]
-    assert row["torch_pruning"] == {"problem": "kept"}
+    assert row["torch_pruning"] == WHERE | {"problem": "kept"}
     analysis = row["singe"]["analysis"]
     assert analysis["params"] == 3 * 9 * 16 + 32 + 24 * (16 * 9 + 1 + 1) + 25 * 5
     assert analysis["macs"] == 16 * 16 * 9 * (3 * 16 + 16 * 24) + 24 * 5
@@ -468,21 +471,24 @@ def test_the_table_of_the_zoo_says_what_failed():
     analysis["frozen"] = {"a | b": 4, "network output": 3, "c": 2, "d": 1}
     good = {"rho": 0.1, "seconds": 1.0, "params": 0.1, "macs": 0.2, "difference": 2e-7, "problem": None}
     row = {
-        "singe": {"revision": "1a", "analysis": analysis, "0.3": good, "stopped": "time limit of 9 s"},
-        "torch_pruning": {
+        "singe": WHERE | {"revision": "1a", "analysis": analysis, "0.3": good, "stopped": "time limit of 9 s"},
+        "torch_pruning": WHERE
+        | {
             "0.3": {"building": 0.5, "pruning": 0.25, "params": 0.5, "problem": None},
             "0.6": {"building": 0.5, "pruning": 0.25, "params": 0.8, "problem": "KeyError: 7"},
         },
     }
-    machine = {"processor": "abacus", "torch": "2", "date": "today"}
-    options = {"seconds": 9.0, "memory": 2**30, "threads": 1, "jobs": 2}
-    text = page({"machine": machine, "options": options, "versions": {"timm": "1"}, "rows": {"own/unet": row}})
+    options = {"seconds": 9.0, "memory": 2**30}
+    text = page({"machine": {"torch": "2"}, "options": options, "versions": {"timm": "1"}, "rows": {"own/unet": row}})
     whole = "50%: a \\| b 4; network output 3; c 2; 1 more"
     pruned = "1.2 s | 10.0% | 2e-07 | yes | - | - | time limit of 9 s"
     peer = "0.5 + 0.2 s | 50.0% | 80.0%, but KeyError: 7"
     assert f"| `own/unet` | 1,000 | 2 | 20 | {whole} | {pruned} | {peer} |" in text
     assert "singe: 0 of 1 models" in text and "Torch-Pruning: 0 of 1 models" in text
-    assert "1 GiB" in text and "abacus" in text and "timm 1, singe at 1a, today" in text
+    assert (
+        "1 GiB" in text
+        and "torch 2, timm 1; singe on 3 threads of an abacus for each process, today, revision 1a" in text
+    )
 
 
 def test_gradual_pruning_is_compared_with_the_same_training_unpruned_and_by_magnitude(
