@@ -1,11 +1,16 @@
+import math
+from typing import NamedTuple
+
 import pytest
 import torch
 from networks import randomised
 from torch import nn
 from torch.nn import functional as F
+from wiring import normal
 
 from singe.allocation.goal import left_alone
 from singe.graph.trace import trace
+from singe.removal.plan import Plan
 from singe.survey import survey
 from singe.task import Task
 
@@ -141,3 +146,34 @@ def test_owners_that_take_too_much_memory_are_refused(monkeypatch):
     monkeypatch.setattr("singe.graph.analysis._MEMORY", 64)
     with pytest.raises(ValueError, match="expected inputs small enough to say who owns each element"):
         surveyed(Split(6, 2, True), torch.randn(2, 3, 4, 4))
+
+
+class Shaped(nn.Module):
+    """Brings a vector into a shape that it keeps."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, x):
+        return x.view(len(x), *self.shape)
+
+
+class Size(NamedTuple):
+    channels: int
+    height: int
+    width: int
+
+
+@pytest.mark.parametrize("shape", [(6, 2, 2), [6, 2, 2], Size(6, 2, 2), torch.Size([6, 6, 6])], ids=repr)
+@pytest.mark.parametrize("kind", [Shaped, lambda shape: nn.Unflatten(1, shape)], ids=["own", "torch's"])
+def test_a_shape_that_a_module_keeps_follows(kind, shape):
+    layers = [nn.Linear(4, math.prod(shape)), kind(shape), nn.Conv2d(6, 5, 1), nn.Flatten(), nn.LazyLinear(2)]
+    model, x = nn.Sequential(*layers), normal(3, 4)
+    model(x)
+    found = surveyed(model.eval(), x)
+    assert {g.name: g.size for g in found.able} == {"0": 6, "2": 5}
+    pruned = Plan.of([(found.able[0], [1, 4])]).apply(model)
+    kept = getattr(pruned[1], "shape" if kind is Shaped else "unflattened_size")
+    assert list(kept) == [4, *shape[1:]] and type(kept) is type(shape)
+    pruned(x)

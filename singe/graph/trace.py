@@ -19,6 +19,7 @@ from ..models.copies import forget_passes
 from ..models.isolation import callers_device
 from ..models.numerics import close
 from ..models.outputs import Form, leaves
+from ..models.widths import integers
 from .export import Forward, exported
 from .nodes import MODEL, packet_of
 from .operators import CONVOLUTIONS, TRANSPOSED, aten
@@ -280,9 +281,9 @@ def trace(model: nn.Module, inputs: Any, forward: Forward = plain_call) -> Trace
 def _integers(module: nn.Module) -> dict[str, int]:
     """Integer attributes that may be widths and that no tensor of a module implies."""
     bare_norm = isinstance(module, _NormBase | nn.GroupNorm) and not [*module.parameters(), *module.buffers()]
-    if type(module).__module__.startswith("torch.") and not bare_norm:
+    if type(module).__module__.startswith("torch.") and not (bare_norm or isinstance(module, nn.Unflatten)):
         return {}
-    return {name: value for name, value in vars(module).items() if type(value) is int and not name.startswith("_")}
+    return {name: value for name, value in integers(module).items() if not name.startswith("_")}
 
 
 def _first_names(model: nn.Module) -> dict[str, str]:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from ..graph.groups import Slice, module_of, own_name, qualified
 from ..graph.trace import named_tensors
 from ..models.copies import forget_passes
-from ..models.widths import widths_by_tensors
+from ..models.widths import integers, set_integer, widths_by_tensors
 
 Removed = Mapping[tuple[str, int], Tensor]
 """(parameter or buffer name, axis), or (name of an integer attribute, 0), -> int64 indices of that axis to remove."""
@@ -97,14 +97,14 @@ def compact(model: nn.Module, removed: Removed, *optimizers: Optimizer | None) -
         for name, value in widths_by_tensors(module).items():
             setattr(module, name, value)
     for name, value in left.items():
-        setattr(model.get_submodule(module_of(name)), own_name(name), value)
+        set_integer(model.get_submodule(module_of(name)), own_name(name), value)
     forget_passes(model)
 
 
 def named_integers(model: nn.Module) -> dict[str, int]:
     """Every integer attribute of every module, by qualified name: code may use these as the length of an axis."""
-    holders = [(name, vars(module)) for name, module in model.named_modules()]
-    return {qualified(at, name): value for at, held in holders for name, value in held.items() if type(value) is int}
+    modules = model.named_modules()
+    return {qualified(at, name): value for at, module in modules for name, value in integers(module).items()}
 
 
 def _kept(tensors: Mapping[str, Tensor], name: str, dim: int, indices: Tensor) -> Tensor:
