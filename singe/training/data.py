@@ -18,6 +18,8 @@ from ..task import Task
 log = logging.getLogger("singe")
 
 _END = object()
+_MANY = 8
+"""Epochs that it takes a small loader to yield some samples; more are told."""
 
 
 class Stream:
@@ -88,10 +90,14 @@ class Stream:
         Raises:
             ValueError: batches differ in more than their length, or ranks in more than the values of samples.
         """
-        batches, found = [], 0
+        batches, found, before = [], 0, self._epochs
         while found < images:
             batches.append(self.next())
             found += length(batches[-1])
+        if (epochs := self._epochs - before) > _MANY:
+            log.info(
+                "%d samples took %d epochs of the loader: fewer might say as much, and take less time", images, epochs
+            )
         return self._common(head(joined(batches), images))
 
     def next_share(self) -> tuple[Batch, float]:

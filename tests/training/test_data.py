@@ -78,6 +78,15 @@ def test_take_looks_at_every_batch_once(monkeypatch):
     assert len(looked) == 40
 
 
+def test_the_log_says_when_a_small_loader_is_read_over_and_over(caplog):
+    caplog.set_level("INFO", "singe")
+    stream = Stream(numbered(4, batch_size=2), CPU)
+    stream.take(32)
+    assert caplog.messages == []
+    stream.take(33)
+    assert "33 samples took 9 epochs of the loader" in caplog.text
+
+
 def test_a_list_of_batches_is_a_loader():
     batch = (torch.ones(2, 1), torch.zeros(2))
     assert Stream([batch], CPU).take(5)[0].shape == (5, 1)
