@@ -203,7 +203,7 @@ class NeuronForecaster(NeuronRun):
     def _time_groups(
         self, todo: list[tuple[Group, int]], seconds: dict[str, float], measured: list[str]
     ) -> list[GroupRecord]:
-        """Times scoring; returns the records of some groups that it prunes of the working copy."""
+        """Adds how long scoring takes; returns the records of some groups that it prunes of the working copy."""
         o = self.space.options
         sampled = _sampled(len(todo), lambda i: self._time_scoring(todo[i][0]))
         begin, each = (_interpolated({i: pair[k] for i, pair in sampled.items()}, len(todo)) for k in (0, 1))

@@ -42,6 +42,9 @@ def test_views_of_parameters_are_operands_like_others():
     model.a.bias.requires_grad_(False)
     assert count_macs(model, torch.randn(2, 3)) == 9 + 6
     assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["a.bias"]
+    with torch.inference_mode():
+        made = nn.Linear(3, 2)
+    assert count_macs(made, torch.randn(2, 3)) == 6 and made.weight.requires_grad
 
 
 def test_widths_are_those_of_layers():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,12 +40,27 @@ def find_points(trace: Trace, weight: str) -> list[Point] | str:
     for call in calls:
         if not is_layer(call) or trace.parameter(call, 1, "weight") != weight:
             return f"it is no convolution or linear layer but {call.target}"
-    if any(call in ancestors(other.all_input_nodes) for call in calls for other in calls):
-        return "it reads what it has written itself"
     layers = [layer_at(trace, call, weight, torch.empty(0, 0, dtype=torch.int64)) for call in calls]
-    if len({(packet_of(layer.call), layer.x.meta["val"].shape[layer.axis]) for layer in layers}) > 1:
+    if len(calls) == 1:
+        return [_point(layers[0])]
+    if ancestors(i for call in calls for i in call.all_input_nodes).intersection(calls):
+        return "it reads what it has written itself"
+    if len({(packet_of(layer.call), *_channels(layer)) for layer in layers}) > 1:
         return "it is used as different layers"
-    return [_point(layer) for layer in layers]
+    return [_apart(point, calls) for point in map(_point, layers)]
+
+
+def _channels(layer: Layer) -> tuple[int, int]:
+    """How many channels go in and out."""
+    inward, outward = (node.meta["val"].shape[layer.axis] for node in (layer.x, layer.call))
+    return inward, outward
+
+
+def _apart(point: Point, calls: Sequence[fx.Node]) -> Point:
+    """The point itself; without the sum where the other term comes from another use of the layer, and changes, too."""
+    if point.other is None or ancestors([point.other]).isdisjoint(calls):
+        return point
+    return Point(point.layer, point.layer.output, None)
 
 
 def _point(layer: Layer) -> Point:

@@ -57,16 +57,16 @@ def find_riders(trace: Trace, group: Group, nodes: Iterable[fx.Node]) -> Iterato
                 yield Rider(node, (tensor,), _placed(owned[tensor].neuron, node), None, 1)
             continue
         addend, sign = _addition(node, stored)
-        sources = _linear_sources(addend, stored) if addend is not None else []
-        mine = {i: owned[trace.state[i]] for i in sources if trace.state[i] in owned}
-        if addend is not None and mine:
+        if addend is None or not any(trace.state[i] in owned for i in stored.sources(addend)):
+            continue
+        if mine := {i: owned[trace.state[i]] for i in _linear_sources(addend, stored) if trace.state[i] in owned}:
             spread = {i: _spread(own, i) for i, own in mine.items()}
             owners = _owners(addend, spread, trace.integers)
             yield Rider(node, tuple(own.tensor for own in mine.values()), _placed(owners, node), addend, sign)
 
 
 def _addition(node: fx.Node, stored: Stored) -> tuple[fx.Node | None, float]:
-    """What is stored, or computed of it element by element, that an operator adds to another value; and its factor."""
+    """What is stored, or computed of it, that an operator adds to another value; and its factor."""
     arguments: tuple[Any, ...] = node.args
     if node.target in _NORMS:
         place = _NORMS[node.target]
@@ -76,9 +76,7 @@ def _addition(node: fx.Node, stored: Stored) -> tuple[fx.Node | None, float]:
     alpha: Any = node.kwargs.get("alpha", 1)
     signs = (1, alpha if node.target is aten.add.Tensor else -alpha)
     for addend, other, sign in zip(arguments, arguments[::-1], signs, strict=True):
-        if stored.holds(other) or not stored.holds(addend):
-            continue
-        if stored.is_moved(addend) or stored.vanishes(addend):
+        if stored.holds(addend) and not stored.holds(other):
             return addend, sign
     return None, 1
 
@@ -92,7 +90,7 @@ def _linear_sources(addend: fx.Node, stored: Stored) -> list[fx.Node]:
     sources = stored.sources(addend)
     if stored.is_moved(addend):
         return sources
-    if not all(i.meta["val"].is_floating_point() for i in sources):
+    if not all(i.meta["val"].is_floating_point() for i in sources) or not stored.vanishes(addend):
         return []
     inside = ancestors([addend])
     used = [node for node in inside if node is not addend and not inside.issuperset(node.users)]

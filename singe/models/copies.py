@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+
+from ..memory import raise_shortage
+
+log = logging.getLogger("singe")
 
 
 def copy_of(model: nn.Module, shared: Collection[Tensor] = ()) -> nn.Module:
@@ -40,15 +45,24 @@ def copy_of(model: nn.Module, shared: Collection[Tensor] = ()) -> nn.Module:
 def forget_passes(model: nn.Module) -> None:
     """Has modules drop what they keep of their weights from one pass in eval mode to the next.
 
-    As some attention does with its position biases; its own ``train`` drops them.
+    As some attention does with its position biases; its own ``train`` drops them. Only where a module has one of its
+    own, the model is put into train mode and back; if it cannot be, it keeps nothing that this would drop.
     """
     if all(type(module).train is nn.Module.train for module in model.modules()):
         return
     modes = [(module, module.training) for module in model.modules()]
-    model.train()
-    model.train(modes[0][1])
-    for module, training in modes:
-        module.training = training
+    try:
+        model.train()
+        model.train(modes[0][1])
+        for module, training in modes:  # those around others first
+            if module.training != training:
+                module.train(training)
+    except Exception as error:  # whatever the user's train raises
+        raise_shortage(error)
+        log.debug("%s is not put into train mode: %s", type(model).__name__, error)
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _attributes(model: nn.Module) -> Iterator[Tensor]:

@@ -56,7 +56,7 @@ def all_trained(model: nn.Module) -> Iterator[list[nn.Parameter]]:
 @contextmanager
 def none_trained(model: nn.Module) -> Iterator[None]:
     """Has no parameter require gradients."""
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained = [p for p in model.parameters() if p.requires_grad and not p.is_inference()]
     try:
         for p in trained:
             p.requires_grad_(False)

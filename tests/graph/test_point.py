@@ -1,4 +1,5 @@
 import pytest
+import torch
 from torch import nn
 from torch.nn import functional as F
 from wiring import Wired, normal
@@ -25,6 +26,10 @@ WITHOUT = {
     "itself": (lambda self, x: self.b(self.b(x).relu()), "reads what it has written itself"),
     "product": (lambda self, x: self.a(x) * self.b.weight[0], "no convolution or linear layer but aten.select"),
     "both ways": (lambda self, x: self.up(x) + F.conv1d(x, self.up.weight), "used as different layers"),
+    "in other groups": (
+        lambda self, x: torch.cat([self.up(x), F.conv_transpose1d(x, self.up.weight, groups=3)], 1),
+        "used as different layers",
+    ),
 }
 
 

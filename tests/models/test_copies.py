@@ -5,7 +5,7 @@ from torch.utils import _pytree as pytree
 from wiring import Attention
 
 import singe
-from singe.models.copies import copy_of
+from singe.models.copies import copy_of, forget_passes
 
 
 class Keeps(nn.Module):
@@ -122,3 +122,37 @@ def test_what_a_network_keeps_of_its_weights_between_passes_is_not_pruned_around
     with torch.no_grad():
         model[0].bias.zero_()
     assert torch.equal(singe.load(model, tmp_path)(x), answer)
+
+
+class Untrainable(CachedBias):
+    def train(self, mode=True):
+        if mode:
+            raise RuntimeError("for inference only")
+        return super().train(mode)
+
+
+class BuiltForEval(nn.Linear):
+    """Works in eval mode with what it computed when it was put there."""
+
+    def train(self, mode=True):
+        self.built = None if mode else self.weight.detach().clone()
+        return super().train(mode)
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight if self.training else self.built, self.bias)
+
+
+def test_a_network_that_cannot_be_put_into_train_mode_is_copied_all_the_same():
+    model = Untrainable().eval()
+    assert not copy_of(model).training and not model.training
+
+
+def test_modules_of_another_mode_than_the_rest_get_into_it_by_their_own_way():
+    model = nn.Sequential(nn.Linear(3, 4), BuiltForEval(4, 2)).train()
+    model[1].eval()
+    x, before = torch.randn(5, 3), model[1].built
+    with torch.no_grad():
+        model[1].weight.mul_(2)
+    forget_passes(model)
+    assert [m.training for m in model] == [True, False] and torch.equal(model[1].built, 2 * before)
+    model(x)

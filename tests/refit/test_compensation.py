@@ -110,6 +110,20 @@ class SharedHead(nn.Module):
 
 
 CONV = {"kernel_size": 3}
+
+
+class SharedTerms(nn.Module):
+    """A layer whose uses are terms of one sum, beside another."""
+
+    def __init__(self):
+        super().__init__()
+        self.level, self.head, self.other = twice(nn.Linear(3, 8)), nn.Linear(8, 6), nn.Linear(3, 6)
+
+    def forward(self, x):
+        h = self.level(x)
+        return self.head(h.relu()) + (self.other(x) + self.head(h.tanh())) + self.head(h.sin())
+
+
 LAYERS = {
     "linear": (lambda: twins(nn.Linear, nn.ReLU()), (40, 3)),
     "sequence": (lambda: twins(nn.Linear, nn.ReLU()), (20, 5, 3)),
@@ -121,6 +135,7 @@ LAYERS = {
     "transposed": (lambda: upsampled(2, kernel_size=2, stride=2), (30, 3, 5, 6)),
     "overlapping": (lambda: upsampled(1, kernel_size=5, stride=2, padding=1, output_padding=1), (60, 3, 9)),
     "shared": (SharedHead, (40, 3, 8, 8)),
+    "shared in a sum": (SharedTerms, (80, 3)),
     "shared with its norm": (lambda: randomised_norms(SharedHead(norm=True)), (40, 3, 8, 8)),
 }
 

@@ -80,7 +80,7 @@ class Rules(Moves, Layers):
             aten.prelu: self._prelu,
             aten.div: self._divide,
             aten.copy: self._copy,
-            aten.where: self._pointwise,  # not all of its overloads are tagged
+            aten.where: self._where,
             aten.grid_sampler: self._sample,
         }
 

@@ -28,6 +28,10 @@ class Combinations(Base):
             result = self._combine(node, result, operand, source)
         return result
 
+    def _where(self, node: fx.Node, *args: Any) -> Any:
+        """A choice between two values, of which one may be a number; or the places where a condition holds."""
+        return self._unknown(node, *args) if len(args) == 1 else self._pointwise(node, *args)
+
     def _combine(self, node: fx.Node, result: Tensor, operand: Tensor, source: Any) -> Tensor:
         """Unites an operand with the owners so far; one that spreads over several neurons is frozen instead."""
         added = packet_of(node) in (aten.add, aten.sub)

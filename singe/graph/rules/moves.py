@@ -52,10 +52,9 @@ class Moves(Base):
         attributes = {n: v for n, v in self._trace.attributes.get(place_of(node), {}).items() if "head" in n}
         width = {name: value for name, value in attributes.items() if "dim" in name or "size" in name}
         counts = [value for name, value in attributes.items() if name not in width]
-        if heads := [axis for axis in axes if out.shape[axis] in counts]:
-            return heads
         wide = [axis for axis in axes if out.shape[axis] in width.values()]
-        return [axis for axis in axes if wide and axis != wide[-1]]
+        others = [axis for axis in axes if axis not in wide[-1:]]
+        return [axis for axis in others if out.shape[axis] in counts] or (others if wide else [])
 
     def _split(self, node: fx.Node, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Parts of one size are halves, thirds ...: all of them lose a channel or the split would move."""

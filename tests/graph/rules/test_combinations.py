@@ -5,6 +5,8 @@ from torch import nn
 from torch.nn import functional as F
 from wiring import Attention, BiasedAttention, Wired, free, frozen, groups_of, normal, once, owned, unsafe_groups
 
+import singe
+
 
 def gate(self, x):
     y = self.a(x)
@@ -250,23 +252,27 @@ def test_an_einsum_over_channels_reads_them(equation):
 
 
 class WidthAttention(nn.Module):
-    """Asks its attributes how wide a head is, and works with as many as there are."""
+    """Asks its attributes how wide a head is, and works with as many as there are; they may be as many as wide."""
 
-    def __init__(self):
+    def __init__(self, heads, counted):
         super().__init__()
-        self.head_dim, self.proj = 4, nn.Linear(12, 5)
-        self.q, self.k, self.v = nn.Linear(5, 12), nn.Linear(5, 12), nn.Linear(5, 12)
+        width = 4 * heads
+        self.head_dim, self.proj = 4, nn.Linear(width, 5)
+        self.q, self.k, self.v = nn.Linear(5, width), nn.Linear(5, width), nn.Linear(5, width)
+        if counted:
+            self.num_heads = heads
 
     def forward(self, x):
         heads = [f(x).view(*x.shape[:2], -1, self.head_dim).transpose(1, 2) for f in (self.q, self.k, self.v)]
         return self.proj(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
 
 
-def test_heads_are_also_found_by_their_width():
-    model, x = WidthAttention().eval(), normal(2, 7, 5)
+@pytest.mark.parametrize(("heads", "counted"), [(3, False), (4, False), (4, True)])
+def test_heads_are_also_found_by_their_width(heads, counted):
+    model, x = WidthAttention(heads, counted).eval(), normal(2, 7, 5)
     groups = groups_of(model, x)
-    assert free(groups) == {"q": 3} and groups["q"].writers == ("q.weight", "k.weight", "v.weight")
-    assert unsafe_groups(model, [groups["q"]], x) == {}
+    assert free(groups) == {"q": heads} and groups["q"].writers == ("q.weight", "k.weight", "v.weight")
+    assert {g.name: g.frozen for g in singe.inspect(model, x).groups} == {"q": None, "proj": "network output"}
 
 
 def test_a_table_of_biases_loses_a_head_with_the_attention():

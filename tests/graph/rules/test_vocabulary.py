@@ -121,6 +121,14 @@ def test_what_neurons_meet_on_their_way_goes_with_them():
     assert unsafe_groups(model, found, x) == {}
 
 
+def test_places_where_a_condition_holds_are_no_channels():
+    model = Wired(
+        lambda self, x: self.b(self.a(x))[torch.where(x[0] > 0)[0].clamp(max=2)], a=nn.Linear(4, 6), b=nn.Linear(6, 3)
+    )
+    groups = groups_of(model.eval(), normal(4, 4))
+    assert groups["a"].frozen is None
+
+
 def test_channels_that_share_statistics_go_together():
     layers = [nn.Conv2d(3, 8, 3), nn.GroupNorm(4, 8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 2)]
     model, x = nn.Sequential(*layers).eval(), images()[0]
