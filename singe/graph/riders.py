@@ -103,10 +103,20 @@ def _linear_sources(addend: fx.Node, stored: Stored) -> list[fx.Node]:
 
 
 def _owners(node: fx.Node, known: Env, integers: Env) -> Tensor:
-    """The neuron that each element of a stored value belongs to, -1 for none; of a sum or product that of its terms."""
-    if node in known:
-        value: Tensor = known[node]
-        return value
+    """The neuron that each element of a stored value belongs to, -1 for none; of a sum or product that of its terms.
+
+    Args:
+        node: of the value.
+        known: those of the parameters and buffers that belong to neurons; what is found is added.
+        integers: the values of indices.
+    """
+    if node not in known:
+        known[node] = _found(node, known, integers)
+    value: Tensor = known[node]
+    return value
+
+
+def _found(node: fx.Node, known: Env, integers: Env) -> Tensor:
     if node.op == "placeholder":  # nobody's
         return torch.tensor(-1).expand(node.meta["val"].shape)
     if torch.Tag.pointwise in getattr(node.target, "tags", ()):

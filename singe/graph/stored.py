@@ -29,6 +29,7 @@ class Stored:
                 self._held.add(node)
         # a value that is reached along many ways is visited once
         self.value, self.sources = cache(self._value), cache(self._sources)
+        self._is_elementwise = cache(self._elementwise)
 
     @property
     def nodes(self) -> list[fx.Node]:
@@ -69,7 +70,7 @@ class Stored:
         """A stored value on the CPU, from those of its sources."""
         return run(node, {i: constant.cpu() for i, constant in self._trace.constants.items()} | {**values})
 
-    def _is_elementwise(self, node: fx.Node) -> bool:
+    def _elementwise(self, node: fx.Node) -> bool:
         if self.is_moved(node):
             return True
         pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
@@ -96,11 +97,14 @@ class Stored:
 
 def run(node: fx.Node, values: Mapping[fx.Node, Tensor]) -> Tensor:
     """The value of a stored node from those of the nodes that it is computed from."""
-    if node in values:
-        return values[node]
-    args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda i: run(i, values))
-    result: Tensor = evaluate(node, args, kwargs)
-    return result
+    known: dict[fx.Node, Tensor] = {**values}
+
+    def of(i: fx.Node) -> Tensor:
+        if i not in known:
+            known[i] = evaluate(i, *fx.map_arg((i.args, dict(i.kwargs)), of))
+        return known[i]
+
+    return of(node)
 
 
 _KEEP = {*MOVES, *IDENTITIES, *VIEWS, torch.ops.aten.index}

@@ -111,7 +111,8 @@ class Plan:
 
         Args:
             model: unpruned, like the one that the plan was made for. If it is wrapped or compiled, the module inside is
-                cut and returned; DistributedDataParallel has to be put around it again.
+                cut and returned; DistributedDataParallel has to be put around it again. If a module has a ``train`` of
+                its own, the model is put into train mode and back, so that what was kept of old weights is dropped.
             optimizers: of this model's parameters, possibly among others: from now on they hold the smaller ones, with
                 their state for each element that stays (momentum and the like), so that training can continue. Averages
                 over whole rows or columns, as Adafactor has them, stay as they are.

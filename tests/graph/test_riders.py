@@ -2,7 +2,7 @@ import pytest
 import torch
 from networks import randomised
 from torch import nn
-from wiring import BiasedAttention, free, groups_of, normal, unsafe_groups
+from wiring import BiasedAttention, Wired, free, groups_of, normal, unsafe_groups
 
 import singe
 from singe import reference
@@ -45,6 +45,17 @@ def test_a_computed_shift_fades_if_that_is_to_scale_what_it_is_computed_from(pow
     for criterion in ("integrated_gradient", "loss_change"):
         actual, expected = (way(model, batch, "0", criterion=criterion) for way in (singe.score, reference.score))
         assert torch.allclose(actual, expected, rtol=1e-7, atol=0)
+
+
+def test_a_shift_that_is_reached_along_many_ways_is_computed_once():
+    def wiring(self, x):
+        shift = self.table.weight[0]
+        for _ in range(60):
+            shift = shift + shift.sin()
+        return self.b(self.a(x) + shift)
+
+    model = Wired(wiring, a=nn.Linear(3, 6), b=nn.Linear(6, 2), table=nn.Embedding(1, 6))
+    assert free(groups_of(model, normal(4, 3))) == {"a": 6}
 
 
 @pytest.mark.parametrize("criterion", ["integrated_gradient", "loss_change"])
