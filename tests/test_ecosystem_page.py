@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from networks import DigitNet, images, randomised
-from test_task import TextClassifier, encoded
+from test_forward import TextClassifier, encoded
 from torch import nn
 from torch.nn import functional as F
 
