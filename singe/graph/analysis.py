@@ -40,11 +40,13 @@ def analyse(trace: Trace, training: Trace | None = None) -> tuple[list[Group], d
     claims = Claims(owners)
     _follow(trace, owners, claims)
     elsewhere: dict[str, str] = {}
+    buffers = trace.buffers
     if training is not None:
         _follow(training, owners, claims)
+        buffers = buffers | training.buffers
         idle = set(training.used()) - set(trace.used())
         elsewhere = dict.fromkeys(idle, "used in train mode only, where nothing scores it")
-    return claims.groups(elsewhere), claims.unfollowed()
+    return claims.groups(elsewhere), claims.unfollowed(buffers)
 
 
 def _follow(trace: Trace, owners: Owners, claims: Claims) -> None:

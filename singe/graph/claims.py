@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -98,12 +98,16 @@ class Claims:
             gathered[tuple(footprints[root]), frozen.get(root)].append(root)
         return _unique_names([self._group(roots, key, reason, labels) for (key, reason), roots in gathered.items()])
 
-    def unfollowed(self) -> dict[str, str]:
-        """Modules with weights that write no neuron of any group, since an operator without a rule uses them -> why."""
+    def unfollowed(self, buffers: Collection[str]) -> dict[str, str]:
+        """Modules with weights that write no neuron of any group, because of the operators that use them -> why.
+
+        Args:
+            buffers: names of those that are no weights.
+        """
         found: dict[str, str] = {}
         for weight, reason in self._frozen.values():
             module = module_of(weight.name).partition(".parametrizations")[0]
-            if len(weight.shape) > 1 and weight.name not in self._rows:
+            if len(weight.shape) > 1 and weight.name not in self._rows and weight.name not in buffers:
                 found.setdefault(module or weight.name, reason)
         return found
 

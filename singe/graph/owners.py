@@ -53,6 +53,15 @@ class Owners:
         axis = axis % owners.dim()
         return self.unite_along(owners, (i for i in range(owners.dim()) if i != axis)).flatten()
 
+    def span(self, owners: Tensor, axes: Sequence[int], reason: str) -> Tensor:
+        """Unites owners that differ along ``axes``; freezes them where nothing else tells them apart."""
+        if not any(varies(owners, axis) for axis in axes):
+            return owners
+        if any(varies(owners, axis) for axis in range(owners.dim()) if axis not in axes):
+            return self.unite_along(owners, axes).expand_as(owners)
+        self.freeze(owners, reason)
+        return owners
+
     def unite_parts(self, owners: Tensor, parts: int) -> Tensor:
         """Unites position i of every one of ``parts`` equal parts of [C]; returns the owners of the first part."""
         first, *others = owners.chunk(parts)

@@ -78,6 +78,7 @@ class Trace:
         inputs: the nodes of the input tensors.
         outputs: the nodes of the model's outputs that are tensors.
         state: for every node that stands for a parameter or buffer, its qualified name in the model.
+        buffers: the names among them of buffers.
         constants: tensors that export lifted out of the code, by node.
         dynamic: whether the graph takes any number of samples, or only that of the example.
         example_batch: a number of samples that it takes.
@@ -99,6 +100,7 @@ class Trace:
         self.state: dict[fx.Node, str] = {
             placeholders[k]: names[name.removeprefix(f"{MODEL}.")] for k, name in named.items()
         }
+        self.buffers = {self.state[placeholders[k]] for k in signature.inputs_to_buffers}
         self.constants: Env = {
             placeholders[k]: program.constants[name] for k, name in signature.inputs_to_lifted_tensor_constants.items()
         }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -66,9 +65,9 @@ class Rules(Moves, Layers):
             **dict.fromkeys(CONSTANTS, self._constant),
             **dict.fromkeys(REDUCTIONS, self._reduce),
             **dict.fromkeys(ALONG_AXIS, self._along_axis),
-            **dict.fromkeys((aten.matmul, aten.bmm, aten.mm), partial(self._product, self._matmul)),
-            aten.scaled_dot_product_attention: partial(self._product, self._attention),
-            aten.einsum: partial(self._product, self._einsum),
+            **dict.fromkeys((aten.matmul, aten.bmm, aten.mm), self._matmul),
+            aten.scaled_dot_product_attention: self._attention,
+            aten.einsum: self._einsum,
             aten.layer_norm: self._layer_norm,
             aten.rms_norm: self._layer_norm,
             aten.group_norm: self._group_norm,

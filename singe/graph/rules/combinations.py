@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from ..contraction import Product, contract, matmul
 from ..mirrors import NOBODY, along, varies
 from ..nodes import described, packet_of
 from ..operators import POOLS, SUMS, aten
-from .base import Base
+from .base import Base, fixed
 
 
 class Combinations(Base):
@@ -105,32 +105,21 @@ class Combinations(Base):
             self._owners.freeze(x, f"taken together by {described(node)}, which would change")
         return x
 
-    def _product(self, rule: Callable[..., Tensor], node: fx.Node, *args: Any, **kwargs: Any) -> Tensor:
-        """Applies a rule for activations; a parameter among the factors stays, and so do the other factors."""
-        factors = [i for i in pytree.tree_leaves(node.args[:3]) if isinstance(i, fx.Node)]  # after them, a mask
-        stored = [self._stored.holds(i) for i in factors]
-        if any(stored) and not all(stored):
-            reason = f"{described(node)} multiplies with a parameter"
-            for i in factors:
-                self._freeze_sources(i, reason)
-            unknown: Tensor = self._unknown(node, *args, reason=reason)
-            return unknown
-        return rule(node, *args, **kwargs)
-
     def _matmul(self, node: fx.Node, a: Tensor, b: Tensor) -> Tensor:
         rank = max(a.dim(), b.dim())
         if min(a.dim(), b.dim()) < 2:
             unknown: Tensor = self._unknown(node, a, b)
             return unknown
         a, b = (x[(None,) * (rank - x.dim())] for x in (a, b))
-        return self._contract(node, matmul(rank), a, b)
+        return self._contract(node, matmul(rank), (a, b), node.args)
 
     def _einsum(self, node: fx.Node, equation: str, operands: list[Tensor], **kwargs: Any) -> Tensor:
         product = Product.parsed(equation) if len(operands) == 2 else None
         if product is None:
             unknown: Tensor = self._unknown(node, operands)
             return unknown
-        return self._contract(node, product, *operands)
+        sources: Any = node.args[1]
+        return self._contract(node, product, operands, sources)
 
     def _attention(
         self, node: fx.Node, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any,
@@ -140,10 +129,25 @@ class Combinations(Base):
             unknown: Tensor = self._unknown(node, query, key, value, attn_mask)
             return unknown
         product = matmul(query.dim())
-        scores = self._contract(node, product, query, key.transpose(-1, -2))
+        scores = self._contract(node, product, (query, key.transpose(-1, -2)), node.args[:2])
         if attn_mask is not None:
             scores = self._combine(node, scores, attn_mask, None)
-        return self._contract(node, product, scores, value)
+        return self._contract(node, product, (scores, value), (None, node.args[2]))
 
-    def _contract(self, node: fx.Node, product: Product, a: Tensor, b: Tensor) -> Tensor:
-        return contract(self._owners, product, a, b, f"multiplied with what cannot go by {described(node)}")
+    def _contract(self, node: fx.Node, product: Product, factors: Sequence[Tensor], sources: Sequence[Any]) -> Tensor:
+        """The owners of a product; a factor that is stored in the model stays whole."""
+        stored = [isinstance(i, fx.Node) and self._stored.holds(i) for i in sources]
+        if all(stored) or not any(stored):
+            a, b = factors
+            return contract(self._owners, product, a, b, f"multiplied with what cannot go by {described(node)}")
+        reason = f"{described(node)} multiplies with a parameter"
+        own = stored.index(True)
+        self._freeze_sources(sources[own], reason)
+        sizes = dict(zip((product.a, product.b)[own], factors[own].shape, strict=True))
+        spanned = [axis for axis, c in enumerate((product.a, product.b)[1 - own]) if sizes.get(c, 1) > 1]
+        whole = torch.tensor(NOBODY).expand(factors[own].shape)
+        other = self._owners.span(factors[1 - own], spanned, reason)
+        a, b = (whole, other) if own == 0 else (other, whole)
+        result = contract(self._owners, product, a, b, reason)
+        passes = any(varies(result, axis) for axis in range(result.dim()))
+        return result if passes else fixed(self._owners, self._trace.shape(node), reason)

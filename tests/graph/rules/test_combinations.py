@@ -168,6 +168,28 @@ class Masked(nn.Module):
         return self.proj(F.scaled_dot_product_attention(q, k, v, self.mask).transpose(1, 2).flatten(2))
 
 
+class Placed(Masked):
+    """Attention with relative positions, of which every head holds its queries against the same ones."""
+
+    def __init__(self):
+        super().__init__(None)
+        self.positions = nn.Parameter(normal(7, 7, 4))
+
+    def forward(self, x):
+        q, k, v = (layer(x).unflatten(2, (self.num_heads, 4)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        scores = q @ k.mT + torch.einsum("bhnd,nmd->bhnm", q, self.positions)
+        return self.proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+def test_whole_heads_go_where_all_are_multiplied_with_the_same_parameter():
+    model, x = Placed().eval(), normal(2, 7, 5)
+    (group,) = (g for g in groups_of(model, x).values() if g.frozen is None)
+    assert group.size == 3
+    layers = {f"{layer}.{kind}@0": 4 for layer in "qkv" for kind in ("weight", "bias")}
+    assert owned(group) == layers | {"proj.weight@1": 4, "num_heads@0": 1}
+    assert unsafe_groups(model, [group], x) == {}
+
+
 class Viewed(nn.Module):
     """Attention whose code says how wide a head is, so that there may be any number of them."""
 
@@ -211,6 +233,34 @@ def test_whole_heads_go_whatever_the_mask(mask, rides):
     assert unsafe_groups(model, [group], x) == {}
 
 
+NEIGHBOURS = {
+    "on the left": lambda self, y: self.near.weight @ y,
+    "on the right": lambda self, y: (y.mT @ self.near.weight).mT,
+    "by name": lambda self, y: torch.einsum("nm,bmc->bnc", self.near.weight, y),
+    "computed": lambda self, y: self.near.weight.softmax(1) @ y,
+}
+
+
+@pytest.mark.parametrize("mixed", NEIGHBOURS.values(), ids=NEIGHBOURS.keys())
+def test_channels_pass_a_product_over_positions_with_what_is_stored(mixed):
+    model = Wired(lambda self, x: self.head(mixed(self, self.a(x)).relu()).mean(1), near=nn.Embedding(7, 7))
+    model.a, model.head = nn.Linear(4, 6), nn.Linear(6, 2)
+    x = normal(3, 7, 4)
+    groups = groups_of(model, x)
+    assert free(groups) == {"a": 6}
+    assert owned(groups["a"]) == once("a.weight", "a.bias", "head.weight@1")
+    assert unsafe_groups(model, [groups["a"]], x) == {}
+
+
+def test_heads_stay_where_a_parameter_holds_something_for_each():
+    def wiring(self, x):
+        values = self.v(x).unflatten(2, (-1, 4)).transpose(1, 2)
+        return self.proj((self.scores.weight.view(1, 3, 7, 7) @ values).transpose(1, 2).flatten(2))
+
+    model = Wired(wiring, scores=nn.Embedding(3, 49), v=nn.Linear(5, 12), proj=nn.Linear(12, 5))
+    assert free(groups_of(model, normal(2, 7, 5))) == {"v": 4}
+
+
 def test_a_parameter_among_the_factors_of_attention_freezes_what_it_meets():
     def wiring(self, x):
         key, value = self.k(x).unsqueeze(1), self.v(x).unsqueeze(1)
@@ -218,8 +268,9 @@ def test_a_parameter_among_the_factors_of_attention_freezes_what_it_meets():
 
     model = Wired(wiring, k=nn.Linear(4, 6), v=nn.Linear(4, 5), head=nn.Linear(10, 2))
     model.query = nn.Parameter(normal(3, 1, 2, 6))
-    reasons = frozen(groups_of(model, normal(3, 7, 4)))
-    assert all("multiplies with a parameter" in reasons[name] for name in "kv")
+    groups = groups_of(model, normal(3, 7, 4))
+    assert free(groups) == {"v": 5}
+    assert "multiplies with a parameter" in groups["k"].frozen
 
 
 def test_heads_that_share_a_key_have_no_rule():
