@@ -22,8 +22,8 @@ from .allocation.goal import left_alone
 from .criteria import Criterion, resolve
 from .graph.trace import Forward, trace
 from .identity import of_object
-from .memory import DEFAULT_MEMORY
-from .models.batches import Batch, length, parts
+from .memory import DEFAULT_MEMORY, Memory
+from .models.batches import Batch
 from .models.isolation import plain_torch, preserved_random_state, same_modes
 from .models.weightnorm import weight_norms
 from .models.wrappers import unwrapped
@@ -34,6 +34,7 @@ from .removal.surgery import compact, zero
 from .removal.trial import check_result
 from .result import TIMED, PruneResult, compared
 from .scoring.admission import check_scorable
+from .scoring.judging import outputs_in_parts
 from .scoring.rounds import channels, comparable, least
 from .scoring.scores import scores_of, unscorable
 from .sizes import count_macs, count_parameters, widths
@@ -135,11 +136,11 @@ class GradualPruner:
         if norms := weight_norms(self._model):
             raise ValueError(f"expected a model without weight norms, got one in {norms[0].module}")
         self._every, self._per_round, self._until = every, per_round, until
-        self._criterion, self._ignore, self._images, self._seed, self._memory = (
-            resolve(criterion), tuple(ignore), images, seed, memory,
-        )  # fmt: skip
+        self._criterion, self._ignore, self._images, self._seed = resolve(criterion), tuple(ignore), images, seed
+        self._memory = Memory("scoring", memory, self._device)
         self._task = Task(forward, loss)
-        self._observer = Observer(evaluate, callbacks)
+        first = self._processes is None or torch.distributed.get_rank(self._processes) == 0
+        self._observer = Observer(evaluate, callbacks, tells=first)
         with plain_torch(self._device), torch.no_grad(), preserved_random_state():
             self._look(checks.example(example, self._device, self._task), analysis_seconds)
         self.epoch = 0
@@ -147,7 +148,8 @@ class GradualPruner:
         self._loader: Iterable[Any] | None = None
         self._masked: dict[str, list[int]] = {}  # group -> neurons in the order of masking
         self._zeros: dict[tuple[str, int], Tensor] = {}  # the same, as surgery takes it
-        hook = register_optimizer_step_post_hook(partial(_hold, weakref.ref(self)))
+        # a compiled step would be compiled again with every round
+        hook = register_optimizer_step_post_hook(torch.compiler.disable(partial(_hold, weakref.ref(self))))
         self._release = weakref.finalize(self, hook.remove)
 
     def _look(self, batch: Batch, seconds: float) -> None:
@@ -165,6 +167,11 @@ class GradualPruner:
         self._groups = {g.name: g for g in found.able if g.name not in blind}
         checks.something_to_prune("neurons", self._groups, self.frozen)
         self._macs = count_macs(work, self._sample, self._task.call)
+
+    def __repr__(self) -> str:
+        masked = sum(map(len, self._masked.values()))
+        left = max(0, self._until // self._every - self.epoch // self._every)
+        return f"GradualPruner(epoch {self.epoch}, {masked} neurons masked, {left} rounds to come)"
 
     # -- while training --------------------------------------------------------------------------------------
 
@@ -232,10 +239,8 @@ class GradualPruner:
     @torch.no_grad()
     def _evaluate(self, model: nn.Module, batch: Batch) -> float:
         """The loss of a copy in eval mode."""
-        # some eight values as large as the largest are held at a time
-        step = self._trace.samples_within(self._memory, 8 * self._trace.largest())
-        losses = [float(self._task(model, part)) * length(part) for part in parts(batch, step)]
-        return sum(losses) / length(batch)
+        outputs = outputs_in_parts(model, self._trace, batch, self._task, self._memory)
+        return float(self._task.judge(outputs, batch))
 
     def _agreed(self, scores: list[Tensor]) -> list[Tensor]:
         """The first process's, where there are several."""

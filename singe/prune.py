@@ -251,17 +251,7 @@ def prepared(
         if ranks.first:
             log.warning("the result cannot be saved with result.save: %s", error)
     stream = Stream(loader, device, options.task, ranks)
-    if finetune is not None and not _shuffles(loader):
-        log.warning(
-            "the loader does not shuffle: every %s begins a new epoch, so fine-tuning will see its first batches again "
-            "and again",
-            "group of neurons" if structured else "layer",
-        )
-    if options.checkpoint is not None and getattr(loader, "persistent_workers", False):
-        log.warning(
-            "the loader's workers persist, and torch does not seed them again: a run that continues from its "
-            "checkpoint sees other samples if they draw at random; try persistent_workers=False"
-        )
+    _warn_of_loader(loader, options)
     with plain_torch(device), preserved_random_state(loader):
         if not structured:
             sparse = of_weights(model, stream, options)
@@ -322,12 +312,30 @@ def _refuse_of_neurons(options: Options, analysis_seconds: float) -> None:
     for name, value in given.items():
         if value != (default := parameters[name].default):
             raise ValueError(
-                f"expected {name}={default!r} with structured=False, where it has no meaning, got {value!r}"
+                f"expected {name}={default!r} with structured=False, which does not take it, got {value!r}"
             )
     if finetune is not None and finetune.when == "neuron":
         raise ValueError("expected finetune.when 'layer' or 'after' with structured=False, got 'neuron'")
     if goal.allocation == "sensitivity":
         raise ValueError("expected an allocation other than 'sensitivity' with structured=False")
+
+
+def _warn_of_loader(loader: Iterable[Any], options: Options) -> None:
+    if not options.ranks.first:
+        return
+    chosen = options.finetune is None and isinstance(loader, (list, tuple))  # these very batches
+    if not chosen and not _shuffles(loader):
+        log.warning(
+            "the loader does not shuffle: all that is measured and refitted is so on its first samples%s; if it is "
+            "sorted, by class for example, they do not stand for the others",
+            ", which fine-tuning sees again and again, too"
+            if options.finetune is not None and options.finetune.when != "after" else "",
+        )  # fmt: skip
+    if options.checkpoint is not None and getattr(loader, "persistent_workers", False):
+        log.warning(
+            "the loader's workers persist, and torch does not seed them again: a run that continues from its "
+            "checkpoint sees other samples if they draw at random; try persistent_workers=False"
+        )
 
 
 def _shuffles(loader: Iterable[Any]) -> bool:

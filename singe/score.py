@@ -13,7 +13,7 @@ from .criteria import Criterion, resolve
 from .graph.analysis import find_groups
 from .graph.groups import Group, groups_of, in_layer_order, module_of
 from .graph.trace import Forward, Trace, trace
-from .memory import DEFAULT_MEMORY
+from .memory import DEFAULT_MEMORY, Memory
 from .models.batches import Batch
 from .models.isolation import plain_torch, preserved_random_state
 from .models.names import first_name
@@ -107,7 +107,8 @@ def score(
         layers = [first_name(work, layer)] if layer is not None else _scorable(graph, every, chosen, here)
         parts = {name: groups_of(name, every) for name in layers}
         groups = [g for g in every if any(g in own for own in parts.values())]
-        found = dict(zip(groups, scores_of(work, graph, groups, here, task, chosen, memory, precision), strict=True))
+        room = Memory("scoring", memory, device)
+        found = dict(zip(groups, scores_of(work, graph, groups, here, task, chosen, room, precision), strict=True))
         scores = {name: in_layer_order(name, [(g, found[g]) for g in own]) for name, own in parts.items()}
     return scores if layer is None else scores[layers[0]]
 

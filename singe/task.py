@@ -14,6 +14,7 @@ from .graph.trace import Forward, answer, plain_call
 from .models.batches import Batch, tensors
 from .models.isolation import callers_device
 from .models.outputs import cloned
+from .models.precision import wide
 
 Loss = Callable[[Any, Batch], Tensor]
 """(model outputs, batch) -> scalar."""
@@ -36,7 +37,8 @@ def cross_entropy(outputs: Any, batch: Batch) -> Tensor:
             "labels pass loss=(outputs, batch) -> scalar"
         )
     try:
-        return F.cross_entropy(outputs, y)
+        logits = wide(outputs)  # half types would give many networks the same loss
+        return F.cross_entropy(logits, y.to(logits.dtype) if y.is_floating_point() else y)
     except (IndexError, ValueError, RuntimeError) as error:
         labels = f"{y.dtype} in [{y.min()}, {y.max()}]" if y.numel() else str(y.dtype)
         raise ValueError(

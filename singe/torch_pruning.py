@@ -15,7 +15,7 @@ from .criteria import Criterion, resolve
 from .graph.analysis import find_groups
 from .graph.groups import Group, Slice
 from .graph.trace import Forward, Trace, named_tensors, trace
-from .memory import DEFAULT_MEMORY
+from .memory import DEFAULT_MEMORY, Memory
 from .models.batches import Batch, tensors
 from .models.isolation import plain_torch, preserved_random_state
 from .models.precision import Precision, check_precision
@@ -83,9 +83,10 @@ class SingeImportance:
             raise ImportError("SingeImportance is for Torch-Pruning: pip install torch-pruning") from error
         Importance.register(type(self))
         self._model, self._criterion = unwrapped(model), resolve(criterion)
-        self._memory, self._precision = values.integer("memory", memory, 1), precision
+        self._precision = precision
         self._task = Task(forward, loss)
         self._device = checks.sound_model(self._model)
+        self._memory = Memory("scoring", values.integer("memory", memory, 1), self._device)
         check_precision(precision, self._model, self._device)
         checks.batch_of(batch, self._device, self._task)
         self.batch = batch

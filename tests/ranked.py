@@ -21,6 +21,7 @@ import torch.distributed as dist
 from networks import PlainNet, images, randomised
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import singe
@@ -168,6 +169,34 @@ def divided_by_the_user(folder: Path) -> Any:
     found = told(prune(net(), Counting(data(), batch_size=6, sampler=sampler), criterion=Noted(),
                        finetune=singe.FineTune(steps=4)))  # fmt: skip
     return {"result": found, "epoch": sampler.epoch, "first": seen[0]}
+
+
+class Drawing(DataLoader):
+    """On every rank it draws other numbers of random values, as augmentation does where lengths differ."""
+
+    def __iter__(self) -> Any:
+        for batch in super().__iter__():
+            torch.rand(3 * rank())
+            yield batch
+
+
+@scenario
+def drawn_apart(folder: Path) -> Any:
+    options: dict[str, Any] = {"batches": Drawing(data(), batch_size=12), "criterion": "random"}
+    neurons, single = prune(net(), **options), prune(net(), structured=False, **options)
+    return [told(neurons)["removed"], {name: mask.int().tolist() for name, mask in single.masks.items()}]
+
+
+@scenario
+def gradual(folder: Path) -> Any:
+    model, records = net(), []
+    parallel = DistributedDataParallel(model) if dist.is_initialized() else model
+    pruner = singe.GradualPruner(
+        parallel, images()[0], every=1, per_round=3, until=2, images=12, criterion="random", seed=rank(),
+        callbacks=[records.append],
+    )  # fmt: skip
+    rounds = [pruner.epoch_end(loader()) for _ in range(3)]
+    return {"records": len(records), "removed": [r.removed for r in rounds if r], "weights": weights(model)}
 
 
 @scenario

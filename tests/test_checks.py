@@ -51,6 +51,16 @@ def test_tensors_that_cannot_be_worked_with_are_named():
         checks.finite_weights(model)
 
 
+def test_tensors_of_other_classes_are_named():
+    class Sharded(torch.Tensor):
+        pass
+
+    model = nn.Linear(2, 2)
+    model.weight = nn.Parameter(torch.eye(2).as_subclass(Sharded))
+    with pytest.raises(ValueError, match="plain tensors, got weight of Sharded; a sharded model is gathered first"):
+        checks.real_weights(model)
+
+
 @pytest.mark.parametrize("pair", [(X, Y), [X, Y]])
 def test_a_pair_of_tensors_is_a_batch(pair):
     x, y = checks.batch_of(pair, CPU, Task())

@@ -465,6 +465,15 @@ def test_of_several_processes_the_first_decides(monkeypatch):
     assert records[0].removed == records[1].removed
 
 
+def test_it_tells_how_far_it_is():
+    held = pruner(mlp())
+    before = repr(held)
+    held.epoch_end(loader())
+    masked_now = sum(map(len, held.history[0].removed.values()))
+    assert before.startswith("GradualPruner(epoch 0, 0 neurons masked, ") and masked_now
+    assert repr(held).startswith(f"GradualPruner(epoch 1, {masked_now} neurons masked, ")
+
+
 # -- who watches -------------------------------------------------------------------------------------------------
 
 

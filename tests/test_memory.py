@@ -53,6 +53,7 @@ class Short(nn.Module):
 
 SITUATIONS = {
     "whenever it runs": lambda model, y: True,
+    "in higher precision": lambda model, y: y.dtype is torch.float64,
     "where it is exported": lambda model, y: torch.compiler.is_exporting(),
     "where it is pruned": lambda model, y: y.shape[1] < 8,
     "where it is trained": lambda model, y: model.training and not torch.compiler.is_exporting() and y.shape[1] == 8,

@@ -108,6 +108,17 @@ def test_the_first_rank_speaks_for_all(three):
         )
 
 
+def test_random_scores_are_the_first_ranks_whatever_others_have_drawn(three, alone):
+    assert all(found["drawn_apart"] == alone("drawn_apart") for found in three)
+
+
+def test_of_gradual_pruning_the_first_rank_decides_and_speaks(three, alone):
+    expected = alone("gradual")
+    assert expected["records"] == len(expected["removed"]) == 2
+    for rank, found in enumerate(three):
+        assert found["gradual"] == expected | {"records": 0 if rank else 2}
+
+
 def test_widths_that_the_clock_decides_are_the_first_ranks(three):
     assert all(found["latency"] == three[0]["latency"] for found in three)
 

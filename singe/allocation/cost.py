@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -13,6 +12,7 @@ from torch import nn
 from ..graph.groups import Group
 from ..graph.layer import is_layer, is_transposed
 from ..graph.trace import Trace
+from ..memory import raise_shortage
 from ..models.copies import copy_of
 from ..removal.plan import Plan
 
@@ -161,8 +161,9 @@ def mac_cost(
 
 def _countable(model: nn.Module, macs_of: Callable[[nn.Module], int], macs: int) -> nn.Module:
     """A copy without values, which takes no time to run, if its multiply-adds can be counted; else the model."""
-    with contextlib.suppress(Exception):
+    try:
         empty = copy_of(model).to("meta")
-        if macs_of(empty) == macs:
-            return empty
-    return model
+        return empty if macs_of(empty) == macs else model
+    except Exception as error:  # code that asks for values, such as a size in a tensor
+        raise_shortage(error)
+        return model

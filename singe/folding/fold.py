@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .. import checks
 from ..graph.batchnorm import affine_of
 from ..graph.trace import Forward, Trace, trace
+from ..memory import raise_shortage
 from ..models.batches import Batch
 from ..models.isolation import plain_torch, preserved_random_state, same_modes
 from ..models.numerics import alike, distance
@@ -103,6 +104,7 @@ class _Answers:
             actual = self._task.outputs(model, self._batch)
             return alike(actual, self._expected) or distance(actual, self._expected) <= self._noise
         except Exception as error:
+            raise_shortage(error)
             log.debug("a folded network failed: %s", error)
             return False
 

@@ -33,6 +33,11 @@ from .operators import aten
 Forward = Callable[[nn.Module, Any], Any]
 """(model, inputs) -> outputs, with inputs any nested tensors [B, ...]."""
 
+_DERIVABLE: dict[Any, Callable[..., Any]] = {
+    aten.copy.default: lambda x, source, *_, **__: source.to(x.dtype).expand(x.shape),
+}
+"""Operators that have no derivative -> others that compute the same."""
+
 _SHAPES = "torch.fx.experimental.symbolic_shapes"
 """The logger that complains about batch axes which cannot be dynamic."""
 
@@ -51,7 +56,7 @@ def exported(model: nn.Module, inputs: Any, forward: Forward) -> tuple[ExportedP
         with torch.no_grad(), quietly(_SHAPES), _caches_as_before(), _cycles_broken() as inside:
             call = _Call(model, forward, spec, inside)
             shapes = (tuple({0: Dim.AUTO} for _ in tensors),)
-            program = export(call, tuple(tensors), dynamic_shapes=shapes, strict=False).run_decompositions({})
+            program = export(call, tuple(tensors), dynamic_shapes=shapes, strict=False).run_decompositions(_DERIVABLE)
             for name in program.graph_signature.inputs_to_lifted_custom_objs.values():
                 raise ValueError(f"it uses a {type(program.constants[name]).__name__}, which a graph of tensors cannot")
             for node in (node for node in program.graph.nodes if node.op == "get_attr"):

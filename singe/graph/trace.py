@@ -14,6 +14,7 @@ from torch.export.graph_signature import OutputKind
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
+from ..memory import raise_shortage
 from ..models.batches import copied, head, joined, length
 from ..models.copies import forget_passes
 from ..models.isolation import callers_device
@@ -244,7 +245,8 @@ class Trace:
             expected = [v for v in leaves(answer(model, inputs, self._forward)) if isinstance(v, Tensor)]
             try:
                 self.run(self.nodes, env, length(inputs), keep=self.outputs)
-            except (RuntimeError, IndexError):
+            except (RuntimeError, IndexError) as error:
+                raise_shortage(error)
                 return False
         return all(close(env[node], value) for node, value in zip(self.outputs, expected, strict=True))
 

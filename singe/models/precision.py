@@ -27,12 +27,28 @@ def check_precision(precision: Any, model: nn.Module, device: torch.device) -> N
 
 @contextmanager
 def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Sets the arithmetic inside: the model's own dtype without or with TF32, or autocast to bfloat16."""
+    """Sets the arithmetic inside: the model's own dtype without or with TF32, or autocast to bfloat16.
+
+    On CUDA, convolutions give the same bits each time.
+    """
     with (
+        _repeatable_convolutions(device),
         multiplication(device, tf32=precision == "tf32"),
         torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False),
     ):
         yield
+
+
+@contextmanager
+def _repeatable_convolutions(device: torch.device) -> Iterator[None]:
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    try:
+        if device.type == "cuda":
+            cudnn.deterministic, cudnn.benchmark = True, False
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
 
 
 class _Setting(NamedTuple):

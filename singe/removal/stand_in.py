@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..graph.trace import Forward, answer
+from ..memory import raise_shortage
 from ..models.copies import copy_of
 from ..models.numerics import alike
 from ..models.outputs import leaves
@@ -40,7 +40,7 @@ def stand_in(model: nn.Module, inputs: Any, forward: Forward) -> tuple[nn.Module
     """
     finite = _finite(answer(copy_of(model), inputs, forward))
     for enliven, dtype in itertools.product((True, False), (torch.float64, torch.float32, None)):
-        with contextlib.suppress(Exception):  # whatever the user's forward raises in another dtype
+        try:
             network, given = copy_of(model), inputs
             if enliven:
                 _enliven(network)
@@ -49,6 +49,8 @@ def stand_in(model: nn.Module, inputs: Any, forward: Forward) -> tuple[nn.Module
                 given = _cast(inputs, dtype)
             if _works(network, given, forward, dtype, finite):
                 return network, given
+        except Exception as error:  # whatever the user's forward raises in another dtype
+            raise_shortage(error)
     log.info("removal is tried on the network as it is: no copy in higher precision answers likewise")
     return model, inputs
 

@@ -70,10 +70,12 @@ class Turn:
         uncompensated = self._refit()
         if self._when == "layer":
             self._tune()
+        changed = self._when == "layer" or self._space.options.compensate != "none"
         return GroupRecord(
             group=self._given.name, size=self._given.size, removed=tuple(selection.taken),
             scores=tuple(selection.taken_scores), neurons_scored=selection.scored,
-            loss_start=loss_start, loss_removed=loss_removed, loss_end=space.loss(self._batch),
+            loss_start=loss_start, loss_removed=loss_removed,
+            loss_end=space.loss(self._batch) if changed else loss_removed,
             seconds_scoring=self._scoring.seconds, seconds_compensating=self._compensating.seconds,
             seconds_tuning=self._tuning.seconds, uncompensated=uncompensated,
             first_scores=selection.first_scores, curves=shown, evaluation=space.evaluation(),

@@ -55,7 +55,7 @@ class NeuronRun:
         self._checkpoint = self._opened()
         resumed = self._resumed()
         self.resumes = resumed is not None
-        self.space.begin(resumed or Progress(options.memory, fingerprint(self.space.probe)))
+        self.space.begin(resumed or Progress(options.memory, self._samples()))
 
     # -- before the first removal ----------------------------------------------------------------------------
 
@@ -73,6 +73,9 @@ class NeuronRun:
         told = "" if found is None else json.dumps(found.to_json())
         self.space.ranks.check_same("checkpoint (in a directory that all share)", told)
         return found
+
+    def _samples(self) -> str:
+        return fingerprint(self.space.probe, self.space.stream.batch_length)
 
     def rehearse(self) -> None:
         """See :meth:`Workspace.rehearse`."""
@@ -136,8 +139,8 @@ class NeuronRun:
         """Puts everything where the checkpoint says that it was."""
         assert self._checkpoint is not None
         space, progress, optimizer = self.space, self.space.progress, self._optimizer
-        if fingerprint(space.probe) != progress.samples:
-            log.warning("the loader's first samples are not what they were: the result may differ")
+        if self._samples() != progress.samples:
+            log.warning("the loader's first samples, or its batches, are not what they were: the result may differ")
         if progress.traced:  # the graph is that of a network of the same widths as then
             then = Plan(progress.plan.removals[: progress.traced]).apply(copy_of(space.model))
             space.trace = trace(then, space.options.task.inputs(space.probe), space.options.task.call)

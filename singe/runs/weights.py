@@ -17,6 +17,7 @@ from ..allocation.cost import WeightCost
 from ..allocation.fit import most
 from ..allocation.goal import ignored
 from ..bars import bar
+from ..graph.trace import answer
 from ..graph.weights import Weight, find_weights
 from ..models.batches import Batch
 from ..models.isolation import same_modes
@@ -144,9 +145,9 @@ class WeightRun:
         space, task = self.space, self.space.options.task
         loss_after, evaluation_after = space.loss_after(), space.evaluation()
         with torch.no_grad():
-            expected = task.outputs(space.model, space.probe)
+            expected = answer(space.model, space.sample, task.call)
             masks.put_on(space.model, self._kept)
-            if not alike(task.outputs(space.model, space.probe), expected):
+            if not alike(answer(space.model, space.sample, task.call), expected):
                 raise RuntimeError("the masked network is not the one with zeros; please report this model")
         same_modes(space.model, space.given)
         removed = sum(record.removed for record in history)

@@ -15,11 +15,13 @@ from tqdm import tqdm
 
 from .. import checks
 from ..graph.trace import Trace, named_tensors, trace
-from ..models.batches import Batch
+from ..memory import Memory
+from ..models.batches import Batch, head
 from ..models.copies import copy_of
 from ..records import GroupRecord, WeightRecord
 from ..removal.surgery import Removed
 from ..scoring.admission import check_scorable
+from ..scoring.judging import outputs_in_parts
 from ..survey import sample_inputs
 from ..timing.stopwatch import Stopwatch, timed
 from ..training.collapse import Watch
@@ -64,9 +66,10 @@ class Workspace:
         self.ranks.check_same("arguments", json.dumps(options.deciding(), default=str))
         self.still = [n for n, module in given.named_modules() if given.training and not module.training]
         self.seconds: dict[str, float] = {}
+        self._memory = Memory("loss", options.memory, checks.device_of(model))
         self.restart(0)
         self.probe = stream.take(options.images)
-        checks.runs(model, self.probe, options.task)
+        checks.runs(model, head(self.probe, stream.batch_length), options.task)
 
     def analyse(self) -> None:
         """Makes the graph.
@@ -82,7 +85,8 @@ class Workspace:
         judged = o.goal.allocation == "sensitivity"
         check_scorable(self.model, self.trace, self.probe, o.task, o.criterion, judged=judged)
         self.sample = sample_inputs(self.probe, self.trace, o.task)
-        self.watch = Watch(self.model, self.probe, o.task)
+        with torch.no_grad():
+            self.watch = Watch(self._outputs(self.probe), self.probe, o.task)
         if not math.isfinite(self.watch.loss):
             raise ValueError(f"expected a finite loss before pruning, got {self.watch.loss}")
 
@@ -102,7 +106,10 @@ class Workspace:
     def loss(self, batch: Batch) -> float:
         """The model's loss on a batch."""
         with torch.no_grad():
-            return self.options.task(self.model, batch).item()
+            return self.options.task.judge(self._outputs(batch), batch).item()
+
+    def _outputs(self, batch: Batch) -> Any:
+        return outputs_in_parts(self.model, self.trace, batch, self.options.task, self._memory)
 
     def finite_loss(self, batch: Batch, part: str) -> float:
         """The same, before a part of the network is pruned; raises ValueError if it is not finite."""
@@ -113,7 +120,9 @@ class Workspace:
 
     def loss_after(self) -> float:
         """The pruned model's loss on the samples that the run began with; warns where it has collapsed."""
-        return self.watch.loss_after(self.model, self.remedies())
+        loss = self.loss(self.probe)
+        self.watch.warn(loss, self.remedies())
+        return loss
 
     def remedies(self) -> list[str]:
         """What the user could do about a collapse."""

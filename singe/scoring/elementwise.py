@@ -74,7 +74,7 @@ class WeightScorer:
             ValueError: a score is not finite.
         """
         if isinstance(criterion, Random):
-            return torch.rand(self._weight.shape).to(self._weight.device)
+            return self._ranks.from_first(torch.rand(self._weight.shape)).to(self._weight.device)
         magnitude = self._weight.abs().to(torch.promote_types(self._weight.dtype, torch.float32))
         if isinstance(criterion, Magnitude):
             return magnitude

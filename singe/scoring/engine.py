@@ -109,10 +109,13 @@ class Engine:
         scores = self._run(lambda: self._scores(criterion, neurons).cpu())
         if criterion.reads_loss:
             scores = self._ranks.sum(scores)  # here, since a rank short of memory restarts its jobs
+        elif isinstance(criterion, Random):
+            scores = self._ranks.from_first(scores)  # loaders may have drawn more on some ranks than on others
         if isinstance(criterion, LossChange):
             scores -= self.loss
         if not scores.isfinite().all():
-            raise ValueError(f"scores of {self._group.name} are not finite: the loss or its gradient overflows")
+            why = "the loss or its gradient overflows" if criterion.reads_loss else f"{criterion} gives others"
+            raise ValueError(f"scores of {self._group.name} are not finite: {why}")
         return scores
 
     def fading(self, neuron: int, t: Tensor, p: float) -> Tensor:

@@ -6,6 +6,7 @@ y + (t - 1) c_n, and removing n leaves y - c_n. Backwards, only the faded neuron
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -16,6 +17,7 @@ from .. import ops
 from ..graph.layer import Layer, geometry_of
 from ..graph.operators import aten
 from ..graph.trace import Env, evaluate
+from ..models.precision import wide
 from .front import Front
 from .jobs import Jobs, beside
 
@@ -38,10 +40,11 @@ class Incremental:
         self._front, self._layer = front, layer
         self._weight = weight.clone()  # masks zero the live one
         self._z = values[layer.output].to(weight.dtype)
-        self._base = self._read(self._through_chain(self._z), self._weight, bias)
+        base = self._read(self._through_chain(self._z), self._weight, bias)
         for node in front.tail:
             if node.target is aten.add.Tensor:
-                self._base += next(values[i] for i in node.all_input_nodes if i in values)
+                base += next(values[i] for i in node.all_input_nodes if i in values)
+        self._base = wide(base)  # hundreds of differences add up in it
         self._keeps = keep
 
     @property
@@ -57,8 +60,10 @@ class Incremental:
         else:
             neurons, counts = torch.unique_consecutive(jobs.neuron, return_counts=True)
             contributions, index = self._contributions(neurons), torch.arange(len(neurons)).repeat_interleave(counts)
-        index, t = beside(index, self._base), beside(jobs.t, self._base)
-        return ops.fade_next(self._base, contributions, index, t, self._front.relu is not None)
+        base = self._base.to(contributions.dtype)
+        return ops.fade_next(
+            base, contributions, beside(index, base), beside(jobs.t, base), self._front.relu is not None
+        )
 
     def delta(self, jobs: Jobs, output: Tensor, gradient: Tensor) -> Tensor:
         """[K, B, *positions]: the gradient at each job's neuron in the layer's output, from that at ``output``."""
@@ -75,14 +80,19 @@ class Incremental:
         (delta,) = torch.autograd.grad(read, leaf, back.to(leaf.dtype))
         return self._layer.channels_first(delta).squeeze(1).unflatten(0, (len(jobs), -1))
 
-    def remove(self, neuron: int) -> None:
-        """Removes a neuron permanently."""
-        gone = torch.tensor([neuron])
-        contribution = self._all_contributions[neuron, None] if self._keeps else self._contributions(gone)
-        ops.remove_neurons(self._base, contribution, torch.zeros(1, dtype=torch.int64, device=self._base.device))
-        contribution.zero_()  # in the kept contributions, too
+    def remove(self, neurons: Sequence[int]) -> None:
+        """Removes neurons permanently."""
+        gone, device = torch.tensor(neurons), self._base.device
+        if self._keeps:
+            here = gone.to(device)
+            contributions = wide(self._all_contributions.index_select(0, here))
+            self._all_contributions.index_fill_(0, here, 0)
+            ops.remove_neurons(self._base, contributions, torch.arange(len(gone), device=device))
+        else:
+            for one in gone.split(1):
+                ops.remove_neurons(self._base, wide(self._contributions(one)), torch.zeros_like(one, device=device))
         self._weight[:, self._columns(gone)] = 0
-        self._z.index_fill_(self._layer.axis, self._layer.rows[neuron].to(self._z.device), 0)
+        self._z.index_fill_(self._layer.axis, self._layer.rows[gone].flatten().to(self._z.device), 0)
 
     @cached_property
     def _all_contributions(self) -> Tensor:
@@ -92,7 +102,7 @@ class Incremental:
         """[n, B, ...]: what each neuron adds to the next layer's output, with the same memory layout."""
         base = self._base
         result = torch.empty_strided(
-            (len(neurons), *base.shape), (base.numel(), *base.stride()), dtype=base.dtype, device=base.device
+            (len(neurons), *base.shape), (base.numel(), *base.stride()), dtype=self._z.dtype, device=base.device
         )
         inputs = self._through_chain(self._channels(neurons, torch.ones(len(neurons)))).chunk(len(neurons))
         for own, x, column in zip(result, inputs, self._columns(neurons), strict=True):

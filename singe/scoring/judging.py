@@ -1,17 +1,42 @@
-"""The loss of the outputs of stacked jobs."""
+"""The outputs of a network for many samples, and the loss of those of stacked jobs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..graph.trace import Trace
-from ..models.batches import Batch, length, tensors
+from ..memory import Memory
+from ..models.batches import Batch, length, parts, tensors
+from ..models.outputs import leaves
 from ..task import Task
 from .backward import gradients
 from .stacking import Stacking
+
+
+def outputs_in_parts(model: nn.Module, trace: Trace, batch: Batch, task: Task, memory: Memory) -> Any:
+    """What a model answers to a batch, of which as many samples pass at a time as fit.
+
+    Args:
+        model: in eval mode, pruned or not.
+        trace: of it, or of the model before it was pruned.
+        batch: on its device.
+        task: how it is called.
+        memory: of a pass, met where the graph shows which axis of each output the samples lie along.
+    """
+
+    def outputs() -> Any:
+        # some eight values as large as the largest are held at a time
+        step = trace.samples_within(memory.size, 8 * trace.largest())
+        if step >= length(batch) or any(len(trace.batch_axes(node)) != 1 for node in trace.outputs):
+            return task.outputs(model, batch)
+        found = [[v for v in leaves(task.outputs(model, part)) if isinstance(v, Tensor)] for part in parts(batch, step)]
+        return trace.unflatten(Stacking(trace).join_outputs(found), length(batch))
+
+    return memory.run(outputs)
 
 
 class Judge:

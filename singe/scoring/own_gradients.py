@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.autograd.function import BackwardCFunction
+from torch.utils import _pytree as pytree
 
 from ..graph.export import GradientsAsTheyAre
-from ..graph.trace import Trace, named_tensors
+from ..graph.nodes import described
+from ..graph.trace import Trace, evaluate, named_tensors
 from ..models.batches import Batch, head, length
 from ..models.isolation import all_trained, seed_everything
 from ..task import Task
 from .backward import gradients
 
+_WITHOUT_GRADIENTS = "take a criterion without gradients, such as 'reconstruction' or 'magnitude'"
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2}
 _HALF_TOLERANCE = 0.1
 _NEGLIGIBLE = 1e-3
@@ -24,10 +27,11 @@ _NEGLIGIBLE = 1e-3
 
 
 def check_own_gradients(model: nn.Module, graph: Trace, batch: Batch, task: Task) -> None:
-    """Raises ValueError if a ``torch.autograd.Function`` gives other gradients than its forward pass has.
+    """Raises ValueError if the graph's gradients are not the network's.
 
-    Export keeps what such a function does forwards, and forgets its ``backward``, such as that of a straight-through
-    estimator; scores by gradients would be of another network.
+    Export keeps what a ``torch.autograd.Function`` does forwards, and forgets its ``backward``, such as that of a
+    straight-through estimator; scores by gradients would be of another network. And some operators of a graph have no
+    derivative, although what they came from has one.
 
     Args:
         model: a working copy, in eval mode.
@@ -43,16 +47,16 @@ def check_own_gradients(model: nn.Module, graph: Trace, batch: Batch, task: Task
             few = batch
             loss = _loss(model, few, task)
         functions = sorted({node.name().removesuffix("Backward") for node in _own_functions(loss)})
+        loss_by_graph, leaves = _by_graph(model, graph, few, task)
         if not functions:
             return
         loss.backward()  # reentrant checkpoints do not go with torch.autograd.grad
         own = {id(p): p.grad.to_dense() for p in parameters if p.grad is not None}
-        of_operators, whole = _of_operators(model, graph, few, task), _norm(own.values())
+        of_operators, whole = _summed(loss_by_graph, leaves, parameters), _norm(own.values())
     if not all(_close(of_operators[key], gradient, whole) for key, gradient in own.items()):
         raise ValueError(
             f"expected gradients as the model's forward pass has them, but the backward pass of {', '.join(functions)} "
-            "gives others, by which it cannot be scored; take a criterion without gradients, such as 'reconstruction' "
-            "or 'magnitude'"
+            f"gives others, by which it cannot be scored; {_WITHOUT_GRADIENTS}"
         )
 
 
@@ -77,18 +81,37 @@ def _own_functions(loss: Tensor) -> list[Any]:
     return found
 
 
-def _of_operators(model: nn.Module, graph: Trace, batch: Batch, task: Task) -> dict[int, Tensor]:
-    """The gradients of the loss by the graph: id of each parameter -> its own; 0 for those that it does not use."""
+def _by_graph(model: nn.Module, graph: Trace, batch: Batch, task: Task) -> tuple[Tensor, list[tuple[int, Tensor]]]:
+    """The loss by the graph, and the values that it is a function of, each with the id of its parameter.
+
+    Raises:
+        ValueError: an operator on the way has no derivative.
+    """
     env, size, tensors = graph.live(model), length(batch), named_tensors(model)
     nodes = {node: tensors[name] for node, name in graph.state.items() if isinstance(tensors[name], nn.Parameter)}
     leaves = {node: env[node].requires_grad_() for node, p in nodes.items() if p.is_floating_point()}
     env |= graph.feed(task.inputs(batch)) | leaves
-    graph.run(graph.nodes, env, size, keep=graph.outputs)
+    graph.run(graph.nodes, env, size, keep=graph.outputs, call=_derivable)
     seed_everything(0)
     loss = task.judge(graph.unflatten([env[node] for node in graph.outputs], size), batch)
-    found = {id(p): torch.zeros_like(p) for p in model.parameters()}
-    for node, gradient in zip(leaves, gradients([loss], None, list(leaves.values())), strict=True):
-        found[id(nodes[node])] += gradient
+    return loss, [(id(nodes[node]), leaf) for node, leaf in leaves.items()]
+
+
+def _derivable(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The value of an operator, where it has a derivative."""
+    value = evaluate(node, args, kwargs)
+    if any(isinstance(v, Tensor) and type(v.grad_fn).__name__ == "NotImplemented" for v in pytree.tree_leaves(value)):
+        raise ValueError(
+            f"expected operators that torch can differentiate, got {described(node)}; {_WITHOUT_GRADIENTS}"
+        )
+    return value
+
+
+def _summed(loss: Tensor, leaves: Sequence[tuple[int, Tensor]], parameters: Iterable[Tensor]) -> dict[int, Tensor]:
+    """The loss's gradient: id of each parameter -> its own, summed over its uses; 0 for those without any."""
+    found = {id(p): torch.zeros_like(p) for p in parameters}
+    for (key, _), gradient in zip(leaves, gradients([loss], None, [leaf for _, leaf in leaves]), strict=True):
+        found[key] += gradient
     return found
 
 

@@ -199,8 +199,7 @@ class Passes:
         if self.parts > 1:
             return  # the parts are recomputed for every pass
         if (front := self._all.front) is not None:
-            for neuron in gone:
-                front.remove(neuron)
+            front.remove(gone)
         for root in self._down.suffix.roots:
             layer, z = self._down.by_output[root], self._all.values[root]
             z.index_fill_(layer.axis, layer.rows[gone].flatten().to(z.device), 0)

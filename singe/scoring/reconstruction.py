@@ -48,8 +48,8 @@ class _System:
         """Block elimination: the rest is as if solved from scratch."""
         gone = self.columns[neuron]
         lever = self.inverse[:, gone] @ torch.linalg.inv(self.inverse[gone][:, gone])
-        self.weights -= lever @ self.weights[gone]
-        self.inverse -= lever @ self.inverse[gone]
+        self.weights.addmm_(lever, self.weights[gone], alpha=-1)
+        self.inverse.addmm_(lever, self.inverse[gone], alpha=-1)  # without a second [F, F]
         self.weights[gone] = 0
         self.inverse[gone] = 0
         self.inverse[:, gone] = 0
@@ -144,7 +144,8 @@ class Reconstructor:
                 continue
             squares = x.T @ x
             squares.diagonal().add_(cost)
-            inverse = torch.linalg.inv(squares)
+            factor, failed = torch.linalg.cholesky_ex(squares)  # fails where values overflow
+            inverse = torch.linalg.inv(squares) if failed else torch.cholesky_inverse(factor)
             weights = own.T.double() + inverse @ (x.T @ missing)
             systems.append(_System(columns, inverse, weights, max(float(y.square().sum()), 1e-300)))
         return systems

@@ -10,7 +10,7 @@ from ..criteria import Criterion, FeatureRelevance, Reconstruction
 from ..graph.groups import Group
 from ..graph.trace import Trace
 from ..memory import Memory
-from ..models.batches import Batch, tensors
+from ..models.batches import Batch
 from ..models.precision import Precision
 from ..ranks import ALONE, Ranks
 from ..refit.equations import Wanted
@@ -82,7 +82,7 @@ def scores_of(
     batch: Batch,
     task: Task,
     criterion: Criterion,
-    memory: int,
+    memory: Memory,
     precision: Precision = "float32",
 ) -> list[Tensor]:
     """float64 [size] on the CPU for each group: the scores of its neurons in the network as it is.
@@ -94,19 +94,18 @@ def scores_of(
         batch: on the model's device.
         task: how the model is called and judged.
         criterion: to score by.
-        memory: upper bound, in bytes, of the activations of a pass, met where samples can be split.
+        memory: of a pass, met where samples can be split; what it comes down to holds from then on.
         precision: of the passes of an engine.
 
     Raises:
         TypeError, ValueError: the criterion has no finite scores on this batch.
     """
     if isinstance(criterion, FeatureRelevance):
-        shared = Memory("feature relevance", memory, tensors(batch)[0].device)
-        return relevance_scores(model, trace, groups, batch, task, criterion, shared)
-    wanted = Wanted(model, trace, batch, task, memory) if isinstance(criterion, Reconstruction) else None
+        return relevance_scores(model, trace, groups, batch, task, criterion, memory)
+    wanted = Wanted(model, trace, batch, task, memory.size) if isinstance(criterion, Reconstruction) else None
     found = []
     for group in groups:
-        scorer = scorer_of(criterion, model, trace, group, batch, task, memory, wanted=wanted, precision=precision)
+        scorer = scorer_of(criterion, model, trace, group, batch, task, memory.size, wanted=wanted, precision=precision)
         found.append(scorer.scores(criterion))
-        memory = scorer.memory
+        memory.size = scorer.memory
     return found

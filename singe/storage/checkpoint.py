@@ -176,9 +176,9 @@ class Checkpoint:
         write_tensors(self._path, values, {"singe": text, "digest": digest(text, values)})
 
 
-def fingerprint(batch: Batch) -> str:
-    """Of a batch's tensors."""
-    return digest("", {str(index): tensor for index, tensor in enumerate(tensors(batch))})
+def fingerprint(batch: Batch, length: int) -> str:
+    """Of a batch's tensors, and of the length of the loader's own batches."""
+    return digest(str(length), {str(index): tensor for index, tensor in enumerate(tensors(batch))})
 
 
 def _tensors(model: nn.Module, optimizer: Optimizer | None = None) -> dict[str, Tensor]:

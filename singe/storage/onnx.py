@@ -82,7 +82,7 @@ def export_onnx(
         raise TypeError(f"expected dynamic_batch to be True or False, got {dynamic_batch!r}")
     model, target, task = unwrapped(model), Path(path), Task(forward)
     device = checks.sound_model(model)
-    if (size := sum(t.numel() * t.element_size() for t in model.state_dict().values())) > LARGEST:
+    if (size := sum(t.nbytes for t in (*model.parameters(), *model.buffers()))) > LARGEST:
         raise ValueError(f"expected at most {LARGEST} bytes of weights for one ONNX file, got {size}")
     with plain_torch(device), preserved_random_state(), torch.no_grad():
         batch = checks.example(example, device, task)

@@ -31,6 +31,9 @@ class Stream:
         task: decides what batches must be: pairs (x, y), or nested tensors if it has a ``forward``.
         ranks: that draw at the same time, each from its own loader, which may hold all samples or a share of them.
 
+    Attributes:
+        batch_length: how many samples the last batch had; 0 before the first.
+
     Raises:
         TypeError: not an iterable, or one that can be iterated only once.
     """
@@ -49,6 +52,7 @@ class Stream:
             raise TypeError(f"expected a loader that can be iterated again, got a one-shot {type(loader).__name__}")
         self._loader, self._device, self._task, self._ranks = loader, device, task, ranks
         self._batches: Iterator[Any] | None = None
+        self.batch_length = 0
         self._seed, self._epochs, self._seen = 0, 0, False
         self._alike: bool | None = None  # whether all ranks draw the same; None until they have drawn
 
@@ -74,7 +78,9 @@ class Stream:
             ended = "one that yields nothing the second time" if self._seen else "an empty one"
             raise ValueError(f"expected a loader with at least one batch, got {ended}")
         self._seen = True
-        return checks.batch_of(item, self._device, self._task)
+        batch = checks.batch_of(item, self._device, self._task)
+        self.batch_length = length(batch)
+        return batch
 
     @property
     def before_lone(self) -> int | None:

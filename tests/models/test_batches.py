@@ -2,7 +2,7 @@ import pytest
 import torch
 from wiring import normal
 
-from singe.models.batches import copied, described, head, joined, length, tensors
+from singe.models.batches import copied, described, head, joined, length, parts, tensors
 
 
 def nested(count, seed=0):
@@ -11,12 +11,20 @@ def nested(count, seed=0):
 
 def test_a_batch_is_cut_and_joined_with_its_structure():
     batch = nested(6)
-    parts = [head(batch, 2), head(batch, 4)]
-    assert [length(part) for part in parts] == [2, 4]
-    whole = joined(parts)
+    cut = [head(batch, 2), head(batch, 4)]
+    assert [length(part) for part in cut] == [2, 4]
+    whole = joined(cut)
     assert type(whole["x"]) is tuple and type(whole["x"][1]) is list
     assert torch.equal(whole["x"][1][0], torch.tensor([0, 1, 0, 1, 2, 3]))
     assert torch.equal(whole["y"], torch.cat([batch["y"][:2], batch["y"][:4]]))
+
+
+@pytest.mark.parametrize(("count", "lengths"), [(9, [6]), (4, [3, 3]), (5, [3, 3]), (1, [1] * 6)])
+def test_parts_have_nearly_the_same_length(count, lengths):
+    batch = nested(6)
+    found = list(parts(batch, count))
+    assert [length(part) for part in found] == lengths
+    assert torch.equal(joined(found)["x"][1][0], batch["x"][1][0])
 
 
 def test_dicts_are_joined_by_key():

@@ -94,6 +94,17 @@ def test_what_the_caller_had_set_comes_back_also_after_an_error(callers):
     assert settings() == callers and not torch.is_autocast_enabled("cpu")
 
 
+def test_on_cuda_convolutions_repeat(monkeypatch):
+    cudnn = torch.backends.cudnn
+    for value in (True, False):
+        monkeypatch.setattr(cudnn, "benchmark", value)
+        monkeypatch.setattr(cudnn, "deterministic", not value)
+        with pytest.raises(KeyError), arithmetic("float32", GPU):
+            assert cudnn.deterministic and not cudnn.benchmark
+            raise KeyError
+        assert (cudnn.benchmark, cudnn.deterministic) == (value, not value)
+
+
 def test_networks_are_compared_in_full_precision_and_trained_and_evaluated_as_the_caller_has_set(callers):
     seen, model = {"train": [], "eval": [], "evaluate": []}, randomised(DigitNet(3))
 

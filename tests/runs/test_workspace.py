@@ -1,7 +1,7 @@
 import logging
 
 import pytest
-from networks import PlainNet, images, randomised
+from networks import DigitNet, PlainNet, images, randomised
 from torch.utils.data import DataLoader, TensorDataset
 
 import singe
@@ -40,3 +40,24 @@ def grown():
         return 1 + 100 * (outputs - first[0]).square().mean()
 
     return loss
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"criterion": "loss_change", "compensation_images": 96},
+        {"criterion": "magnitude", "allocation": "uniform", "compensate": "none"},
+        {"structured": False},
+    ],
+)
+def test_no_pass_takes_more_samples_than_there_is_memory_for(options):
+    loader = DataLoader(TensorDataset(*images(96, channels=1)), batch_size=8, shuffle=True)
+    found = []
+    for memory in (1 << 30, 1 << 17):
+        model, seen = randomised(DigitNet(4)), []
+        model.stem.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0].shape[0]))
+        result = singe.prune(model, loader, 0.2, images=96, finetune=None, memory=memory, progress=False, **options)
+        found.append((max(n for n in seen if isinstance(n, int)), result.loss_before, result.loss_after))
+    (many, *expected), (few, *losses) = found
+    assert many == 96 and few <= 16
+    assert losses == pytest.approx(expected, rel=5e-3)

@@ -1,5 +1,6 @@
 import copy
 import logging
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 
 import singe
 from singe import reference
+from singe.criteria import WeightCriterion
 from singe.graph.analysis import find_groups
 from singe.graph.trace import trace
 from singe.memory import DEFAULT_MEMORY
@@ -287,6 +289,17 @@ def test_samples_that_see_each_other_run_job_by_job_and_the_log_says_so(caplog):
     assert engine.chunk == 1
 
 
+def test_a_criterion_that_gives_what_is_not_finite_is_named():
+    @dataclass(frozen=True)
+    class Odd(WeightCriterion):
+        def of_rows(self, rows):
+            return rows.sum(1) * torch.nan
+
+    setting = Setting(randomised(PlainNet()), images(), "features.0")
+    with pytest.raises(ValueError, match=r"scores of features\.0 are not finite: .*Odd\(\) gives others"):
+        setting.engine().scores(Odd())
+
+
 def test_a_loss_that_is_not_finite_is_refused():
     x, y = images(3, 10, 1)[0][:, 0, 0], images(3)[1]
     setting = Setting(randomised(MLP()), (x, y), "layers.0")
@@ -320,3 +333,30 @@ def test_a_fading_curve_is_the_norm_of_the_gradient_at_its_points(setting):
     expected = torch.cat([engine.scores(criterion, torch.tensor([neuron])) for criterion in at])
     assert close(engine.fading(neuron, t, 2), expected)
     assert close(setting.engine(memory=1).fading(neuron, t, 2), expected)  # image by image
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_in_half_precision_removals_add_up_as_if_made_at_once(dtype):
+    wide = nn.Sequential(nn.Linear(6, 256), nn.ReLU(), nn.Linear(256, 8), nn.ReLU(), nn.Linear(8, 4))
+    x, y = torch.randn(16, 6, dtype=dtype), torch.arange(16) % 4
+    setting = Setting(randomised(wide).to(dtype), (x, y), "0")
+    engine = setting.engine()
+    engine.scores(singe.LossChange())
+    for neuron in range(240):
+        mask(setting.model, setting.group.slices, torch.tensor([neuron]))
+        engine.forget(neuron)
+        if neuron % 8 == 0:
+            engine.loss  # noqa: B018 - brings the caches up to date
+    left = torch.arange(240, 256)
+    found, fresh = (e.scores(singe.LossChange(), left) for e in (engine, setting.engine()))
+    assert (found - fresh).norm() < 0.1 * fresh.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_in_half_precision_neurons_rank_as_in_single(dtype):
+    ranks = {}
+    for kind in (torch.float32, dtype):
+        setting = Setting(randomised(PlainNet()).to(kind), images(), "features.0")
+        ranks[kind] = setting.engine().scores(singe.LossChange())
+    assert len(ranks[dtype].unique()) == setting.group.size
+    assert torch.corrcoef(torch.stack([*ranks.values()]))[0, 1] > 0.95

@@ -4,7 +4,8 @@ from networks import DigitNet, images, randomised
 from torch.nn import functional as F
 
 from singe.graph.trace import trace
-from singe.scoring.judging import Judge
+from singe.memory import Memory
+from singe.scoring.judging import Judge, outputs_in_parts
 from singe.scoring.stacking import Stacking
 from singe.task import Task
 
@@ -24,6 +25,37 @@ def stacked():
     judged, (model, x, y) = judge(Task())
     each = [model(x * scale).detach() for scale in (1, 0.5, 2)]
     return judged, each, torch.cat(each), y
+
+
+def test_samples_that_pass_in_parts_get_the_same_outputs():
+    class Named(DigitNet):
+        def forward(self, x):
+            logits = super().forward(x)
+            return {"logits": logits, "by class": [logits.T]}
+
+    model, task, seen = randomised(Named(4)).double().eval(), Task(), []
+    model.stem.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    x, y = images(7, channels=1)
+    graph, batch = trace(model, x.double()), (x.double(), y)
+    whole = task.outputs(model, batch)
+    for share, sizes in ((1, [7]), (0.5, [2, 2, 3]), (0.01, [1] * 7)):
+        room = int(8 * graph.largest() * 7 / graph.example_batch * share) + 1
+        seen.clear()
+        found = outputs_in_parts(model, graph, batch, task, Memory("loss", room, x.device))
+        assert list(map(len, seen)) == sizes
+        assert torch.allclose(found["logits"], whole["logits"], rtol=1e-12)
+        assert torch.equal(found["by class"][0], found["logits"].T)
+
+
+def test_outputs_that_no_sample_owns_are_not_joined():
+    class Centred(DigitNet):
+        def forward(self, x):
+            return super().forward(x), self.head.weight
+
+    model = randomised(Centred(4)).eval()
+    x, y = images(6, channels=1)
+    found = outputs_in_parts(model, trace(model, x), (x, y), Task(), Memory("loss", 1, x.device))
+    assert torch.equal(found[1], model.head.weight)
 
 
 def test_every_job_has_a_loss_of_its_own(stacked):

@@ -168,3 +168,31 @@ def test_a_function_of_the_losss_own_is_part_of_it():
     task = Task(loss=lambda outputs, given: Scaled.apply(nn.functional.cross_entropy(outputs, given[1])))
     model = randomised(MLP()).eval()
     check_own_gradients(model, trace(model, few[0]), few, task)
+
+
+def shifted(self, x):
+    """Channels see their neighbours' values, by assignment."""
+    y = self.a(x)
+    z = torch.zeros_like(y)
+    z[..., 1:] = y[..., :-1]
+    z[..., 0] = y[..., 1]
+    z.diagonal(dim1=-2, dim2=-1).copy_(y[:, :, 2])
+    return self.b(z.relu()).mean((2, 3))
+
+
+def test_what_is_written_into_tensors_is_differentiated():
+    model = Wired(shifted, a=nn.Conv2d(3, 6, 3, padding=1), b=nn.Conv2d(6, 4, 1)).double().eval()
+    batch = normal(5, 3, 6, 6, dtype=torch.float64), torch.arange(5) % 4
+    for criterion in (singe.IntegratedGradient(), singe.LossChange()):
+        found, expected = (f(model, batch, "a", criterion=criterion) for f in (singe.score, singe.reference.score))
+        assert (found - expected).norm() <= 1e-9 * expected.norm() and expected.norm() > 0
+
+
+def test_operators_without_a_derivative_are_refused_before_work():
+    def shuffled(self, x):
+        return self.c(torch.native_channel_shuffle(self.b(self.a(x)), 2)).mean((2, 3))
+
+    model = Wired(shuffled, a=nn.Conv2d(3, 6, 1), b=nn.Conv2d(6, 4, 1), c=nn.Conv2d(4, 3, 1)).eval()
+    batch = normal(5, 3, 6, 6), torch.arange(5) % 3
+    with pytest.raises(ValueError, match=r"can differentiate, got aten\.native_channel_shuffle\.default; take"):
+        singe.prune(model, [batch], 0.3, images=5, progress=False)

@@ -316,7 +316,14 @@ def test_other_samples_than_before_are_told(tmp_path, caplog):
     first = prune(mlp(), vectors(), tmp_path)
     assert "first samples" not in caplog.text
     assert prune(mlp(), vectors(56), tmp_path).plan.to_json() == first.plan.to_json()
-    assert "the loader's first samples are not what they were" in caplog.text
+    assert "the loader's first samples, or its batches, are not what they were" in caplog.text
+
+
+def test_so_are_batches_of_another_length(tmp_path, caplog):
+    x, y = next(iter(vectors()))
+    for size, told in ((8, 0), (8, 0), (4, 1)):
+        prune(mlp(), list(zip(x.split(size), y.split(size), strict=True)), tmp_path, images=16)
+        assert caplog.text.count("or its batches, are not what they were") == told
 
 
 # what is refused

@@ -271,6 +271,20 @@ def test_what_cannot_be_written_is_refused_and_nothing_is(tmp_path, wiring, x, o
     assert not list(tmp_path.iterdir())
 
 
+def test_a_model_may_keep_a_state_of_its_own_and_tied_weights_count_once(tmp_path, monkeypatch):
+    class Own(Wired):
+        def get_extra_state(self):
+            return {"epoch": 3}
+
+        def set_extra_state(self, state):
+            pass
+
+    model = Own(lambda self, x: self.b(self.a(x)), a=nn.Linear(5, 5), b=nn.Linear(5, 5))
+    model.b.weight = model.a.weight
+    monkeypatch.setattr(sys.modules["singe.storage.onnx"], "LARGEST", 140)
+    assert singe.export_onnx(model, normal(3, 5), tmp_path / "net.onnx").exists()
+
+
 def test_more_weights_than_a_file_holds_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["singe.storage.onnx"], "LARGEST", 95)
     with pytest.raises(ValueError, match="at most 95 bytes of weights for one ONNX file, got 96"):

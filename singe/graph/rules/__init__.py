@@ -78,7 +78,6 @@ class Rules(Moves, Layers):
             aten.glu: self._glu,
             aten.prelu: self._prelu,
             aten.div: self._divide,
-            aten.copy: self._copy,
             aten.where: self._where,
             aten.grid_sampler: self._sample,
         }

@@ -110,9 +110,6 @@ class Moves(Base):
         written: Tensor = evaluate(node, (x, source, *args), kwargs)
         return self._beside_constants(node, written, written != NOBODY)
 
-    def _copy(self, node: fx.Node, x: Tensor, source: Tensor, *args: Any) -> Tensor:
-        return source.expand(x.shape)
-
     def _beside_constants(self, node: fx.Node, owners: Tensor, inside: Tensor) -> Tensor:
         """Issues frozen owners for constants that lie along an axis of neurons: the others could be removed, not these.
 
