@@ -16,7 +16,6 @@ from ..graph.groups import Group
 from ..graph.trace import named_tensors, trace
 from ..models.batches import length
 from ..models.copies import copy_of
-from ..models.isolation import same_modes
 from ..models.weightnorm import with_weight_norms
 from ..records import GroupRecord
 from ..refit.compensation import Compensator
@@ -202,7 +201,7 @@ class NeuronRun:
         macs_after = space.macs_of(space.model)
         evaluation_after = space.evaluation()
         latency = self._latency()
-        same_modes(space.model, space.given)
+        space.finish()
         return PruneResult(
             model=space.model, plan=progress.plan,
             params_before=count_parameters(space.given), params_after=count_parameters(space.model),

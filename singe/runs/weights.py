@@ -20,7 +20,6 @@ from ..bars import bar
 from ..graph.trace import answer
 from ..graph.weights import Weight, find_weights
 from ..models.batches import Batch
-from ..models.isolation import same_modes
 from ..models.numerics import alike
 from ..records import WeightRecord
 from ..removal import masks
@@ -149,7 +148,7 @@ class WeightRun:
             masks.put_on(space.model, self._kept)
             if not alike(answer(space.model, space.sample, task.call), expected):
                 raise RuntimeError("the masked network is not the one with zeros; please report this model")
-        same_modes(space.model, space.given)
+        space.finish()
         removed = sum(record.removed for record in history)
         parameters = count_parameters(space.given)
         return SparseResult(

@@ -18,6 +18,7 @@ from ..graph.trace import Trace, named_tensors, trace
 from ..memory import Memory
 from ..models.batches import Batch, head
 from ..models.copies import copy_of
+from ..models.isolation import same_modes
 from ..records import GroupRecord, WeightRecord
 from ..removal.surgery import Removed
 from ..scoring.admission import check_scorable
@@ -69,7 +70,9 @@ class Workspace:
         self._memory = Memory("loss", options.memory, checks.device_of(model))
         self.restart(0)
         self.probe = stream.take(options.images)
+        before = {name: buffer.clone() for name, buffer in model.named_buffers()}
         checks.runs(model, head(self.probe, stream.batch_length), options.task)
+        self._counters = {n: before[n] for n, buffer in model.named_buffers() if not torch.equal(buffer, before[n])}
 
     def analyse(self) -> None:
         """Makes the graph.
@@ -197,6 +200,16 @@ class Workspace:
         with self.timed("recalibrating"):
             recalibrate(self.model, self.stream, self.options.task, self.options.recalibrate_bn, self.still)
         self.synchronise()
+
+    def finish(self) -> None:
+        """Puts modules into the modes that they had, and what counts passes back to what it was if nothing trained."""
+        same_modes(self.model, self.given)
+        if self.options.finetune is None and not self.options.recalibrate_bn:
+            for name, buffer in self.model.named_buffers():
+                if name in self._counters:
+                    buffer.copy_(self._counters[name])
+        elif self._counters:
+            log.warning("%s change in eval mode, too, and have seen all passes of this run", ", ".join(self._counters))
 
     def synchronise(self) -> None:
         """Makes values the same again that ranks have rounded differently."""

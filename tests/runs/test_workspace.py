@@ -1,6 +1,7 @@
 import logging
 
 import pytest
+import torch
 from networks import DigitNet, PlainNet, images, randomised
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -61,3 +62,28 @@ def test_no_pass_takes_more_samples_than_there_is_memory_for(options):
     (many, *expected), (few, *losses) = found
     assert many == 96 and few <= 16
     assert losses == pytest.approx(expected, rel=5e-3)
+
+
+class Counting(PlainNet):
+    """Counts its samples, also in eval mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.tensor(7))
+
+    def forward(self, x):
+        self.seen += len(x)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("options", [{"allocation": "uniform", "compensate": "none"}, {"structured": False}])
+def test_buffers_that_count_passes_come_back_as_they_were_unless_training_has_moved_them(options, caplog):
+    loader = DataLoader(TensorDataset(*images(24)), batch_size=8, shuffle=True)
+    for steps in (0, 2):
+        tuned = singe.FineTune(steps) if steps else None
+        model = randomised(Counting())
+        arguments = {"criterion": "magnitude", "finetune": tuned, "images": 8, "progress": False}
+        result = singe.prune(model, loader, 0.3, **arguments | options)
+        assert model.seen == 7
+        assert (result.model.seen > 7) == bool(steps)
+        assert ("seen change in eval mode, too" in caplog.text) == bool(steps)

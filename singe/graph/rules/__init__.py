@@ -77,6 +77,7 @@ class Rules(Moves, Layers):
             aten.channel_shuffle: self._shuffle,
             aten.glu: self._glu,
             aten.prelu: self._prelu,
+            aten.cosine_similarity: self._similarity,
             aten.div: self._divide,
             aten.where: self._where,
             aten.grid_sampler: self._sample,

@@ -78,10 +78,18 @@ class Combinations(Base):
     def _reduce(self, node: fx.Node, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         if any(isinstance(a, Tensor) for a in args):  # the larger one of two
             return self._pointwise(node, x, *args)
-        axes = self._axes(node, x.dim(), args, kwargs)
+        return self._reduced(node, x, self._axes(node, x.dim(), args, kwargs), terms=packet_of(node) in SUMS)
+
+    def _similarity(self, node: fx.Node, a: Tensor, b: Tensor, dim: int = 1, *args: Any) -> Any:
+        """The cosine of two vectors is of sums over their elements."""
+        shape = torch.broadcast_shapes(a.shape, b.shape)
+        return self._reduced(node, self._owners.unite(a.expand(shape), b.expand(shape)), [dim % len(shape)], terms=True)
+
+    def _reduced(self, node: fx.Node, x: Tensor, axes: Sequence[int], *, terms: bool) -> Any:
+        """Of what is taken together along axes; a removed element does not matter where it is a term of a sum."""
         kept = [axis for axis in range(x.dim()) if axis not in axes]
         if any(varies(x, axis) for axis in axes) and not any(varies(x, axis) for axis in kept):
-            if packet_of(node) in SUMS:
+            if terms:
                 self._owners.contract(x)
             else:
                 self._owners.freeze(x, f"taken together by {described(node)}, which would change")

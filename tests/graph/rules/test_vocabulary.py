@@ -94,6 +94,7 @@ FOLLOWED = {
     ),
     "itself": (lambda self, y: (y @ y.T) @ y, nn.Identity(), {}),
     "length": (lambda self, y: F.normalize(y, dim=1), nn.Identity(), {}),
+    "cosine": (lambda self, y: y * F.cosine_similarity(y, y.exp() - 1).unsqueeze(1), nn.Identity(), {}),
     "the larger one": (lambda self, y: torch.max(y, self.inner(y)), nn.Identity(), {}),
     "groups of statistics": (
         lambda self, y: self.inner(y),
