@@ -85,7 +85,8 @@ def _ranking(space: NeuronWorkspace, groups: Sequence[Group]) -> list[Tensor]:
 
 def _sensitivity(space: NeuronWorkspace) -> Sensitivity:
     o, graph = space.options, space.trace
-    size = o.images if graph.dynamic else graph.example_batch
+    fit = graph.samples_within(o.memory // 2, 8 * graph.largest())
+    size = min(o.images, SAMPLES, fit) if graph.dynamic else graph.example_batch
     space.restart(MEASURED)
     batches = [space.stream.take(size) for _ in range(-(-SAMPLES // size))]
     few = None if o.compensate == "none" else space.drawn(min(o.compensation_images, SAMPLES))

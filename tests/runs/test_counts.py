@@ -5,6 +5,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import singe
 from singe.models.batches import length
+from singe.runs import counts
 from singe.scoring import scores
 
 
@@ -39,3 +40,19 @@ def test_a_network_that_fixes_its_batch_is_ordered_on_all_of_it(monkeypatch):
             return super().forward(x).reshape(24, 4)
 
     assert batches_that_order(monkeypatch, randomised(Fixed()), images(48)[0]) == {24}
+
+
+@pytest.mark.parametrize(("memory", "most"), [(1 << 30, 24), (1 << 18, 10)])
+def test_what_the_loss_is_measured_on_fits_the_memory(memory, most, monkeypatch):
+    seen = []
+
+    class Watched(counts.Sensitivity):
+        def __init__(self, model, trace, batches, *rest):
+            seen.extend(map(length, batches))
+            super().__init__(model, trace, batches, *rest)
+
+    monkeypatch.setattr(counts, "Sensitivity", Watched)
+    loader = DataLoader(TensorDataset(*images(48)), batch_size=24, shuffle=True)
+    arguments = {"criterion": "magnitude", "compensate": "none", "finetune": None, "progress": False}
+    singe.prune(randomised(PlainNet()), loader, 0.3, images=24, memory=memory, **arguments)
+    assert 1 < max(seen) <= most and sum(seen) >= counts.SAMPLES
