@@ -126,6 +126,15 @@ def test_prune_and_inspect_leave_the_same_whole_for_the_same_reasons(caplog):
     assert inspection.removable_params == inspection.prunable[0].params_share
 
 
+def test_layers_that_are_not_registered_are_told():
+    model = Wired(lambda self, x: self.b(self.a(self.hidden[0](x)).relu()), a=nn.Linear(4, 6), b=nn.Linear(6, 3))
+    model.hidden = [nn.Linear(4, 4)]
+    inspection = singe.inspect(model, normal(3, 4))
+    (reason,) = inspection.unfollowed.values()
+    assert reason == "the weight of aten.linear.default is no parameter of the model; is its layer in a plain list?"
+    assert [g.name for g in inspection.prunable] == ["a"]
+
+
 def test_a_network_without_anything_to_prune_is_inspected_all_the_same():
     inspection = singe.inspect(nn.Linear(10, 4), normal(3, 10))
     assert inspection.prunable == () and (inspection.removable_params, inspection.removable_macs) == (0, 0)

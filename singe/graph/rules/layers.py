@@ -80,6 +80,9 @@ class Layers(Combinations):
             or not isinstance(x, Tensor)
         ):
             reason = f"the weight of {described(node)} is computed"
+            for source in self._trace.constants.keys() & set(node.all_input_nodes[1:]):
+                reason = f"the weight of {described(node)} is no parameter of the model; is its layer in a plain list?"
+                self._claims.freeze(StoredTensor(source.name, tuple(source.meta["val"].shape)), reason)
             if any(packet_of(source) is aten._to_copy for source in node.all_input_nodes[1:]):
                 reason += ", in another dtype; leave autocast to precision= and FineTune(precision=)"
             if any(self._trace.state.get(n, "").endswith("_mask") for n in ancestors(node.all_input_nodes[1:])):
