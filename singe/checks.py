@@ -108,9 +108,9 @@ def true_attributes(model: nn.Module) -> None:
 
 def computable(model: nn.Module) -> None:
     """Raises ValueError unless the model's device computes in the dtypes of its parameters, gradients included."""
-    for dtype, device in {(p.dtype, p.device): None for p in model.parameters()}:
+    for (dtype, device), name in {(p.dtype, p.device): name for name, p in model.named_parameters()}.items():
         if dtype not in FLOATING:
-            raise ValueError(f"expected weights of float64, float32, float16 or bfloat16, got {dtype}")
+            raise ValueError(f"expected weights of float64, float32, float16 or bfloat16, got {name} of {dtype}")
         try:
             with plain_torch(device), torch.enable_grad():
                 x = torch.ones(2, 1, 3, 3, dtype=dtype, device=device)

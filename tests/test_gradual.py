@@ -446,25 +446,6 @@ def test_of_a_parallel_model_the_module_inside_is_masked():
     assert zeros(inside, masked(held))
 
 
-def test_of_several_processes_the_first_decides(monkeypatch):
-    first, other = pruner(mlp(), criterion="random"), pruner(mlp(), criterion="random", seed=1)
-    assert first.epoch_end(loader()).removed != other.epoch_end(loader()).removed
-    sent = []
-
-    def broadcast(tensor, group, group_src):
-        assert (group, group_src) == ("all", 0)
-        sent.append(tensor.clone())
-        tensor.copy_(sent[0])
-
-    monkeypatch.setattr(torch.distributed, "broadcast", broadcast)
-    pruners = [pruner(mlp(), criterion="random", seed=seed) for seed in (0, 1)]
-    for held in pruners:
-        held._processes = "all"
-    records = [held.epoch_end(loader()) for held in pruners]
-    assert not torch.equal(*sent)
-    assert records[0].removed == records[1].removed
-
-
 def test_it_tells_how_far_it_is():
     held = pruner(mlp())
     before = repr(held)

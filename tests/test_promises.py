@@ -294,7 +294,7 @@ def test_half_precision_prunes_on_the_cpu(dtype, criterion):
 def test_weights_that_are_no_real_numbers_of_two_bytes_or_more_are_refused(function, dtype):
     model = mlp()
     model.layers[0].weight = nn.Parameter(model.layers[0].weight.detach().to(dtype), requires_grad=False)
-    with pytest.raises(ValueError, match=f"float64, float32, float16 or bfloat16, got {dtype}"):
+    with pytest.raises(ValueError, match=f"float64, float32, float16 or bfloat16, got .* of {dtype}"):
         function(model)
 
 

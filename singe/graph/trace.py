@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -121,9 +122,7 @@ class Trace:
     def size(self, value: int | torch.SymInt, batch: int | None = None) -> int:
         """A possibly symbolic integer at a batch of ``batch`` samples, by default those of the example."""
         if isinstance(value, torch.SymInt):
-            expression = value.node.expr
-            size = self.example_batch if batch is None else batch
-            return int(expression.subs(dict.fromkeys(expression.free_symbols, size)))
+            return _size_at(value.node.expr, self.example_batch if batch is None else batch)
         return value
 
     def concrete(self, shape: Iterable[int | torch.SymInt], batch: int | None = None) -> tuple[int, ...]:
@@ -297,6 +296,12 @@ def _first_names(model: nn.Module) -> dict[str, str]:
     for name, tensor in tensors.items():
         first.setdefault(id(tensor), name)
     return {name: first[id(tensor)] for name, tensor in tensors.items()}
+
+
+@lru_cache(maxsize=4096)  # the same sizes in every pass
+def _size_at(expression: Any, batch: int) -> int:
+    """What an expression of symbolic sizes comes to for a number of samples."""
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
 
 
 def _is_symbolic(size: int | torch.SymInt) -> bool:
