@@ -71,7 +71,10 @@ class Workspace:
         self.restart(0)
         self.probe = stream.take(options.images)
         before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        checks.runs(model, head(self.probe, stream.batch_length), options.task)
+        try:
+            checks.runs(model, head(self.probe, stream.batch_length), options.task)
+        except ValueError:  # it may take just as many as it is to be judged on
+            checks.runs(model, self.probe, options.task)
         self._counters = {n: before[n] for n, buffer in model.named_buffers() if not torch.equal(buffer, before[n])}
 
     def analyse(self) -> None:
