@@ -117,7 +117,7 @@ def _owners(node: fx.Node, known: Env, integers: Env) -> Tensor:
 
 
 def _found(node: fx.Node, known: Env, integers: Env) -> Tensor:
-    if node.op == "placeholder":  # nobody's
+    if not node.all_input_nodes:  # nobody's
         return torch.tensor(-1).expand(node.meta["val"].shape)
     if torch.Tag.pointwise in getattr(node.target, "tags", ()):
         terms = [_owners(i, known, integers) for i in node.all_input_nodes]

@@ -25,7 +25,8 @@ class Stored:
         self._trace = trace
         self._held: set[fx.Node] = {*trace.state, *trace.constants}
         for node in trace.nodes:
-            if node.all_input_nodes and all(i in self._held for i in node.all_input_nodes):
+            made = packet_of(node) in CONSTANTS and not _draws(node)
+            if (made or node.all_input_nodes) and all(i in self._held for i in node.all_input_nodes):
                 self._held.add(node)
         # a value that is reached along many ways is visited once
         self.value, self.sources = cache(self._value), cache(self._sources)
@@ -49,11 +50,11 @@ class Stored:
 
     def is_computed(self, node: Any) -> bool:
         """Whether a stored value is more than the elements of one parameter or buffer, moved."""
-        return isinstance(node, fx.Node) and self.holds(node) and not self.is_moved(node)
+        return isinstance(node, fx.Node) and bool(self.sources(node)) and not self.is_moved(node)
 
     def is_moved(self, node: fx.Node) -> bool:
         """Whether a node's value is the elements of one parameter, buffer or constant."""
-        if node in self._trace.state or node in self._trace.constants:
+        if node in self._trace.state or node in self._trace.constants or packet_of(node) in CONSTANTS:
             return True
         first: Any = node.args[0] if node.args else None
         moves = packet_of(node) in _KEEP
@@ -83,7 +84,7 @@ class Stored:
         packet = packet_of(node)
         if node.op != "call_function" or not (node.all_input_nodes or packet in CONSTANTS):
             return None
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        if _draws(node):
             return None
         known: dict[fx.Node, Any] = {}
         for i in node.all_input_nodes:
@@ -93,6 +94,11 @@ class Stored:
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), known.__getitem__)
         result = evaluate(node, args, {name: value for name, value in kwargs.items() if name != "device"})
         return result if isinstance(result, Tensor) else None
+
+
+def _draws(node: fx.Node) -> bool:
+    """Whether an operator draws at random."""
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def run(node: fx.Node, values: Mapping[fx.Node, Tensor]) -> Tensor:

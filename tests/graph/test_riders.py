@@ -58,6 +58,20 @@ def test_a_shift_that_is_reached_along_many_ways_is_computed_once():
     assert free(groups_of(model, normal(4, 3))) == {"a": 6}
 
 
+def test_a_shift_may_be_computed_with_what_the_code_makes():
+    def wiring(self, x):
+        shift = self.table.weight[0]
+        return self.b((self.a(x) + shift * torch.full((len(shift),), 2.0)).relu())
+
+    model = Wired(wiring, a=nn.Linear(3, 6), b=nn.Linear(6, 2), table=nn.Embedding(1, 6)).double().eval()
+    batch = normal(4, 3, dtype=torch.float64), torch.arange(4) % 2
+    groups = groups_of(model, batch[0])
+    assert free(groups) == {"a": 6} and unsafe_groups(model, [groups["a"]], batch[0]) == {}
+    assert "table.weight" in {s.tensor for s in groups["a"].slices}
+    actual, expected = (way(model, batch, "a") for way in (singe.score, reference.score))
+    assert torch.allclose(actual, expected, rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize("criterion", ["integrated_gradient", "loss_change"])
 def test_what_a_table_has_for_a_head_fades_with_it(criterion):
     model, x = randomised(BiasedAttention()).double().eval(), normal(3, 7, 5, dtype=torch.float64)

@@ -20,6 +20,18 @@ def test_values_of_constants_are_known_and_those_of_parameters_or_chance_are_not
         assert stored.value(node) is None
 
 
+def test_what_the_code_makes_is_stored_unless_it_is_drawn():
+    for made, held in (
+        (lambda: torch.arange(4).float(), True),
+        (lambda: torch.ones(4), True),
+        (lambda: torch.rand(4), False),
+    ):
+        stored, node, _ = stored_and_last(lambda self, x, made=made: x * (self.a.bias[:4] * made()))
+        assert stored.holds(node) == held
+        stored, node, _ = stored_and_last(lambda self, x, made=made: x * made())
+        assert stored.holds(node) == held and not stored.is_computed(node)
+
+
 def test_parameters_are_found_behind_however_many_ways():
     def doubled(self, x):
         value = self.a.bias[:4]
