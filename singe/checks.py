@@ -58,7 +58,7 @@ def real_weights(model: nn.Module) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor):
             raise ValueError(f"expected initialised weights, got {name} without values; run the model on a batch first")
-        if type(tensor.detach()) is not Tensor:
+        if isinstance(tensor, nn.Parameter) and type(tensor.detach()) is not Tensor:
             raise ValueError(
                 f"expected plain tensors, got {name} of {type(tensor.detach()).__name__}; a sharded model is gathered "
                 "first, a quantised one is made from the pruned one"

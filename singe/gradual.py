@@ -23,7 +23,7 @@ from .criteria import Criterion, resolve
 from .graph.trace import Forward, trace
 from .identity import of_object
 from .memory import DEFAULT_MEMORY, Memory
-from .models.batches import Batch
+from .models.batches import Batch, parts
 from .models.isolation import plain_torch, preserved_random_state, same_modes
 from .models.weightnorm import weight_norms
 from .models.wrappers import unwrapped
@@ -137,7 +137,7 @@ class GradualPruner:
             raise ValueError(f"expected a model without weight norms, got one in {norms[0].module}")
         self._every, self._per_round, self._until = every, per_round, until
         self._criterion, self._ignore, self._images, self._seed = resolve(criterion), tuple(ignore), images, seed
-        self._memory = Memory("scoring", memory, self._device)
+        self._memory = Memory("gradual pruning", memory, self._device)
         self._task = Task(forward, loss)
         first = self._processes is None or torch.distributed.get_rank(self._processes) == 0
         self._observer = Observer(evaluate, callbacks, tells=first)
@@ -239,8 +239,11 @@ class GradualPruner:
     @torch.no_grad()
     def _evaluate(self, model: nn.Module, batch: Batch) -> float:
         """The loss of a copy in eval mode."""
-        outputs = outputs_in_parts(model, self._trace, batch, self._task, self._memory)
-        return float(self._task.judge(outputs, batch))
+        few = [batch] if self._trace.dynamic else list(parts(batch, self._trace.example_batch))
+        losses = [
+            self._task.judge(outputs_in_parts(model, self._trace, own, self._task, self._memory), own) for own in few
+        ]
+        return float(torch.stack(losses).mean())  # batches of a network that takes one length of them only
 
     def _agreed(self, scores: list[Tensor]) -> list[Tensor]:
         """The first process's, where there are several."""

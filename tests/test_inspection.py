@@ -130,8 +130,11 @@ def test_layers_that_are_not_registered_are_told():
     model = Wired(lambda self, x: self.b(self.a(self.hidden[0](x)).relu()), a=nn.Linear(4, 6), b=nn.Linear(6, 3))
     model.hidden = [nn.Linear(4, 4)]
     inspection = singe.inspect(model, normal(3, 4))
-    (reason,) = inspection.unfollowed.values()
-    assert reason == "the weight of aten.linear.default is no parameter of the model; is its layer in a plain list?"
+    ((name, reason),) = inspection.unfollowed.items()
+    assert (
+        name == "(not registered)"
+        and reason == "the weight of aten.linear.default is no parameter of the model; is its layer in a plain list?"
+    )
     assert [g.name for g in inspection.prunable] == ["a"]
 
 

@@ -34,7 +34,7 @@ Forward = Callable[[nn.Module, Any], Any]
 """(model, inputs) -> outputs, with inputs any nested tensors [B, ...]."""
 
 _DERIVABLE: dict[Any, Callable[..., Any]] = {
-    aten.copy.default: lambda x, source, *_, **__: source.to(x.dtype).expand(x.shape),
+    aten.copy.default: lambda x, source, *_, **__: source.to(x.dtype).expand(x.shape).contiguous(),
 }
 """Operators that have no derivative -> others that compute the same."""
 

@@ -82,7 +82,7 @@ class Owners:
 
     def match(self, operands: Iterable[Tensor], axis: int) -> None:
         """Requires a common length of ``axis``: the owner of index i of one tensor owns it in the others, too."""
-        parts = [part.movedim(axis, 0).flatten(1) for part in operands]
+        parts = [part.movedim(axis, 0).reshape(part.shape[axis], -1) for part in operands]
         parts = [part for part in parts if len(part) > 1]
         if len(parts) > 1:
             self._matches.append(Match(tuple(parts)))

@@ -14,7 +14,7 @@ from ..allocation.schedules import RANKINGS
 from ..allocation.sensitivity import SAMPLES, Sensitivity
 from ..bars import bar
 from ..graph.groups import Group
-from ..models.batches import head
+from ..models.batches import head, parts
 from ..models.isolation import seed_everything
 from ..ranks import ALONE
 from ..refit.compensation import Compensator
@@ -88,7 +88,7 @@ def _sensitivity(space: NeuronWorkspace) -> Sensitivity:
     fit = graph.samples_within(o.memory // 2, 8 * graph.largest())
     size = min(o.images, SAMPLES, fit) if graph.dynamic else graph.example_batch
     space.restart(MEASURED)
-    batches = [space.stream.take(size) for _ in range(-(-SAMPLES // size))]
+    batches = list(parts(space.stream.take(-(-SAMPLES // size) * size), size))  # of one length
     few = None if o.compensate == "none" else space.drawn(min(o.compensation_images, SAMPLES))
     wanted = None if few is None else Wanted(space.model, graph, few, o.task, o.memory)
     compensator = None if wanted is None else Compensator(wanted, o.compensate)

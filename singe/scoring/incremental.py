@@ -83,14 +83,14 @@ class Incremental:
     def remove(self, neurons: Sequence[int]) -> None:
         """Removes neurons permanently."""
         gone, device = torch.tensor(neurons), self._base.device
-        if self._keeps:
-            here = gone.to(device)
-            contributions = wide(self._all_contributions.index_select(0, here))
-            self._all_contributions.index_fill_(0, here, 0)
-            ops.remove_neurons(self._base, contributions, torch.arange(len(gone), device=device))
+        if self._keeps and self._all_contributions.dtype == self._base.dtype:
+            ops.remove_neurons(self._base, self._all_contributions, gone.to(device))
         else:
-            for one in gone.split(1):
-                ops.remove_neurons(self._base, wide(self._contributions(one)), torch.zeros_like(one, device=device))
+            for one in gone.split(1):  # a copy of each in turn
+                own = self._all_contributions[one.to(device)] if self._keeps else self._contributions(one)
+                ops.remove_neurons(self._base, wide(own), torch.zeros_like(one, device=device))
+        if self._keeps:
+            self._all_contributions.index_fill_(0, gone.to(device), 0)
         self._weight[:, self._columns(gone)] = 0
         self._z.index_fill_(self._layer.axis, self._layer.rows[gone].flatten().to(self._z.device), 0)
 

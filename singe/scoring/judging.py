@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,12 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from ..graph.trace import Trace
-from ..memory import Memory
-from ..models.batches import Batch, length, parts, tensors
-from ..models.outputs import leaves
+from ..memory import Memory, raise_shortage
+from ..models.batches import Batch, head, length, parts, tensors
+from ..models.numerics import alike
+from ..models.outputs import Form, leaves
 from ..task import Task
 from .backward import gradients
 from .stacking import Stacking
+
+log = logging.getLogger("singe")
 
 
 def outputs_in_parts(model: nn.Module, trace: Trace, batch: Batch, task: Task, memory: Memory) -> Any:
@@ -25,18 +29,45 @@ def outputs_in_parts(model: nn.Module, trace: Trace, batch: Batch, task: Task, m
         trace: of it, or of the model before it was pruned.
         batch: on its device.
         task: how it is called.
-        memory: of a pass, met where the graph shows which axis of each output the samples lie along.
+        memory: of a pass, met where the first samples get the same outputs in parts as together.
     """
+
+    def in_parts(samples: Batch, step: int) -> Any:
+        return _joined(trace, [task.outputs(model, part) for part in parts(samples, step)])
+
+    def apart() -> bool:
+        few = head(batch, 3)
+        try:
+            return alike(in_parts(few, length(few) - 1), task.outputs(model, few))
+        except Exception as error:  # the model may not take every number of samples, nor its outputs be made anew
+            raise_shortage(error)
+            log.debug("passing samples in parts failed: %s", error)
+            return False
 
     def outputs() -> Any:
         # some eight values as large as the largest are held at a time
         step = trace.samples_within(memory.size, 8 * trace.largest())
-        if step >= length(batch) or any(len(trace.batch_axes(node)) != 1 for node in trace.outputs):
+        if step >= length(batch) or not trace.dynamic:
             return task.outputs(model, batch)
-        found = [[v for v in leaves(task.outputs(model, part)) if isinstance(v, Tensor)] for part in parts(batch, step)]
-        return trace.unflatten(Stacking(trace).join_outputs(found), length(batch))
+        if apart():
+            return in_parts(batch, step)
+        log.info("samples cannot be passed in parts: the loss is that of all %d at once", length(batch))
+        return task.outputs(model, batch)
 
     return memory.run(outputs)
+
+
+def _joined(trace: Trace, outputs: Sequence[Any]) -> Any:
+    """The outputs for all samples from those for some at a time; values other than tensors have to be the same."""
+    nodes, stacking, values = iter(trace.outputs), Stacking(trace), list[Any]()
+    for own in zip(*map(leaves, outputs), strict=True):
+        if isinstance(own[0], Tensor):
+            values.append(stacking.join(next(nodes), own))
+        elif all(value == own[0] for value in own):
+            values.append(own[0])
+        else:
+            raise ValueError(f"{own} differ between parts")
+    return Form(outputs[0]).build(values)
 
 
 class Judge:

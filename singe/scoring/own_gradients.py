@@ -47,12 +47,14 @@ def check_own_gradients(model: nn.Module, graph: Trace, batch: Batch, task: Task
             few = batch
             loss = _loss(model, few, task)
         functions = sorted({node.name().removesuffix("Backward") for node in _own_functions(loss)})
-        loss_by_graph, leaves = _by_graph(model, graph, few, task)
+        if functions:
+            loss.backward()  # reentrant checkpoints do not go with torch.autograd.grad
+        own = {id(p): p.grad.to_dense() for p in parameters if p.grad is not None}
+        del loss  # two graphs at a time would take twice the memory
+        by_graph, leaves = _by_graph(model, graph, few, task)
         if not functions:
             return
-        loss.backward()  # reentrant checkpoints do not go with torch.autograd.grad
-        own = {id(p): p.grad.to_dense() for p in parameters if p.grad is not None}
-        of_operators, whole = _summed(loss_by_graph, leaves, parameters), _norm(own.values())
+        of_operators, whole = _summed(by_graph, leaves, parameters), _norm(own.values())
     if not all(_close(of_operators[key], gradient, whole) for key, gradient in own.items()):
         raise ValueError(
             f"expected gradients as the model's forward pass has them, but the backward pass of {', '.join(functions)} "
@@ -70,15 +72,18 @@ def _loss(model: nn.Module, batch: Batch, task: Task) -> Tensor:
 
 def _own_functions(loss: Tensor) -> list[Any]:
     """The functions with a backward pass in Python among those that a loss is differentiated through, without hooks."""
-    found, seen, todo = list[Any](), set[Any](), [cast(Any, loss.grad_fn)]
+    return [f for f in _functions(loss) if isinstance(f, BackwardCFunction) and "BackwardHook" not in type(f).__name__]
+
+
+def _functions(loss: Tensor) -> dict[Any, None]:
+    """The functions that a loss is differentiated through."""
+    seen, todo = dict[Any, None](), [cast(Any, loss.grad_fn)]
     while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        found += [node] if isinstance(node, BackwardCFunction) and "BackwardHook" not in type(node).__name__ else []
-        todo += [before for before, _ in node.next_functions]
-    return found
+        function = todo.pop()
+        if function is not None and function not in seen:
+            seen[function] = None
+            todo += [before for before, _ in function.next_functions]
+    return seen
 
 
 def _by_graph(model: nn.Module, graph: Trace, batch: Batch, task: Task) -> tuple[Tensor, list[tuple[int, Tensor]]]:
@@ -91,20 +96,21 @@ def _by_graph(model: nn.Module, graph: Trace, batch: Batch, task: Task) -> tuple
     nodes = {node: tensors[name] for node, name in graph.state.items() if isinstance(tensors[name], nn.Parameter)}
     leaves = {node: env[node].requires_grad_() for node, p in nodes.items() if p.is_floating_point()}
     env |= graph.feed(task.inputs(batch)) | leaves
-    graph.run(graph.nodes, env, size, keep=graph.outputs, call=_derivable)
+    underivable = dict[Any, fx.Node]()
+
+    def call(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        value = evaluate(node, args, kwargs)
+        functions = [v.grad_fn for v in pytree.tree_leaves(value) if isinstance(v, Tensor)]
+        underivable.update((f, node) for f in functions if type(f).__name__ == "NotImplemented")
+        return value
+
+    graph.run(graph.nodes, env, size, keep=graph.outputs, call=call)
     seed_everything(0)
     loss = task.judge(graph.unflatten([env[node] for node in graph.outputs], size), batch)
+    if on_the_way := _functions(loss).keys() & underivable.keys():
+        named = ", ".join(sorted({described(underivable[f]) for f in on_the_way}))
+        raise ValueError(f"expected operators that torch can differentiate, got {named}; {_WITHOUT_GRADIENTS}")
     return loss, [(id(nodes[node]), leaf) for node, leaf in leaves.items()]
-
-
-def _derivable(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The value of an operator, where it has a derivative."""
-    value = evaluate(node, args, kwargs)
-    if any(isinstance(v, Tensor) and type(v.grad_fn).__name__ == "NotImplemented" for v in pytree.tree_leaves(value)):
-        raise ValueError(
-            f"expected operators that torch can differentiate, got {described(node)}; {_WITHOUT_GRADIENTS}"
-        )
-    return value
 
 
 def _summed(loss: Tensor, leaves: Sequence[tuple[int, Tensor]], parameters: Iterable[Tensor]) -> dict[int, Tensor]:

@@ -32,7 +32,7 @@ class Stream:
         ranks: that draw at the same time, each from its own loader, which may hold all samples or a share of them.
 
     Attributes:
-        batch_length: how many samples the last batch had; 0 before the first.
+        batch_length: how many samples the first batch had; 0 before that.
 
     Raises:
         TypeError: not an iterable, or one that can be iterated only once.
@@ -79,7 +79,7 @@ class Stream:
             raise ValueError(f"expected a loader with at least one batch, got {ended}")
         self._seen = True
         batch = checks.batch_of(item, self._device, self._task)
-        self.batch_length = length(batch)
+        self.batch_length = self.batch_length or length(batch)
         return batch
 
     @property

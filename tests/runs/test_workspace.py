@@ -87,3 +87,26 @@ def test_buffers_that_count_passes_come_back_as_they_were_unless_training_has_mo
         assert model.seen == 7
         assert (result.model.seen > 7) == bool(steps)
         assert ("seen change in eval mode, too" in caplog.text) == bool(steps)
+
+
+class Remembering(PlainNet):
+    """Makes a buffer when it is called first, and has one with an entry for every channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", None)
+        self.register_buffer("acts", torch.zeros(7))
+
+    def forward(self, x):
+        if self.scale is None:
+            self.scale = torch.ones(())
+        y = self.features[0](x)
+        self.acts += y.detach().mean((0, 2, 3))
+        return self.classifier(self.features[1:](y).flatten(1)) * self.scale
+
+
+def test_buffers_of_any_kind_do_not_end_a_run():
+    loader = DataLoader(TensorDataset(*images(24)), batch_size=8, shuffle=True)
+    options = {"allocation": "uniform", "compensate": "none", "criterion": "magnitude", "finetune": None, "images": 8}
+    result = singe.prune(randomised(Remembering()), loader, 0.3, progress=False, **options)
+    assert 0 < len(result.model.features[0].weight) < 7

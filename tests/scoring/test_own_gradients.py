@@ -177,6 +177,9 @@ def shifted(self, x):
     z[..., 1:] = y[..., :-1]
     z[..., 0] = y[..., 1]
     z.diagonal(dim1=-2, dim2=-1).copy_(y[:, :, 2])
+    whole = torch.empty_like(y)
+    whole.copy_(y.mean((2, 3), keepdim=True))
+    z = z + whole.view(len(z), -1).view_as(z)
     return self.b(z.relu()).mean((2, 3))
 
 
@@ -186,6 +189,16 @@ def test_what_is_written_into_tensors_is_differentiated():
     for criterion in (singe.IntegratedGradient(), singe.LossChange()):
         found, expected = (f(model, batch, "a", criterion=criterion) for f in (singe.score, singe.reference.score))
         assert (found - expected).norm() <= 1e-9 * expected.norm() and expected.norm() > 0
+
+
+def test_operators_without_a_derivative_do_not_matter_where_the_loss_does_not_depend_on_them():
+    def wiring(self, x):
+        y = self.b(self.a(x).relu())
+        return y.mean((2, 3)), torch.native_channel_shuffle(y, 2)
+
+    model = Wired(wiring, a=nn.Conv2d(3, 6, 1), b=nn.Conv2d(6, 4, 1)).eval()
+    scores = singe.score(model, (normal(5, 3, 6, 6), torch.arange(5) % 4), "a", loss=lambda o, b: o[0].square().sum())
+    assert scores.all()
 
 
 def test_operators_without_a_derivative_are_refused_before_work():

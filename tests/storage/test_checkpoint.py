@@ -326,6 +326,12 @@ def test_so_are_batches_of_another_length(tmp_path, caplog):
         assert caplog.text.count("or its batches, are not what they were") == told
 
 
+def test_batches_of_a_length_that_does_not_divide_the_samples_are_the_same_each_time(tmp_path, caplog):
+    for _ in range(2):
+        prune(mlp(), vectors(), tmp_path, images=40, compensate="least_squares", compensation_images=16)
+    assert "are not what they were" not in caplog.text
+
+
 # what is refused
 
 

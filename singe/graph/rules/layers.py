@@ -9,8 +9,9 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from ..claims import StoredTensor
+from ..groups import qualified
 from ..mirrors import NOBODY, along, varies
-from ..nodes import ancestors, described, packet_of
+from ..nodes import ancestors, described, packet_of, place_of
 from ..operators import TRANSPOSED, aten
 from .combinations import Combinations
 
@@ -80,15 +81,17 @@ class Layers(Combinations):
             or not isinstance(x, Tensor)
         ):
             reason = f"the weight of {described(node)} is computed"
-            for source in self._trace.constants.keys() & set(node.all_input_nodes[1:]):
+            source: Any = node.args[1]
+            if source in self._trace.constants:
                 reason = f"the weight of {described(node)} is no parameter of the model; is its layer in a plain list?"
-                self._claims.freeze(StoredTensor(source.name, tuple(source.meta["val"].shape)), reason)
+                name = qualified(place_of(node), "(not registered)")
+                self._claims.freeze(StoredTensor(name, tuple(source.meta["val"].shape)), reason)
             if any(packet_of(source) is aten._to_copy for source in node.all_input_nodes[1:]):
                 reason += ", in another dtype; leave autocast to precision= and FineTune(precision=)"
             if any(self._trace.state.get(n, "").endswith("_mask") for n in ancestors(node.all_input_nodes[1:])):
                 reason += ", by a mask of torch.nn.utils.prune; make masks permanent first"
-            for source in node.all_input_nodes[1:]:
-                self._freeze_sources(source, reason)
+            for computed in node.all_input_nodes[1:]:
+                self._freeze_sources(computed, reason)
             unknown: Tensor = self._unknown(node, x, weight, bias, reason=reason)
             return unknown
         channels = self._owners.channels(x, axis)

@@ -239,6 +239,7 @@ NEIGHBOURS = {
     "on the right": lambda self, y: (y.mT @ self.near.weight).mT,
     "by name": lambda self, y: torch.einsum("nm,bmc->bnc", self.near.weight, y),
     "computed": lambda self, y: self.near.weight.softmax(1) @ y,
+    "a vector": lambda self, y: torch.einsum("bnc,n->bnc", y, self.near.weight[0]),
 }
 
 
