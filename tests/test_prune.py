@@ -207,15 +207,19 @@ def test_images_that_turn_bad_later_are_refused_too():
         prune(mlp(), Loader())
 
 
-def test_a_loader_that_does_not_shuffle_is_warned_about_when_it_is_trained_on(caplog):
+def test_a_loader_that_does_not_shuffle_is_warned_about_unless_it_is_a_list_of_what_to_measure_on(caplog):
     x, y = images(8)
     data = TensorDataset(x, y)
     arguments = {"rho": 0.2, "images": 8, "progress": False}
-    for shuffle, finetune, warned in [(False, None, False), (True, FineTune(1), False), (False, FineTune(1), True)]:
+    sorted_, shuffled, chosen = (DataLoader(data, 4), DataLoader(data, 4, shuffle=True), [(x, y)])
+    between = FineTune(1, when="layer")
+    for loader, finetune, warned, again in [
+        (sorted_, None, True, False), (sorted_, FineTune(1), True, False), (sorted_, between, True, True),
+        (shuffled, between, False, False), (chosen, None, False, False), (chosen, FineTune(1), True, False),
+    ]:  # fmt: skip
         caplog.clear()
-        loader = DataLoader(data, batch_size=4, shuffle=shuffle)
         singe.prune(randomised(PlainNet()), loader, finetune=finetune, **arguments)
-        assert any("shuffle" in r.message for r in caplog.records) == warned
+        assert ("does not shuffle" in caplog.text, "again and again" in caplog.text) == (warned, again)
 
 
 def small(**arguments):

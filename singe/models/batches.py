@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -30,11 +29,9 @@ def head(batch: Batch, count: int) -> Batch:
 
 
 def parts(batch: Batch, count: int) -> Iterator[Batch]:
-    """All samples, at most ``count`` at a time, in parts of nearly the same length."""
-    rounds = -(-length(batch) // count)
-    ends = [length(batch) * i // rounds for i in range(rounds + 1)]
-    for start, end in pairwise(ends):
-        yield pytree.tree_map(lambda t, start=start, end=end: t[start:end], batch)
+    """All samples, ``count`` at a time."""
+    for start in range(0, length(batch), count):
+        yield pytree.tree_map(lambda t, start=start: t[start : start + count], batch)
 
 
 def joined(batches: Sequence[Batch]) -> Batch:

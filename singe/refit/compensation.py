@@ -97,17 +97,17 @@ class Compensator:
 
         if fixed(weight):
             return "its weight is not to be trained"
-        offset, norm, parts = equations.offset, equations.norm, equations.parts
+        offset, norm, groups = equations.offset, equations.norm, equations.groups
         if offset is not None and fixed(offset[0]):
             offset = None
         if self._how == "mean" and offset is None:
             return "it has no bias of its own to change, and no batch norm of its own follows it"
-        inputs = [own.flatten(1) for own in equations.x.tensor_split(parts, 1)]
+        inputs = [own.flatten(1) for own in equations.x.tensor_split(groups, 1)]
         if self._how == "mean":
             inputs = [own[:, :0] for own in inputs]
         fits = [
             least_squares(own, wanted, offset is not None)
-            for own, wanted in zip(inputs, equations.missing.chunk(parts, 1), strict=True)
+            for own, wanted in zip(inputs, equations.missing.chunk(groups, 1), strict=True)
         ]
         if offset is not None:
             shift = tensors[offset[0]]

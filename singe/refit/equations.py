@@ -30,10 +30,10 @@ _FEWEST = 4
 class Equations:
     """A reader's inputs, and what its outputs lack, at places picked at random, wherever it is used.
 
-    Its kernel is its weight as an ordinary convolution has it: [M, C / parts, taps].
+    Its kernel is its weight as an ordinary convolution has it: [M, C / groups, taps].
 
     Attributes:
-        parts: the number of groups of a convolution.
+        groups: the number of groups of a convolution.
         transposed: whether it is a transposed convolution.
         x: [n, C, taps], its inputs there.
         missing: [n, M], what its output, before any batch norm, lacks there.
@@ -43,7 +43,7 @@ class Equations:
         output: [n, M], the inputs of that batch norm there; None without one.
     """
 
-    parts: int
+    groups: int
     transposed: bool
     x: Tensor
     missing: Tensor
@@ -54,7 +54,7 @@ class Equations:
     @property
     def unknowns(self) -> int:
         """The weights of an output channel."""
-        return self.x.shape[1] * self.x.shape[2] // self.parts
+        return self.x.shape[1] * self.x.shape[2] // self.groups
 
     @property
     def plenty(self) -> bool:
@@ -68,21 +68,21 @@ class Equations:
 
     def as_kernel(self, weight: Tensor) -> Tensor:
         """The reader's weight as a kernel."""
-        kernel = turned(weight, self.parts) if self.transposed else weight
+        kernel = turned(weight, self.groups) if self.transposed else weight
         return kernel.reshape(*kernel.shape[:2], -1)
 
     def as_weight(self, rows: Tensor) -> Tensor:
-        """[M, C / parts * taps], the rows of a kernel, as the weight, with its taps along one axis."""
+        """[M, C / groups * taps], the rows of a kernel, as the weight, with its taps along one axis."""
         kernel = rows.unflatten(1, (-1, self.x.shape[2]))
-        return turned(kernel, self.parts) if self.transposed else kernel
+        return turned(kernel, self.groups) if self.transposed else kernel
 
     def neurons(self, read: Slice) -> Tensor:
-        """int64 [C / parts]: the neuron that each column of the kernel reads, -1 for none.
+        """int64 [C / groups]: the neuron that each column of the kernel reads, -1 for none.
 
         Args:
-            read: of the weight; all parts read the same.
+            read: of the weight; all groups read the same.
         """
-        return read.neuron.view(self.parts, -1)[0] if self.transposed else read.neuron
+        return read.neuron.view(self.groups, -1)[0] if self.transposed else read.neuron
 
     def without(self, weight: Tensor, columns: Tensor) -> Equations:
         """The equations of the reader without some of its inputs.
@@ -91,9 +91,9 @@ class Equations:
             weight: the reader's, with which it would have read them.
             columns: int64, those of the kernel.
         """
-        x = self.x.unflatten(1, (self.parts, -1)).clone()  # [n, parts, C / parts, taps]
+        x = self.x.unflatten(1, (self.groups, -1)).clone()  # [n, groups, C / groups, taps]
         own = self.as_kernel(weight)[:, columns]
-        own = own.unflatten(0, (self.parts, -1)).to(x.dtype)  # [parts, M / parts, columns, taps]
+        own = own.unflatten(0, (self.groups, -1)).to(x.dtype)  # [groups, M / groups, columns, taps]
         lost = torch.einsum("npkt,pmkt->npm", x[:, :, columns], own).flatten(1)
         x[:, :, columns] = 0
         output = None if self.output is None else self.output - lost
@@ -140,10 +140,10 @@ class Wanted:
         kept = then[0].layer.rows_left(whole, self.plan.removed())
         uses = [_Use(here, there, kept) for here, there in zip(now, then, strict=True)]
         x, missing, output = self._seen(uses, model, trace)
-        parts = x.shape[1] // layer.kernel(trace.live(model)).shape[1]
+        groups = x.shape[1] // layer.kernel(trace.live(model)).shape[1]
         norm = batchnorm.norm_at(trace, [point.layer.output for point in now])
         return Equations(
-            parts=parts, transposed=layer.transposed, x=x, missing=missing, offset=_offset(trace, now),
+            groups=groups, transposed=layer.transposed, x=x, missing=missing, offset=_offset(trace, now),
             norm=norm, output=output if norm is not None else None,
         )  # fmt: skip
 

@@ -132,7 +132,7 @@ class Reconstructor:
         columns = order[neuron[order] >= 0].view(group.size, -1)
         systems = []
         for x, missing, own in zip(
-            found.x.chunk(found.parts, 1), found.missing.chunk(found.parts, 1), rows.chunk(found.parts), strict=True
+            found.x.chunk(found.groups, 1), found.missing.chunk(found.groups, 1), rows.chunk(found.groups), strict=True
         ):
             x, missing = x.flatten(1).double(), missing.double()
             y = x @ own.T.double() + missing

@@ -19,8 +19,8 @@ def test_a_batch_is_cut_and_joined_with_its_structure():
     assert torch.equal(whole["y"], torch.cat([batch["y"][:2], batch["y"][:4]]))
 
 
-@pytest.mark.parametrize(("count", "lengths"), [(9, [6]), (4, [3, 3]), (5, [3, 3]), (1, [1] * 6)])
-def test_parts_have_nearly_the_same_length(count, lengths):
+@pytest.mark.parametrize(("count", "lengths"), [(9, [6]), (3, [3, 3]), (4, [4, 2]), (1, [1] * 6)])
+def test_a_batch_passes_in_parts(count, lengths):
     batch = nested(6)
     found = list(parts(batch, count))
     assert [length(part) for part in found] == lengths
