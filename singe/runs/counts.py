@@ -85,10 +85,12 @@ def _ranking(space: NeuronWorkspace, groups: Sequence[Group]) -> list[Tensor]:
 
 def _sensitivity(space: NeuronWorkspace) -> Sensitivity:
     o, graph = space.options, space.trace
-    fit = graph.samples_within(o.memory // 2, 8 * graph.largest())
-    size = min(o.images, SAMPLES, fit) if graph.dynamic else graph.example_batch
+    size = min(o.images, SAMPLES) if graph.dynamic else graph.example_batch
+    fit = min(size, graph.samples_within(o.memory // 2, 8 * graph.largest()))
+    step = max(n for n in range(1, fit + 1) if size % n == 0)  # batches of one length
     space.restart(MEASURED)
-    batches = list(parts(space.stream.take(-(-SAMPLES // size) * size), size))  # of one length
+    drawn = [space.stream.take(size) for _ in range(-(-SAMPLES // size))]
+    batches = [part for batch in drawn for part in parts(batch, step)]
     few = None if o.compensate == "none" else space.drawn(min(o.compensation_images, SAMPLES))
     wanted = None if few is None else Wanted(space.model, graph, few, o.task, o.memory)
     compensator = None if wanted is None else Compensator(wanted, o.compensate)
