@@ -239,11 +239,13 @@ class GradualPruner:
     @torch.no_grad()
     def _evaluate(self, model: nn.Module, batch: Batch) -> float:
         """The loss of a copy in eval mode."""
-        few = [batch] if self._trace.dynamic else list(parts(batch, self._trace.example_batch))
+        # a network that takes one number of samples only gets them as batches of that length
+        batches = [batch] if self._trace.dynamic else list(parts(batch, self._trace.example_batch))
         losses = [
-            self._task.judge(outputs_in_parts(model, self._trace, own, self._task, self._memory), own) for own in few
+            self._task.judge(outputs_in_parts(model, self._trace, own, self._task, self._memory), own)
+            for own in batches
         ]
-        return float(torch.stack(losses).mean())  # batches of a network that takes one length of them only
+        return float(torch.stack(losses).mean())
 
     def _agreed(self, scores: list[Tensor]) -> list[Tensor]:
         """The first process's, where there are several."""

@@ -212,7 +212,7 @@ class Workspace:
             for name, buffer in _plain_buffers(self.model):
                 if name in self._counters and buffer.shape == self._counters[name].shape:
                     buffer.copy_(self._counters.pop(name))
-        if self._counters:
+        if self._counters and self.ranks.first:
             log.warning("%s change in eval mode, too, and have seen all passes of this run", ", ".join(self._counters))
 
     def synchronise(self) -> None:
