@@ -151,8 +151,7 @@ class NeuronForecaster(NeuronRun):
         if self.resumes:
             self.resume()
         seconds, measured = {"preparation": preparation}, list[str]()
-        if not progress.tuned:
-            self._time_training(narrow, plan, len(todo) / max(1, len(self.todo)), seconds, measured)
+        self._time_training(narrow, plan, len(todo) / max(1, len(self.todo)), seconds, measured)
         _time_recalibration(space, narrow, seconds)
         _time_evaluations(space, narrow, len(todo), seconds)
         pruned = self._time_groups(todo, seconds, measured) if todo else progress.history
@@ -188,13 +187,13 @@ class NeuronForecaster(NeuronRun):
             measured: what the estimates are based on; added to.
         """
         o = self.space.options
-        if o.finetune is not None:
+        if o.finetune is not None and (steps := o.finetune.steps - self.space.progress.tuned) > 0:
             first, last = (
                 _step(o, network, self.space.original, self.space.stream, self.space.still, removed)
                 for network, removed in ((self.space.model, {}), (narrow, plan.removed()))
             )
             each, left = (last, 1.0) if o.finetune.when == "after" else ((first + last) / 2, left)
-            seconds["fine-tuning"] = each * o.finetune.steps * left
+            seconds["fine-tuning"] = each * steps * left
             measured.append(
                 f"fine-tuning from {_STEPS} steps of the unpruned network ({first:.2g} s each) and {_STEPS} of one as "
                 f"narrow as the result ({last:.2g} s)"

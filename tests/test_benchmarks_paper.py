@@ -32,6 +32,7 @@ from small_resnet import SmallResNet
 
 import singe
 from singe.sizes import count_parameters
+from singe.training.finetune import Tuner
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -235,6 +236,29 @@ def test_table_2_entwines_and_folds(run, tmp_path, monkeypatch):
     assert "precision='bfloat16'" in found[0]["settings"]["finetune"] and found[0]["tuned_in"] == "bfloat16"
     text = (tmp_path / "table2.md").read_text()
     assert "| integrated gradient | True | layer |" in text and "fine-tuned in bfloat16" in text
+
+
+def test_a_row_that_was_killed_continues(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(table2, "METHODS", {name: {"criterion": "magnitude"} for name in (PAPER, BEST)})
+    arguments = ("table2", "--rates", "0.5", "--steps", "12", "--only", "integrated gradient, layer")
+    taken, train = [], Tuner.train_stage
+
+    def killed(self, **options):
+        if len(taken) == 2:
+            raise KeyboardInterrupt
+        taken.append(train(self, **options))
+        return taken[-1]
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Tuner, "train_stage", killed)
+        run(*arguments)
+    (unfinished,) = (tmp_path / "table2.unfinished").iterdir()
+    assert not Records(tmp_path / "table2.jsonl").all()
+    (record,) = run(*arguments)
+    assert "seconds_pruning" not in record and not unfinished.exists()
+    (tmp_path / "table2.jsonl").unlink()
+    (undisturbed,) = run(*arguments)
+    assert undisturbed.pop("seconds_pruning") > 0 and undisturbed == record
 
 
 def test_table_6_masks_single_weights_of_all_layers(run, tmp_path, monkeypatch):

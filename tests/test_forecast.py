@@ -136,7 +136,7 @@ def test_a_run_that_was_interrupted_while_it_was_tuned_is_told_what_follows_its_
 ):
     arguments = {"images": 8, "finetune": FineTune(steps=12), "progress": False, "checkpoint": tmp_path}
 
-    def interrupted(self):
+    def interrupted(self, **_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,14 @@ class Records:
     def find(self, settings: Settings) -> Record | None:
         """The latest run with exactly these settings."""
         return next((r for r in reversed(self.all()) if r["settings"] == settings), None)
+
+    @contextmanager
+    def unfinished(self, settings: Settings) -> Iterator[Path]:
+        """A directory beside the file for what a run can continue from if it is killed; gone when it is done."""
+        name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        directory = self._path.with_suffix(".unfinished") / name
+        yield directory
+        shutil.rmtree(directory, ignore_errors=True)
 
     def add(self, settings: Settings, found: Record) -> Record:
         """Keeps a run."""

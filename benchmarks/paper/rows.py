@@ -7,6 +7,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,13 +29,13 @@ class Row:
     Attributes:
         name: of the method, for people.
         settings: all that decides the result, as JSON, except the baseline and fine-tuning after pruning.
-        prune: makes the smaller network from the baseline.
+        prune: makes the smaller network from the baseline; may keep in a directory what a killed run continues from.
         tuned: the training inside ``prune``, if any; then there is none after it.
     """
 
     name: str
     settings: Settings
-    prune: Callable[[Baseline], nn.Module]
+    prune: Callable[[Baseline, Path], nn.Module]
     tuned: singe.FineTune | None = None
 
 
@@ -48,11 +49,11 @@ def singe_row(name: str, arguments: Mapping[str, Any], settings: Settings, tuned
         tuned: fine-tuning between removals.
     """
 
-    def prune(baseline: Baseline) -> nn.Module:
+    def prune(baseline: Baseline, unfinished: Path) -> nn.Module:
         model = baseline.folded() if settings.get("folded") else baseline.model
         return singe.prune(
             model, baseline.loader, settings["rate"], seed=settings["seed"], ignore=baseline.ignore,
-            finetune=tuned, progress=False, **PLAIN | arguments,
+            finetune=tuned, progress=False, checkpoint=unfinished, **PLAIN | arguments,
         ).model  # fmt: skip
 
     told = {key: value if isinstance(value, (int, float, str)) else repr(value) for key, value in arguments.items()}
@@ -102,15 +103,25 @@ def _measured(
 
     after = [training(options, steps, "after") if steps else None for steps in sorted(set(options.steps))]
     wanted = [plan for plan in ([row.tuned] if row.tuned else after) if missing(plan)]
-    if not wanted:
-        return
-    watch = Stopwatch()
+    if wanted:
+        with records.unfinished(key(row, baseline, options, row.tuned)) as directory:
+            yield from _runs(row, baseline, missing, wanted, directory)
+
+
+def _runs(
+    row: Row, baseline: Baseline, missing: Callable[[singe.FineTune | None], bool],
+    wanted: Sequence[singe.FineTune | None], unfinished: Path,
+) -> Iterator[tuple[singe.FineTune | None, dict[str, Any]]]:  # fmt: skip
+    """The same, pruned once; what a killed process left of that in ``unfinished`` is continued."""
+    continued, watch = unfinished.exists(), Stopwatch()
     try:
-        pruned = row.prune(baseline).to(memory_format=torch.channels_last)
+        pruned = row.prune(baseline, unfinished).to(memory_format=torch.channels_last)
     except ValueError as error:
+        if continued:  # perhaps what was left is of another version
+            raise
         yield from ((plan, {"problem": str(error)}) for plan in wanted)
         return
-    found = {"seconds_pruning": watch.seconds, **baseline.described(pruned)}
+    found = ({} if continued else {"seconds_pruning": watch.seconds}) | baseline.described(pruned)
     if row.tuned:
         yield row.tuned, found | {"top1_tuned": baseline.accuracy(pruned)}
         return

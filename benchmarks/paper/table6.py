@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 
 from torch import nn
 
@@ -45,7 +46,7 @@ def rows(options: argparse.Namespace) -> list[Row]:
 
 
 def _row(criterion: str, rate: float, seed: int, plan: singe.FineTune | None) -> Row:
-    def prune(baseline: Baseline) -> nn.Module:
+    def prune(baseline: Baseline, _: Path) -> nn.Module:
         result = singe.prune(
             baseline.model, baseline.loader, rate, structured=False, criterion=criterion, finetune=plan, seed=seed,
             images=IMAGES, progress=False,

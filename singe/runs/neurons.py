@@ -107,16 +107,14 @@ class NeuronRun:
         elif self._checkpoint is not None and space.ranks.first:  # what cannot be written is found out before any work
             self._checkpoint.write(progress, space.model, None)
         if tuner is not None:
-            tuner.begin(*self._stages(tuner.when))
+            tuner.begin(*self._stages(tuner.when), progress.tuned)
         for record in progress.history:
             space.options.observer.tell(record)
         self._prune_groups()
         if self.refits_all and not progress.tuned:
             self._refit_all()
-        if tuner is not None and tuner.when == "after" and not progress.tuned:
-            space.tune_after(len(self.todo))
-            progress.tuned = True
-            self._save()
+        if tuner is not None and tuner.when == "after":
+            space.tune_after(len(self.todo), progress.tuned_parts, self._tuned)
         space.recalibrate(len(self.todo) + 1)
         return self._result()
 
@@ -126,7 +124,7 @@ class NeuronRun:
         return {
             "layer": (len(self.todo), len(progress.history)),
             "neuron": (sum(count for _, count in self.todo), progress.neurons),
-            "after": (1, int(progress.tuned)),
+            "after": (1, 0),
         }[when]
 
     @property
@@ -164,6 +162,13 @@ class NeuronRun:
         """Ends the run if ranks have removed different neurons; values rounded differently become the same again."""
         self.space.ranks.check_decision(record.group, {"removed": torch.tensor(record.removed)})
         self.space.synchronise()
+
+    def _tuned(self, parts: int) -> None:
+        """Saves how far the fine-tuning after all groups has come."""
+        progress, tuner = self.space.progress, self.space.tuner
+        assert tuner is not None
+        progress.tuned, progress.tuned_parts = tuner.step, parts
+        self._save()
 
     def _save(self) -> None:
         """Leaves a checkpoint, if asked to; a run does not end for want of room on a disk."""

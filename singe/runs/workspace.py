@@ -33,6 +33,9 @@ from .options import Options
 
 log = logging.getLogger("singe")
 
+TUNED = 1 << 18
+"""The first of the phases in which the later parts of fine-tuning draw."""
+
 
 class Workspace:
     """What both kinds of run need.
@@ -188,13 +191,22 @@ class Workspace:
         if o.recalibrate_bn and running_norms(self.model, self.still):
             recalibrate(copy_of(self.model), self.stream, o.task, 1, self.still)
 
-    def tune_after(self, phase: int) -> None:
-        """Fine-tunes after the last removal."""
+    def tune_after(self, phase: int, parts: int = 0, tell: Callable[[int], None] = lambda parts: None) -> None:
+        """Fine-tunes after the last removal: parts that end with an epoch, each with generators seeded for it.
+
+        Args:
+            phase: in which the first draws.
+            parts: how many are done.
+            tell: called after each with the number of those that are done.
+        """
         assert self.tuner is not None
-        self.restart(phase)
-        with self.timed("fine-tuning"):
-            self.tuner.train_stage()
-        self.synchronise()
+        while not self.tuner.finished:
+            self.restart(TUNED + parts if parts else phase)
+            with self.timed("fine-tuning"):
+                self.tuner.train_stage(by_epoch=True)
+            self.synchronise()
+            parts += 1
+            tell(parts)
 
     def recalibrate(self, phase: int) -> None:
         """Re-estimates the statistics of batch norms, if asked to."""

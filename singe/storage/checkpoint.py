@@ -34,7 +34,8 @@ _READERS = {
     "plan": lambda data, at: Plan.from_json(data),
     "history": typed.reader(tuple[GroupRecord, ...]),
     "traced": typed.reader(int),
-    "tuned": typed.reader(bool),
+    "tuned": typed.reader(int),
+    "tuned_parts": typed.reader(int),
     "uncompensated": typed.reader(dict[str, str]),
     "seconds": typed.reader(dict[str, float]),
 }
@@ -52,7 +53,8 @@ class Progress:
         plan: what was removed.
         history: of the groups that are done.
         traced: how many groups were done when the graph in use was exported.
-        tuned: whether the fine-tuning after all groups is done.
+        tuned: how many steps of the fine-tuning after all groups are done.
+        tuned_parts: in how many parts, each of which began with its own seed.
         uncompensated: the layers that were not refitted before that -> why.
         seconds: time spent outside the groups, by activity.
     """
@@ -63,7 +65,8 @@ class Progress:
     plan: Plan = field(default_factory=Plan)
     history: list[GroupRecord] = field(default_factory=list)
     traced: int = 0
-    tuned: bool = False
+    tuned: int = 0
+    tuned_parts: int = 0
     uncompensated: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -94,6 +97,7 @@ class Progress:
         if removed != [(*c, r.removed) for c, r in zip(counts, history, strict=False)] or len(removed) < len(history):
             raise ValueError("damaged progress: what was removed is not what was to be")
         sensible = all(0 < count < size for _, size, count in counts)
+        sensible &= progress.tuned_parts <= progress.tuned * (len(history) == len(counts))
         if not (progress.memory and progress.traced <= len(history) and sensible):
             raise ValueError("damaged progress: numbers out of range")
         return progress

@@ -17,7 +17,7 @@ from ..task import Task
 
 log = logging.getLogger("singe")
 
-_END = object()
+_END, _NONE = object(), object()
 _MANY = 8
 """Epochs that it takes a small loader to yield some samples; more are told."""
 
@@ -52,13 +52,14 @@ class Stream:
             raise TypeError(f"expected a loader that can be iterated again, got a one-shot {type(loader).__name__}")
         self._loader, self._device, self._task, self._ranks = loader, device, task, ranks
         self._batches: Iterator[Any] | None = None
+        self._ahead: Any = _NONE  # what was drawn to see whether the epoch is over
         self.batch_length = 0
         self._seed, self._epochs, self._seen = 0, 0, False
         self._alike: bool | None = None  # whether all ranks draw the same; None until they have drawn
 
     def restart(self, seed: int) -> None:
         """Begins a new epoch with every random generator seeded."""
-        self._batches = None
+        self._batches, self._ahead = None, _NONE
         self._seed, self._epochs = seed, 0
         seed_everything(seed, self._loader)
 
@@ -70,17 +71,29 @@ class Stream:
             TypeError: the batch is not what the task takes.
         """
         with callers_device():
-            item = _END if self._batches is None else next(self._batches, _END)
-            if item is _END:
-                self._batches = self._epoch()
-                item = next(self._batches, _END)
-        if item is _END:
+            if self._over():
+                self._batches, self._ahead = self._epoch(), _NONE
+            over = self._over()
+        item, self._ahead = self._ahead, _NONE
+        if over:
             ended = "one that yields nothing the second time" if self._seen else "an empty one"
             raise ValueError(f"expected a loader with at least one batch, got {ended}")
         self._seen = True
         batch = checks.batch_of(item, self._device, self._task)
         self.batch_length = self.batch_length or length(batch)
         return batch
+
+    def epoch_over(self) -> bool:
+        """Whether all ranks have drawn the last batch of an epoch; to be asked on all of them."""
+        with callers_device():
+            over = self._over()
+        return bool(self._ranks.sum(torch.tensor(float(over))) == self._ranks.size)
+
+    def _over(self) -> bool:
+        """Whether the loader has no more batches; draws the next if it has."""
+        if self._ahead is _NONE:
+            self._ahead = _END if self._batches is None else next(self._batches, _END)
+        return self._ahead is _END
 
     @property
     def before_lone(self) -> int | None:

@@ -33,6 +33,9 @@ When = Literal["after", "layer", "neuron"]
 LEARNING_RATES = {"sgd": 0.02, "adamw": 2e-4}
 """By default."""
 
+SHORTEST = 100
+"""Steps that a part of a stage has at least, where stages are trained in parts."""
+
 DISTILLED = 0.5
 """The default share of the loss that is the divergence from the unpruned network's answers."""
 
@@ -122,6 +125,7 @@ class Tuner:
     Attributes:
         optimizer: of the parameters that require a gradient; surgery keeps its state aligned.
         when: see :class:`FineTune`.
+        step: how many steps of the whole run are done.
     """
 
     def __init__(
@@ -139,7 +143,7 @@ class Tuner:
     ) -> None:
         self.when, self._ranks = how.when, ranks
         self._how, self._model, self._stream, self._task = how, model, stream, task
-        self._stages, self._stage, self._step = 1, 0, 0
+        self._stages, self._stage, self.step = 1, 0, 0
         self._still, self._progress = still, progress
         self._unused = True  # whether the loss may not depend on some parameter; the rehearsal finds out
         self._removed = removed
@@ -151,13 +155,25 @@ class Tuner:
             raise ValueError("expected a parameter that requires a gradient to fine-tune, got none; pass finetune=None")
         self.optimizer = _optimizer(how, trained)
 
-    def begin(self, stages: int, done: int = 0) -> None:
-        """Says how often :meth:`train_stage` will be called in the whole run, once by default, and how often it was."""
+    def begin(self, stages: int, done: int = 0, steps: int = 0) -> None:
+        """Says how many stages the whole run has, one by default, how many are done, and steps of the next."""
         self._stages, self._stage = stages, done
-        self._step = round(self._how.steps * done / stages) if stages else 0
+        self.step = self._target() + steps
 
-    def train_stage(self) -> int:
+    def _target(self) -> int:
+        """How many steps there are in the stages that are done."""
+        return round(self._how.steps * self._stage / self._stages) if self._stages else 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are taken."""
+        return self.step >= self._how.steps
+
+    def train_stage(self, *, by_epoch: bool = False) -> int:
         """Trains for this stage's share of the steps, in train mode; leaves the model in eval mode.
+
+        Args:
+            by_epoch: whether to stop before that where an epoch of the stream ends, so that the stage takes more calls.
 
         Returns:
             the number of steps taken.
@@ -165,29 +181,36 @@ class Tuner:
         Raises:
             ValueError: the loss is not finite.
         """
+        before = self._target()
         self._stage += 1
-        target = round(self._how.steps * self._stage / self._stages)
-        steps = target - self._step
-        if not steps:
+        first, target = self.step, self._target()
+        if first == target:
             return 0
         self._train_mode(self._model)
         if self._teacher is not None and self._how.hints:
             self._teacher.keep(self._removed())
         try:
             self._outputs = self._distributed()
-            with bar(range(steps), desc="fine-tuning", unit="step", shown=self._progress, inside=True) as turns:
-                for _ in turns:
+            with bar(
+                desc="fine-tuning", initial=first - before, total=target - before, unit="step", shown=self._progress,
+                inside=True,
+            ) as shown:  # fmt: skip
+                while self.step < target:
+                    if by_epoch and self.step - first >= SHORTEST and self._stream.epoch_over():
+                        self._stage -= 1
+                        break
                     loss = self._train_step()
-                    self._step += 1
-                    turns.set_postfix(loss=f"{loss:.3f}", refresh=False)
-                    if self._progress and self._step % max(1, self._how.steps // 10) == 0:
-                        log.info("fine-tuning: %d of %d steps, loss %.4f", self._step, self._how.steps, loss)
+                    self.step += 1
+                    shown.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                    shown.update()
+                    if self._progress and self.step % max(1, self._how.steps // 10) == 0:
+                        log.info("fine-tuning: %d of %d steps, loss %.4f", self.step, self._how.steps, loss)
         finally:
             self._outputs = None  # so that an exception that is kept does not keep other ranks waiting
             self._model.eval()
             self.optimizer.zero_grad(set_to_none=True)
         self._ranks.synchronise(dict(self._model.named_buffers()))  # statistics of batch norms are of a rank's share
-        return steps
+        return self.step - first
 
     def rehearse(self) -> None:
         """One forward and backward step on a copy, before anything is pruned, so that failures come early.
@@ -258,7 +281,7 @@ class Tuner:
         value = float(self._ranks.sum(loss.detach())) / self._ranks.size
         if not math.isfinite(value):
             raise ValueError(
-                f"expected a finite loss, got {value} at fine-tuning step {self._step + 1} of "
+                f"expected a finite loss, got {value} at fine-tuning step {self.step + 1} of "
                 f"{self._how.steps}; try a smaller lr than {self._how.learning_rate}"
             )
         self.optimizer.step()
@@ -278,7 +301,7 @@ class Tuner:
 
     def _learning_rate(self) -> float:
         falling = self._how.cooldown * self._how.steps
-        left = self._how.steps - self._step
+        left = self._how.steps - self.step
         return self._how.learning_rate * (min(1.0, left / falling) if falling else 1.0)
 
 

@@ -21,6 +21,7 @@ import singe
 from singe import FineTune
 from singe.graph.trace import named_tensors
 from singe.storage.checkpoint import FILE, Checkpoint, Progress
+from singe.training import finetune
 
 TUNINGS = {
     "none": None,
@@ -85,6 +86,30 @@ def test_a_run_that_was_cut_off_comes_to_the_same(tmp_path, monkeypatch, finetun
             killed_after(patch, 1)
             prune(mlp(), vectors(), tmp_path, finetune=finetune)
     same_runs(prune(mlp(), vectors(), tmp_path, finetune=finetune), undisturbed)
+
+
+def test_training_after_all_groups_goes_on_from_any_epoch(tmp_path, monkeypatch):
+    def run(directory):
+        model = randomised(nn.Sequential(nn.Linear(10, 9), nn.BatchNorm1d(9), nn.ReLU(), nn.Dropout(), nn.Linear(9, 4)))
+        x, y = vectors(22).dataset.tensors
+        loader = DataLoader(TensorDataset(x, y), batch_size=4, shuffle=True)
+        return prune(model, loader, directory, finetune=FineTune(20), compensate="least_squares")
+
+    def saved(directory):
+        with safe_open(directory / FILE, "pt") as file:
+            data = json.loads(file.metadata()["singe"])
+        return data["tuned"], data["tuned_parts"]
+
+    monkeypatch.setattr(finetune, "SHORTEST", 4)  # an epoch has 6 steps
+    undisturbed = run(None)
+    for number, expected in enumerate([(0, 0), (0, 0), (6, 1), (12, 2), (18, 3), (20, 4)]):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            killed_after(patch, 1)
+            run(tmp_path)
+        assert saved(tmp_path) == expected, number
+    again = run(tmp_path)
+    same_runs(again, undisturbed)
+    assert again.seconds.keys() == undisturbed.seconds.keys()
 
 
 def test_widths_that_were_chosen_by_the_clock_stay_and_are_not_measured_again(tmp_path, monkeypatch, measured):
@@ -443,7 +468,7 @@ def test_one_flipped_bit_is_noticed_wherever_it_is(tmp_path, written, place):
 def progress():
     result = prune(mlp(), vectors(), None)
     widths = [(r.group, r.size, len(r.removed)) for r in result.history]
-    return Progress(10, "abc", [*widths, ("more", 4, 2)], result.plan, result.history, 1, True)
+    return Progress(10, "abc", [*widths, ("more", 4, 2)], result.plan, result.history, 1)
 
 
 def test_progress_survives_json(progress):
@@ -461,6 +486,8 @@ CONTRADICTIONS = {
     "too many": lambda data: data["counts"][-1].__setitem__(2, 4),
     "other neurons": lambda data: data["history"][0]["removed"].reverse(),
     "other group": lambda data: data["plan"]["removals"][0].update(group="other"),
+    "training too early": lambda data: data.update(tuned=20, tuned_parts=1),
+    "parts without a step": lambda data: (data["counts"].pop(), data.update(tuned=1, tuned_parts=2)),
     "more history": lambda data: data["plan"]["removals"].pop(),
 }
 

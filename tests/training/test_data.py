@@ -87,6 +87,24 @@ def test_the_log_says_when_a_small_loader_is_read_over_and_over(caplog):
     assert "33 samples took 9 epochs of the loader" in caplog.text
 
 
+def test_it_knows_when_an_epoch_is_over_and_loses_no_batch_by_looking():
+    stream = Stream(numbered(5, batch_size=2), CPU)
+    assert stream.epoch_over()
+    seen = [(*labels(stream, 1), stream.epoch_over()) for _ in range(4)]
+    assert seen == [([0, 1], False), ([2, 3], False), ([4], True), ([0, 1], False)]
+    stream.restart(0)
+    assert labels(stream, 1) == [[0, 1]]
+
+
+def test_an_epoch_is_over_when_it_is_on_all_ranks():
+    stream = Stream(numbered(5, batch_size=2), CPU, ranks=Pretended(0, alike=False))
+    labels(stream, 3)
+    stream._ranks.others_over = 0
+    assert not stream.epoch_over()
+    stream._ranks.others_over = 1
+    assert stream.epoch_over() and labels(stream, 1) == [[0, 1]] and not stream.epoch_over()
+
+
 def test_a_list_of_batches_is_a_loader():
     batch = (torch.ones(2, 1), torch.zeros(2))
     assert Stream([batch], CPU).take(5)[0].shape == (5, 1)
@@ -159,6 +177,9 @@ class Pretended(Ranks):
 
     def from_first(self, values):
         return torch.zeros_like(values)
+
+    def sum(self, values):
+        return values + self.others_over
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import singe
 from singe.task import Task
+from singe.training import finetune
 from singe.training.data import Stream
 from singe.training.finetune import Tuner
 
@@ -46,6 +47,17 @@ def test_steps_are_spread_evenly_and_add_up(steps, stages, when):
     assert max(taken) - min(taken) <= 1
     done = torch.tensor(taken).cumsum(0)
     assert all(abs(d - steps * (i + 1) / stages) <= 0.5 for i, d in enumerate(done.tolist()))
+
+
+@pytest.mark.parametrize(("shortest", "expected"), [(2, [3, 3, 1, 3, 3, 1]), (4, [6, 1, 6, 1])])
+def test_stages_can_be_trained_in_parts_that_end_with_an_epoch(monkeypatch, shortest, expected):
+    monkeypatch.setattr(finetune, "SHORTEST", shortest)
+    tuner, taken = tuner_of(small_model(), 2, steps=14), []  # an epoch has three batches
+    while not tuner.finished:
+        tuner._stream.restart(0)
+        taken.append(tuner.train_stage(by_epoch=True))
+        assert tuner.step == sum(taken)
+    assert taken == expected
 
 
 @pytest.mark.parametrize(
