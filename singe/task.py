@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
@@ -19,9 +21,29 @@ from .models.precision import wide
 Loss = Callable[[Any, Batch], Tensor]
 """(model outputs, batch) -> scalar."""
 
+IGNORED = -100
+"""The label of what the default loss does not count, as in torch."""
+
 
 def cross_entropy(outputs: Any, batch: Batch) -> Tensor:
     """Mean cross-entropy of logits [B, classes, ...] against the class indices or probabilities y of (x, y)."""
+    logits, y = _logits_and_targets(outputs, batch)
+    with _explained(outputs, batch[1]):
+        return F.cross_entropy(logits, y)
+
+
+def cross_entropies(outputs: Tensor, batch: Batch, copies: int) -> Tensor:
+    """[copies]: the same of several networks at once, whose logits lie one behind the other in [copies * B, ...]."""
+    logits, y = _logits_and_targets(outputs, batch)
+    count = y.numel() // y.shape[1] if y.is_floating_point() else (y != IGNORED).sum()
+    with _explained(outputs, batch[1]):
+        each = F.cross_entropy(logits, y.repeat(copies, *[1] * (y.dim() - 1)), reduction="none")
+    total = each.unflatten(0, (copies, -1)).flatten(1).sum(1, dtype=torch.float64)
+    return (total / count).to(logits.dtype)
+
+
+def _logits_and_targets(outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Both as ``F.cross_entropy`` takes them."""
     if not isinstance(outputs, Tensor):
         raise TypeError(
             f"expected the model to return a tensor of logits for the default loss, got {type(outputs).__name__}; "
@@ -30,15 +52,21 @@ def cross_entropy(outputs: Any, batch: Batch) -> Tensor:
     if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[1], Tensor):
         raise TypeError(f"expected batches (x, y) for the default loss, got {type(batch).__name__}; pass loss=")
     y = batch[1]
-    if y.is_floating_point() and y.shape == outputs.shape and not _are_probabilities(y):
+    if y.is_floating_point() and y.shape[1:] == outputs.shape[1:] and not _are_probabilities(y):
         raise ValueError(
             "expected class indices, or probabilities of classes that sum to 1, for the default loss (cross-entropy), "
             f"got y of {y.dtype} and shape {tuple(y.shape)} in [{y.min():g}, {y.max():g}]; for regression or several "
             "labels pass loss=(outputs, batch) -> scalar"
         )
+    logits = wide(outputs)  # half types would give many networks the same loss
+    return logits, y.to(logits.dtype) if y.is_floating_point() else y
+
+
+@contextmanager
+def _explained(outputs: Tensor, y: Tensor) -> Iterator[None]:
+    """Says what did not fit."""
     try:
-        logits = wide(outputs)  # half types would give many networks the same loss
-        return F.cross_entropy(logits, y.to(logits.dtype) if y.is_floating_point() else y)
+        yield
     except (IndexError, ValueError, RuntimeError) as error:
         labels = f"{y.dtype} in [{y.min()}, {y.max()}]" if y.numel() else str(y.dtype)
         raise ValueError(
@@ -111,13 +139,13 @@ class Task:
             TypeError: the loss is not a tensor of real numbers.
             ValueError: it is not a scalar, or writes to the batch's tensors.
         """
+        if self.loss is None:
+            return cross_entropy(outputs, batch)
         before, own = _versions(batch), cloned(outputs)
         try:
             with callers_device():
                 value = self.objective(own, pytree.tree_map(lambda t: t, batch))  # containers of its own
         except (TypeError, AttributeError) as error:
-            if self.loss is None:
-                raise
             raise TypeError(
                 f"expected loss(outputs, batch) -> scalar, with batch as the loader yields it, but calling "
                 f"{self.loss!r} failed: {error}; a loss of (outputs, y) is passed as "

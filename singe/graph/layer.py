@@ -61,6 +61,11 @@ class Layer:
         return node
 
     @property
+    def is_linear(self) -> bool:
+        """Whether it is a linear layer, not a convolution."""
+        return self.call.target is aten.linear.default
+
+    @property
     def transposed(self) -> bool:
         """Whether it is a transposed convolution."""
         return is_transposed(self.call)
@@ -183,7 +188,7 @@ class Layer:
         return self._gradient(x.narrow(1, first, seen), delta.unsqueeze(1), weight[row : row + 1], 1)[0]
 
     def _gradient(self, x: Tensor, delta: Tensor, weight: Tensor, groups: int) -> Tensor:
-        if self.call.target is aten.linear.default:
+        if self.is_linear:
             return torch.einsum("bnt,bct->nc", delta, x)
         g = self.geometry
         if self.transposed:

@@ -23,6 +23,7 @@ from ..models.precision import Precision, arithmetic
 from ..quadrature import Nodes
 from ..ranks import ALONE, Ranks
 from ..task import Task
+from .basis import Bases
 from .jobs import Jobs, beside, whole_group
 from .passes import LayerDelta, Passes, RowDelta
 
@@ -68,6 +69,7 @@ class Engine:
         self._memory = Memory(group.name, memory, self._device)
         self._make = lambda: Passes(model, trace, group, batch, task, self.memory, precision)
         self._made: Passes | None = None
+        self._bases = Bases()
         self._current_loss: float | None = None  # until it is asked for
         self._checked = False  # whether the loss was finite
 
@@ -163,7 +165,7 @@ class Engine:
         return self._memory.run(within_arithmetic, self._drop)
 
     def _drop(self) -> None:
-        self._made = None
+        self._made, self._bases = None, Bases()
 
     def _arithmetic(self) -> AbstractContextManager[None]:
         return arithmetic(self._precision, self._device)
@@ -199,9 +201,11 @@ class Engine:
         def add(jobs: Jobs, sums: Sums, at: RowDelta) -> None:
             if self._passes.parts > 1 or self._is_shared(at.layer) or at.layer.transposed:
                 return self._add_gradients(at, sums)
-            weight = at.layer.weight
+            weight, x = at.layer.weight, at.x
+            if at.fixed and p == 2:
+                x = self._bases.reduced(at.layer, x, self._group.size * len(rule.nodes[0]))
             ops.neuron_grad_norm(
-                at.x, at.delta.to(at.x.dtype), beside(at.row, at.x), beside(jobs.weight, at.x),
+                x, at.delta.to(x.dtype), beside(at.row, x), beside(jobs.weight, x),
                 norms[weight], totals[weight], **asdict(at.layer.geometry),
                 groups=at.layer.groups(at.x, self._passes.live), p=p,
             )  # fmt: skip

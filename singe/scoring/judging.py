@@ -14,7 +14,7 @@ from ..memory import Memory, raise_shortage
 from ..models.batches import Batch, head, length, parts, tensors
 from ..models.numerics import alike
 from ..models.outputs import Form, leaves
-from ..task import Task
+from ..task import Task, cross_entropies
 from .backward import gradients
 from .stacking import Stacking
 
@@ -88,10 +88,19 @@ class Judge:
         """[K]: each job's loss, of outputs in the dtype and memory format of the model itself."""
         nodes = self._trace.outputs
         own = [value.to(node.meta["val"].dtype).contiguous() for node, value in zip(nodes, outputs, strict=True)]
-        parts = [self._stacking.unstack(*pair, count) for pair in zip(nodes, own, strict=True)]
-        jobs = [self._trace.unflatten(part, self._size) for part in zip(*parts, strict=True)]
         with torch.autocast(self._device, enabled=False):
+            if self._logits_alone(own, count):
+                return cross_entropies(own[0], self._batch, count)
+            parts = [self._stacking.unstack(*pair, count) for pair in zip(nodes, own, strict=True)]
+            jobs = [self._trace.unflatten(part, self._size) for part in zip(*parts, strict=True)]
             return torch.stack([self._task.judge(outputs, self._batch) for outputs in jobs])
+
+    def _logits_alone(self, outputs: Sequence[Tensor], count: int) -> bool:
+        """Whether the default loss is to judge a single tensor, in which jobs lie one behind the other."""
+        if self._task.loss is not None or [self._stacking.axis(node) for node in self._trace.outputs] != [0]:
+            return False
+        (logits,), samples = outputs, count * self._size
+        return len(logits) == samples and isinstance(self._trace.unflatten(outputs, samples), Tensor)
 
     def summed(self, outputs: Sequence[Tensor], count: int) -> Tensor:
         """The losses' sum, to be differentiated; without a gradient where it depends on nothing that has one."""

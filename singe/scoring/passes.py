@@ -47,6 +47,7 @@ class RowDelta:
         layer: the layer.
         place: which of the rows that each neuron owns in it.
         x: its input, [B, C, ...] for all jobs or [K*B, C, ...].
+        fixed: whether it is the same in every pass.
         row: int64 [K].
         delta: [K, B, *positions].
     """
@@ -54,6 +55,7 @@ class RowDelta:
     layer: Layer
     place: int
     x: Tensor
+    fixed: bool
     row: Tensor
     delta: Tensor
 
@@ -160,13 +162,14 @@ class Passes:
             if done.front is not None:
                 (layer,), output = self.layers, done.front.output
                 delta = done.front.delta(jobs, done.faded[output].detach(), deltas[output])
-                return receive(RowDelta(layer, 0, self._input(layer, done), jobs.rows(layer.rows)[:, 0], delta))
+                row = jobs.rows(layer.rows)[:, 0]
+                return receive(RowDelta(layer, 0, self._input(layer, done), self._is_fixed(layer), row, delta))
             every = torch.arange(len(jobs))
             for layer in self.layers:
-                x = self._input(layer, done)
+                x, fixed = self._input(layer, done), self._is_fixed(layer)
                 delta = layer.channels_first(deltas[layer.output]).unflatten(0, (len(jobs), -1))
                 for place, row in enumerate(jobs.rows(layer.rows).unbind(1)):
-                    receive(RowDelta(layer, place, x, row, delta[every, :, row]))
+                    receive(RowDelta(layer, place, x, fixed, row, delta[every, :, row]))
 
         self._differentiate(jobs, hand_over)
 
@@ -302,6 +305,9 @@ class Passes:
 
     def _input(self, layer: Layer, done: _Pass) -> Tensor:
         return layer.padded(layer.channels_first(done.inputs[layer.output]))
+
+    def _is_fixed(self, layer: Layer) -> bool:
+        return self.parts == 1 and layer.output in self._down.suffix.roots
 
     # -- the images ------------------------------------------------------------------------------------------
 

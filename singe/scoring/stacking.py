@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 
 import torch
 from torch import Tensor, fx
@@ -28,24 +27,22 @@ class Stacking:
 
     def unstack(self, node: fx.Node, value: Tensor, count: int) -> list[Tensor]:
         """The ``count`` values that are stacked in one."""
-        axis = self._axis(node)
+        axis = self.axis(node)
         if axis is None:
             return [value] * count
         return self.split(node, value, [1] * count)
 
     def split(self, node: fx.Node, value: Tensor, sizes: Sequence[int]) -> list[Tensor]:
         """The parts of a value that belong to ``sizes`` samples each."""
-        axis = self._axis(node)
+        axis = self.axis(node)
         if axis is None:
             return [value] * len(sizes)
         each = value.shape[axis] // sum(sizes)  # more than one where the model flattens something into the axis
-        starts = [0, *accumulate(sizes)]
-        # narrow, not split: a loss may write into a view of its own
-        return [value.narrow(axis, start * each, size * each) for start, size in zip(starts, sizes, strict=False)]
+        return list(value.split([size * each for size in sizes], dim=axis))
 
     def join(self, node: fx.Node, parts: Sequence[Tensor]) -> Tensor:
         """Undoes ``split``."""
-        axis = self._axis(node)
+        axis = self.axis(node)
         return parts[0] if axis is None or len(parts) == 1 else torch.cat(list(parts), dim=axis)
 
     def join_outputs(self, parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
@@ -57,5 +54,6 @@ class Stacking:
         split = [self.split(*pair, sizes) for pair in zip(self._trace.outputs, outputs, strict=True)]
         return list(zip(*split, strict=True))
 
-    def _axis(self, node: fx.Node) -> int | None:
+    def axis(self, node: fx.Node) -> int | None:
+        """Along which jobs lie in a node's value; None where it does not depend on the batch."""
         return next(iter(self._trace.batch_axes(node)), None)

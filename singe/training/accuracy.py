@@ -9,10 +9,8 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..models.isolation import evaluating, preserved_random_state
-from ..task import Task
+from ..task import IGNORED, Task
 
-_IGNORED = -100
-"""``ignore_index`` of torch's cross-entropy."""
 
 
 @torch.no_grad()
@@ -39,9 +37,9 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> floa
                     f"expected logits [B, classes, ...] for labels of shape {tuple(y.shape)} to measure accuracy, got "
                     f"{found}"
                 )
-            counted = y != _IGNORED
+            counted = y != IGNORED
             right += int((logits.argmax(1) == y)[counted].sum())
             total += int(counted.sum())
     if not total:
-        raise ValueError(f"expected batches with labels other than {_IGNORED} to measure accuracy on, got none")
+        raise ValueError(f"expected batches with labels other than {IGNORED} to measure accuracy on, got none")
     return right / total
