@@ -12,7 +12,6 @@ from ..models.isolation import evaluating, preserved_random_state
 from ..task import IGNORED, Task
 
 
-
 @torch.no_grad()
 def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
     """The share of labels that are the class of the largest logit, in [0, 1], in eval mode; -100 is no label.
