@@ -36,6 +36,7 @@ from singe.sizes import count_macs, count_parameters
 from singe.storage.checkpoint import FILE
 
 PARAMETERS = {
+    "perceptron": 3_676_682,
     "resnet20": 272_474,
     "resnet56": 855_770,
     "resnet110": 1_730_714,

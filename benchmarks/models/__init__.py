@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.cifar import CifarMobileNetV2, CifarResNet, CifarVGG
+from models.cifar import CifarMobileNetV2, CifarResNet, CifarVGG, perceptron
 from models.imagenet import VGG16, ResNet50
 
 
@@ -33,6 +33,7 @@ MODELS: dict[str, Network] = {
     "resnet110_a": Network(partial(CifarResNet, 18, "A")),
     "vgg16_bn": Network(CifarVGG),
     "mobilenet_v2": Network(CifarMobileNetV2),
+    "perceptron": Network(perceptron),
     "vgg16": Network(VGG16, side=224, classes=1000),
     "resnet50": Network(ResNet50, side=224, classes=1000),
 }

@@ -121,3 +121,10 @@ class CifarMobileNetV2(nn.Module):
 def _conv_bn_relu6(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU6())
+
+
+def perceptron() -> nn.Module:
+    """Three linear layers on all pixels, without batch norms."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(3072, 1024), nn.ReLU(), nn.Linear(1024, 512), nn.ReLU(), nn.Linear(512, 10)
+    )  # fmt: skip
