@@ -27,6 +27,7 @@ from .removal.surgery import Removed
 from .runs.group import Turn
 from .runs.neurons import NeuronRun
 from .runs.options import Options
+from .runs.run import Run
 from .runs.weights import WeightRun
 from .runs.workspace import Workspace
 from .scoring.selection import Refresh
@@ -136,7 +137,16 @@ def forecast(
         return run.forecast(time.perf_counter() - start)
 
 
-class NeuronForecaster(NeuronRun):
+class _Reader(Run):
+    """A run that leaves no checkpoint."""
+
+    def _opened(self) -> Checkpoint | None:
+        """A run would make the directory if there is none."""
+        directory = self.space.options.checkpoint
+        return super()._opened() if directory is not None and os.path.exists(directory) else None
+
+
+class NeuronForecaster(_Reader, NeuronRun):
     """A run that measures itself instead of being executed; it is of no use afterwards."""
 
     def forecast(self, preparation: float) -> Forecast:
@@ -164,11 +174,6 @@ class NeuronForecaster(NeuronRun):
             sizes={"parameters": parameters, "multiply-adds": (self.space.macs, macs)},
             seconds=seconds, measured=tuple(measured),
         )  # fmt: skip
-
-    def _opened(self) -> Checkpoint | None:
-        """A run would make the directory if there is none."""
-        directory = self.space.options.checkpoint
-        return super()._opened() if directory is not None and os.path.exists(directory) else None
 
     def _plan(self) -> Plan:
         """A plan that makes a network as narrow as the result will be."""
@@ -263,7 +268,7 @@ class NeuronForecaster(NeuronRun):
         return records
 
 
-class WeightForecaster(WeightRun):
+class WeightForecaster(_Reader, WeightRun):
     """The same for single weights."""
 
     def forecast(self, preparation: float) -> Forecast:
@@ -272,24 +277,36 @@ class WeightForecaster(WeightRun):
         Args:
             preparation: seconds spent up to here, which the run takes, too.
         """
-        o, todo = self.space.options, self.todo
+        o, done = self.space.options, len(self.space.progress.history)
+        todo = self.todo[done:]
+        if self.resumes:
+            self.resume()
         seconds, measured = {"preparation": preparation}, list[str]()
         if todo:
             sampled = _sampled(len(todo), lambda i: self._time_scoring(todo[i][0]))
             seconds["scoring"] = sum(_interpolated(sampled, len(todo)))
             measured.append(f"scoring from {len(sampled)} of {len(todo)} layers")
-        if o.finetune is not None and (todo or o.finetune.when == "after"):
+        left = self._steps_left(len(todo))
+        if left:
             step = _step(o, self.space.model, self.space.given, self.space.stream, self.space.still, {})
-            seconds["fine-tuning"] = step * o.finetune.steps
+            seconds["fine-tuning"] = step * left
             measured.append(f"fine-tuning from {_STEPS} steps ({step:.2g} s each)")
         _time_recalibration(self.space, self.space.model, seconds)
         _time_evaluations(self.space, None, len(todo), seconds)
-        gone = sum(count for _, count in todo)
+        gone = sum(count for _, count in self.todo)
         return Forecast(
             parts=tuple(Part(weight.name, weight.size, count) for weight, count in todo), frozen=self.frozen,
             sizes={"weights": (self.weights.total, self.weights.total - gone)},
             seconds=seconds, measured=tuple(measured),
         )  # fmt: skip
+
+    def _steps_left(self, layers: int) -> int:
+        finetune = self.space.options.finetune
+        if finetune is None:
+            return 0
+        if finetune.when == "after":
+            return max(0, finetune.steps - self.space.progress.tuned)
+        return finetune.steps * layers // max(1, len(self.todo))
 
     def _time_scoring(self, weight: Weight) -> float:
         self.space.restart(0)

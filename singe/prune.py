@@ -151,8 +151,8 @@ def prune(
         rho: share of what ``target`` names to remove, in (0, 1), met to within one neuron; of the measured latency, to
             within two percent of the whole, or else a warning says what came closest.
         structured: whether to remove whole neurons or mask single weights. With False, ``target``, ``round_to``,
-            ``refresh``, ``compensate``, ``compensation_images``, ``analysis_seconds``, ``latency_batch`` and
-            ``checkpoint`` have to keep their defaults.
+            ``refresh``, ``compensate``, ``compensation_images``, ``analysis_seconds`` and ``latency_batch`` have to
+            keep their defaults.
         target: "params", the model's parameters, tied ones once; "macs", all multiply-adds of a forward pass, as torch
             counts them; or "latency", the seconds that a forward pass takes on this machine, in eval mode, with torch's
             number of threads. Networks of several widths are then measured before anything is removed, and the result
@@ -307,7 +307,7 @@ def _refuse_of_neurons(options: Options, analysis_seconds: float) -> None:
     given = {
         "target": goal.target, "round_to": goal.round_to, "refresh": options.refresh,
         "compensation_images": options.compensation_images, "analysis_seconds": analysis_seconds,
-        "latency_batch": goal.latency_batch, "checkpoint": options.checkpoint,
+        "latency_batch": goal.latency_batch,
     }  # fmt: skip
     parameters = inspect.signature(prune).parameters
     for name, value in given.items():

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import singe
 from singe.report.facts import Facts
-from singe.storage.checkpoint import Progress
+from singe.storage.progress import NeuronProgress
 from singe.training.finetune import Tuner
 
 ROOT = Path(__file__).parent.parent
@@ -97,7 +97,7 @@ def test_quoted_messages_are_there(message):
     assert any(re.search(pattern, piece) for piece in PIECES)
 
 
-@pytest.mark.parametrize(("kind", "title"), [(Facts, "The report of a run"), (Progress, "A run in progress")])
+@pytest.mark.parametrize(("kind", "title"), [(Facts, "The report of a run"), (NeuronProgress, "A run in progress")])
 def test_the_page_on_formats_lists_every_field(kind, title):
     (section,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", (ROOT / "docs" / "format.md").read_text(), re.M | re.S)
     named = {name for row in re.findall(r"^\| (`.*?) \|", section, re.M) for name in re.findall(r"`(\w+)`", row)}

@@ -105,25 +105,20 @@ def test_the_model_the_random_state_and_the_checkpoint_stay_as_they_are(model, l
     assert list(tmp_path.iterdir()) == []
 
 
-def interrupted_after_a_group(monkeypatch, *arguments, **options):
-    """A run that ends when its first group is pruned."""
-    take, done = Turn.take, []
+def interrupted_after_a_group(*arguments, **options):
+    """A run that ends when its first group, or weight tensor, is pruned."""
 
-    def one_group(self):
-        if done:
-            raise KeyboardInterrupt
-        done.append(pruned := take(self))
-        return pruned
+    def told(record):
+        raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Turn, "take", one_group)
-        singe.prune(*arguments, **options)
+    with pytest.raises(KeyboardInterrupt):
+        singe.prune(*arguments, **options, callbacks=[told])
 
 
 def test_a_run_that_was_interrupted_is_told_the_rest(model, loader, tmp_path, monkeypatch):
     arguments = {"images": 8, "finetune": FineTune(steps=12), "progress": False, "checkpoint": tmp_path}
     whole = singe.forecast(model, loader, 0.3, **arguments)
-    interrupted_after_a_group(monkeypatch, model, loader, 0.3, **arguments)
+    interrupted_after_a_group(model, loader, 0.3, **arguments)
     (file,) = tmp_path.iterdir()
     written = file.read_bytes()
     rest = singe.forecast(model, loader, 0.3, **arguments)
@@ -145,6 +140,21 @@ def test_a_run_that_was_interrupted_while_it_was_tuned_is_told_what_follows_its_
     rest = singe.forecast(model, loader, 0.3, **arguments)
     assert rest.parts == () and rest.seconds.keys() == {"preparation", "fine-tuning", "compensating"}
     assert all(seconds > 0 for seconds in rest.seconds.values())
+    singe.prune(model, loader, 0.3, **arguments)
+    assert singe.forecast(model, loader, 0.3, **arguments).seconds.keys() == {"preparation"}
+
+
+@pytest.mark.parametrize("when", ["layer", "after"])
+def test_a_run_on_weights_that_was_interrupted_is_told_what_follows(model, loader, tmp_path, monkeypatch, when):
+    arguments = {
+        "structured": False, "images": 8, "finetune": FineTune(steps=12, when=when), "progress": False,
+        "checkpoint": tmp_path / "run",
+    }  # fmt: skip
+    whole = singe.forecast(model, loader, 0.3, **arguments)
+    assert not (tmp_path / "run").exists()
+    interrupted_after_a_group(model, loader, 0.3, **arguments)
+    rest = singe.forecast(model, loader, 0.3, **arguments)
+    assert rest.parts == whole.parts[1:] and rest.sizes == whole.sizes
     singe.prune(model, loader, 0.3, **arguments)
     assert singe.forecast(model, loader, 0.3, **arguments).seconds.keys() == {"preparation"}
 
@@ -206,7 +216,7 @@ def test_what_evaluations_took_before_is_not_what_one_takes(model, loader, tmp_p
         time.sleep(0.5)
         return 1.0
 
-    interrupted_after_a_group(monkeypatch, model, loader, 0.3, evaluate=slow, **arguments)
+    interrupted_after_a_group(model, loader, 0.3, evaluate=slow, **arguments)
     rest = singe.forecast(model, loader, 0.3, evaluate=lambda network: 1.0, **arguments)
     assert 0 < rest.seconds["evaluate"] / (len(rest.parts) + 1) < 0.25
 

@@ -16,7 +16,7 @@ from ..removal.plan import Plan
 from ..scoring.scores import scorer_of
 from ..scoring.selection import Scorer
 from ..sizes import count_macs
-from ..storage.checkpoint import Progress
+from ..storage.progress import NeuronProgress, Progress
 from ..training.data import Stream
 from .options import Options
 from .workspace import Workspace
@@ -32,14 +32,13 @@ class NeuronWorkspace(Workspace):
     Attributes:
         norms: the weight norms that were taken off.
         original: the model as it was given, without them; a copy where its tensors are of inference mode.
-        progress: how far the run has come; this and the following are set once it has begun.
-        macs: multiply-adds of the unpruned network for one sample.
+        macs: multiply-adds of the unpruned network for one sample; this and the following are set once it has begun.
         compared: samples on which networks are compared, where they are.
         wanted: the values of the unpruned network for these, where pruned ones are compared with it.
         served: samples that networks are timed on, where the target is latency.
     """
 
-    progress: Progress
+    progress: NeuronProgress
     compared: Batch | None = None
     wanted: Wanted | None = None
     served: Batch | None = None
@@ -51,19 +50,13 @@ class NeuronWorkspace(Workspace):
         self.original = plain_copy(given) if self.norms or made_for_inference else given
 
     def begin(self, progress: Progress) -> None:
-        """Analyses the network; ``progress`` is where a resumed run stopped.
-
-        Raises:
-            ValueError: as :meth:`analyse`.
-        """
+        """Has, beside that, the values to compare with, and what is to be served."""
+        super().begin(progress)
         o = self.options
-        self.progress, self.seconds = progress, progress.seconds
-        progress.memory = min(progress.memory, o.memory)
-        self.analyse()
         self.macs = self.macs_of(self.model)
         if o.compensate != "none" or isinstance(o.criterion, Reconstruction):
             self.compared = self.drawn(o.compensation_images)
-            self.wanted = self.wanted_of(self.original, progress.plan)
+            self.wanted = self.wanted_of(self.original, self.progress.plan)
         if o.goal.target == "latency":
             self.served = self._to_serve()
 

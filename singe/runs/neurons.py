@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import astuple
 
@@ -11,9 +10,8 @@ from torch import nn
 
 from .. import checks
 from ..bars import bar
-from ..digest import digest
 from ..graph.groups import Group
-from ..graph.trace import named_tensors, trace
+from ..graph.trace import trace
 from ..models.batches import length
 from ..models.copies import copy_of
 from ..models.weightnorm import with_weight_norms
@@ -24,7 +22,7 @@ from ..removal.surgery import compact
 from ..removal.trial import check_result
 from ..result import TIMED, LatencyChange, PruneResult, compared, spent
 from ..sizes import count_parameters, widths
-from ..storage.checkpoint import Checkpoint, Progress, fingerprint
+from ..storage.progress import NeuronProgress
 from ..survey import sample_inputs
 from ..timing.latency import Latency
 from ..training.data import Stream
@@ -33,48 +31,22 @@ from .counts import able_groups, counts
 from .group import Turn
 from .neuron_workspace import NeuronWorkspace
 from .options import Options
+from .run import Run
 
 log = logging.getLogger("singe")
 
 
-class NeuronRun:
-    """One call of :func:`singe.prune`: what has been decided, and what has been done.
+class NeuronRun(Run):
+    """A run on neurons: ``todo`` are the groups that lose some, decided by :meth:`plan_widths`."""
 
-    Attributes:
-        space: what is worked on.
-        todo: the groups that lose neurons, in order, and how many of them; decided by :meth:`plan_widths`.
-        frozen: names of groups and modules left whole -> why.
-        resumes: whether it continues from a checkpoint.
-    """
+    kind = NeuronProgress
+    space: NeuronWorkspace
+    todo: list[tuple[Group, int]]
 
     def __init__(self, model: nn.Module, stream: Stream, options: Options) -> None:
-        self.space = NeuronWorkspace(model, stream, options)
-        self.todo: list[tuple[Group, int]] = []
-        self.frozen: dict[str, str] = {}
-        self._checkpoint = self._opened()
-        resumed = self._resumed()
-        self.resumes = resumed is not None
-        self.space.begin(resumed or Progress(options.memory, self._samples()))
+        super().__init__(NeuronWorkspace(model, stream, options))
 
     # -- before the first removal ----------------------------------------------------------------------------
-
-    def _opened(self) -> Checkpoint | None:
-        space = self.space
-        if space.options.checkpoint is None:
-            return None
-        trained = [name for name, p in space.given.named_parameters() if p.requires_grad]
-        model = digest(json.dumps([trained, space.still]), named_tensors(space.given))
-        return Checkpoint(space.options.checkpoint, space.options.deciding() | {"model": model})
-
-    def _resumed(self) -> Progress | None:
-        """The progress to continue from, if any, which all ranks have to see."""
-        found = self._checkpoint.read() if self._checkpoint is not None else None
-        told = "" if found is None else json.dumps(found.to_json())
-        self.space.ranks.check_same("checkpoint (in a directory that all share)", told)
-        return found
-
-    def _samples(self) -> str:
-        return fingerprint(self.space.probe, self.space.stream.batch_length)
 
     def rehearse(self) -> None:
         """See :meth:`Workspace.rehearse`."""
@@ -88,11 +60,7 @@ class NeuronRun:
             with space.timed("ranking"):
                 found = counts(space, able)
             progress.counts = [(g.name, g.size, n) for g, n in zip(able, found, strict=True) if n]
-        groups = {(g.name, g.size): g for g in able}
-        other = [name for name, size, _ in progress.counts if (name, size) not in groups]
-        if other:
-            raise ValueError(f"expected the groups of the checkpoint in the model, found none like {', '.join(other)}")
-        self.todo = [(groups[name, size], count) for name, size, count in progress.counts]
+        self.todo = self.decided({(group.name, group.size): group for group in able})
         if not self.todo:
             log.warning("nothing is removed: rho=%g is less than half of the smallest step", space.options.goal.rho)
 
@@ -102,19 +70,13 @@ class NeuronRun:
         """Prunes group after group."""
         space, progress = self.space, self.space.progress
         tuner = space.tuner
-        if self.resumes:
-            self.resume()
-        elif self._checkpoint is not None and space.ranks.first:  # what cannot be written is found out before any work
-            self._checkpoint.write(progress, space.model, None)
+        self._begin()
         if tuner is not None:
             tuner.begin(*self._stages(tuner.when), progress.tuned)
-        for record in progress.history:
-            space.options.observer.tell(record)
         self._prune_groups()
         if self.refits_all and not progress.tuned:
             self._refit_all()
-        if tuner is not None and tuner.when == "after":
-            space.tune_after(len(self.todo), progress.tuned_parts, self._tuned)
+        self._tune_after()
         space.recalibrate(len(self.todo) + 1)
         return self._result()
 
@@ -127,23 +89,16 @@ class NeuronRun:
             "after": (1, 0),
         }[when]
 
-    @property
-    def _optimizer(self) -> torch.optim.Optimizer | None:
-        tuner = self.space.tuner
-        return None if tuner is None else tuner.optimizer
-
     def resume(self) -> None:
-        """Puts everything where the checkpoint says that it was."""
+        """Cuts the model and exports it as it was, before its values are read."""
         assert self._checkpoint is not None
-        space, progress, optimizer = self.space, self.space.progress, self._optimizer
-        if self._samples() != progress.samples:
-            log.warning("the loader's first samples, or its batches, are not what they were: the result may differ")
+        space, progress = self.space, self.space.progress
         if progress.traced:  # the graph is that of a network of the same widths as then
             then = Plan(progress.plan.removals[: progress.traced]).apply(copy_of(space.model))
             space.trace = trace(then, space.options.task.inputs(space.probe), space.options.task.call)
-        compact(space.model, progress.plan.removed(), optimizer)
-        self._checkpoint.restore(space.model, optimizer)
-        log.info("the run continues after %d of %d groups", len(progress.history), len(self.todo))
+        compact(space.model, progress.plan.removed(), self._optimizer)
+        self._checkpoint.restore(space.model, self._optimizer)
+        super().resume()
 
     def _prune_groups(self) -> None:
         """Prunes those that are not done."""
@@ -162,23 +117,6 @@ class NeuronRun:
         """Ends the run if ranks have removed different neurons; values rounded differently become the same again."""
         self.space.ranks.check_decision(record.group, {"removed": torch.tensor(record.removed)})
         self.space.synchronise()
-
-    def _tuned(self, parts: int) -> None:
-        """Saves how far the fine-tuning after all groups has come."""
-        progress, tuner = self.space.progress, self.space.tuner
-        assert tuner is not None
-        progress.tuned, progress.tuned_parts = tuner.step, parts
-        self._save()
-
-    def _save(self) -> None:
-        """Leaves a checkpoint, if asked to; a run does not end for want of room on a disk."""
-        space = self.space
-        if self._checkpoint is None or not space.ranks.first:
-            return
-        try:
-            self._checkpoint.write(space.progress, space.model, self._optimizer)
-        except OSError as error:
-            log.warning("no checkpoint was written, the last one stays: %s", error)
 
     @property
     def refits_all(self) -> bool:

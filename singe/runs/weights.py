@@ -7,7 +7,7 @@ scores all its weights.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,33 +27,31 @@ from ..result import spent
 from ..scoring.elementwise import WeightScorer
 from ..sizes import count_parameters
 from ..sparse import SparseResult
+from ..storage.progress import WeightProgress
 from ..timing.stopwatch import Stopwatch
 from ..training.data import Stream
 from .options import Options
+from .run import Run
 from .workspace import Workspace
 
 log = logging.getLogger("singe")
 
 
-class WeightRun:
-    """One call of :func:`singe.prune` for single weights: what has been decided, and what has been done.
+class WeightRun(Run):
+    """A run on single weights: ``todo`` are the tensors that lose some, decided by :meth:`plan_shares`.
 
     The copy holds zeros in plain parameters while it is worked on; masks are put on at the end.
 
     Attributes:
-        space: what is worked on.
         weights: all weight tensors, and the names of those that cannot be pruned.
-        todo: the tensors that lose weights, in order, and how many of them; decided by :meth:`plan_shares`.
-        frozen: names of weights left whole -> why.
     """
 
+    kind = WeightProgress
+    todo: list[tuple[Weight, int]]
+
     def __init__(self, model: nn.Module, stream: Stream, options: Options) -> None:
-        self.space = Workspace(model, checks.working_copy(model), stream, options)
-        self.space.analyse()
+        super().__init__(Workspace(model, checks.working_copy(model), stream, options))
         self.weights = find_weights(self.space.trace, self.space.model)
-        self.todo: list[tuple[Weight, int]] = []
-        self.frozen: dict[str, str] = {}
-        self._memory = options.memory
         self._kept: dict[str, Tensor] = {}
 
     def rehearse(self) -> None:
@@ -71,30 +69,44 @@ class WeightRun:
         whole |= goal.without_share(space.given, able)
         able, self.frozen = [w for w in able if w.name not in whole], whole
         checks.something_to_prune("weights", able, whole)
-        cost, choices = WeightCost(self.weights.total), [range(most(w.size, goal.max_rate) + 1) for w in able]
-        with space.timed("ranking"):
-            counts = goal.fitted(space.given, able, cost, choices, lambda: self._first_scores(able))
-        self.todo = [(weight, count) for weight, count in zip(able, counts, strict=True) if count]
+        if not self.resumes:
+            cost, choices = WeightCost(self.weights.total), [range(most(w.size, goal.max_rate) + 1) for w in able]
+            with space.timed("ranking"):
+                counts = goal.fitted(space.given, able, cost, choices, lambda: self._first_scores(able))
+            space.progress.counts = [(w.name, w.size, n) for w, n in zip(able, counts, strict=True) if n]
+        self.todo = self.decided({(weight.name, weight.size): weight for weight in able})
         if not self.todo:
             log.warning("nothing is removed: rho=%g is less than half a weight", goal.rho)
 
     def execute(self) -> SparseResult:
         """Prunes weight after weight."""
-        space, tuner, history = self.space, self.space.tuner, list[WeightRecord]()
+        space, tuner, history = self.space, self.space.tuner, self.space.progress.history
+        self._begin()
+        done, total = len(history), len(self.todo)
         if tuner is not None:
-            tuner.begin(len(self.todo) if tuner.when == "layer" else 1)
+            tuner.begin(*((total, done) if tuner.when == "layer" else (1, 0)), space.progress.tuned)
             # no gradient, momentum or decay moves what is masked
             tuner.optimizer.register_step_post_hook(lambda *_: self._hold())
-        with bar(desc="pruning", total=len(self.todo), unit="layer", shown=space.options.progress) as shown:
-            for index, (weight, count) in enumerate(self.todo):
+        with bar(desc="pruning", initial=done, total=total, unit="layer", shown=space.options.progress) as shown:
+            for index, (weight, count) in enumerate(self.todo[done:], done):
                 record = self._prune_weight(index, weight, count)
                 history.append(record)
-                done = f"{weight.name} without {count} of {weight.size} weights"
-                space.tell(record, shown, f"layer {index + 1} of {len(self.todo)}: {done}")
-        if tuner is not None and tuner.when == "after":
-            space.tune_after(len(self.todo))
-        space.recalibrate(len(self.todo) + 1)
+                self._save()
+                less = f"{weight.name} without {count} of {weight.size} weights"
+                space.tell(record, shown, f"layer {index + 1} of {total}: {less}")
+        self._tune_after()
+        space.recalibrate(total + 1)
         return self._result(history)
+
+    def resume(self) -> None:
+        """Reads the masks, too."""
+        assert self._checkpoint is not None
+        self._kept = self._checkpoint.restore(self.space.model, self._optimizer)
+        super().resume()
+
+    @property
+    def _masks(self) -> Mapping[str, Tensor]:
+        return self._kept
 
     def _prune_weight(self, index: int, weight: Weight, count: int) -> WeightRecord:
         space, tuner = self.space, self.space.tuner
@@ -134,10 +146,10 @@ class WeightRun:
         """Of each single weight, in the network as it is now."""
         space, o = self.space, self.space.options
         scorer = WeightScorer(
-            space.model, space.trace, weight.name, batch, o.task, self._memory, o.precision, space.ranks
+            space.model, space.trace, weight.name, batch, o.task, space.progress.memory, o.precision, space.ranks
         )  # fmt: skip
         scores = scorer.scores(o.criterion)
-        self._memory = scorer.memory
+        space.progress.memory = scorer.memory
         return scores
 
     def _result(self, history: list[WeightRecord]) -> SparseResult:

@@ -23,6 +23,7 @@ from ..records import GroupRecord, WeightRecord
 from ..removal.surgery import Removed
 from ..scoring.admission import check_scorable
 from ..scoring.judging import outputs_in_parts
+from ..storage.progress import Progress
 from ..survey import sample_inputs
 from ..timing.stopwatch import Stopwatch, timed
 from ..training.collapse import Watch
@@ -49,7 +50,8 @@ class Workspace:
         ranks: all processes that take part.
         probe: the samples that the run begins with.
         seconds: activity -> the time it took.
-        trace: the model as a graph; this and the following are set once it is analysed.
+        progress: how far the run has come; this and the following are set once it has begun.
+        trace: the model as a graph.
         sample: what the model is called with, for a few samples.
         watch: knows the loss before pruning.
         evaluation_before: what the user's ``evaluate`` says of the unpruned network; this and what follows once the
@@ -58,6 +60,7 @@ class Workspace:
         tuner: what fine-tunes the model, if it is to be.
     """
 
+    progress: Progress
     trace: Trace
     sample: Any
     watch: Watch
@@ -80,6 +83,16 @@ class Workspace:
             checks.runs(model, self.probe, options.task)
         after = dict(_plain_buffers(model))
         self._counters = {n: b for n, b in before.items() if n in after and not torch.equal(after[n], b)}
+
+    def begin(self, progress: Progress) -> None:
+        """Analyses the network; ``progress`` is where a resumed run stopped.
+
+        Raises:
+            ValueError: as :meth:`analyse`.
+        """
+        self.progress, self.seconds = progress, progress.seconds
+        progress.memory = min(progress.memory, self.options.memory)
+        self.analyse()
 
     def analyse(self) -> None:
         """Makes the graph.

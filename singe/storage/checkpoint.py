@@ -7,100 +7,25 @@ import logging
 import os
 import reprlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .. import typed
 from ..digest import digest
 from ..graph.trace import named_tensors
 from ..models.batches import Batch, tensors
-from ..records import GroupRecord
-from ..removal.plan import Plan
 from .files import create_directory, tensor_file, write_tensors
+from .progress import Progress
 
 log = logging.getLogger("singe")
 
 FILE = "checkpoint.safetensors"
 VERSION = 1
 
-_READERS = {
-    "memory": typed.reader(int),
-    "samples": typed.reader(str),
-    "counts": typed.reader(tuple[tuple[str, int, int], ...]),
-    "plan": lambda data, at: Plan.from_json(data),
-    "history": typed.reader(tuple[GroupRecord, ...]),
-    "traced": typed.reader(int),
-    "tuned": typed.reader(int),
-    "tuned_parts": typed.reader(int),
-    "uncompensated": typed.reader(dict[str, str]),
-    "seconds": typed.reader(dict[str, float]),
-}
-"""Of the fields of :class:`Progress`."""
-
-
-@dataclass
-class Progress:
-    """How far a run has come.
-
-    Attributes:
-        memory: bytes that a scoring pass may take, lowered where the device had no room for more.
-        samples: the fingerprint of the loader's first ones.
-        counts: (name, neurons before, neurons to remove) of every group that loses some, in order.
-        plan: what was removed.
-        history: of the groups that are done.
-        traced: how many groups were done when the graph in use was exported.
-        tuned: how many steps of the fine-tuning after all groups are done.
-        tuned_parts: in how many parts, each of which began with its own seed.
-        uncompensated: the layers that were not refitted before that -> why.
-        seconds: time spent outside the groups, by activity.
-    """
-
-    memory: int
-    samples: str
-    counts: list[tuple[str, int, int]] = field(default_factory=list)
-    plan: Plan = field(default_factory=Plan)
-    history: list[GroupRecord] = field(default_factory=list)
-    traced: int = 0
-    tuned: int = 0
-    tuned_parts: int = 0
-    uncompensated: dict[str, str] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def neurons(self) -> int:
-        """How many have been removed."""
-        return sum(len(record.removed) for record in self.history)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for ``json``; see :meth:`from_json`."""
-        data = {name: value for name, value in vars(self).items() if name not in ("plan", "history")}
-        return data | {"plan": self.plan.to_json(), "history": [asdict(record) for record in self.history]}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Progress:
-        """The progress that :meth:`to_json` wrote.
-
-        Raises:
-            ValueError: something in it is of the wrong type, or contradicts the rest.
-        """
-        try:
-            found = {name: read(data[name], name) for name, read in _READERS.items()}
-        except (KeyError, ValueError) as error:
-            raise ValueError(f"damaged progress: {error!r:.200}") from error
-        progress = cls(**found | {name: list(found[name]) for name in ("counts", "history")})
-        counts, history, plan = progress.counts, progress.history, progress.plan
-        removed = [(r.group, r.size, len(r.neurons), r.neurons) for r in plan.removals]
-        if removed != [(*c, r.removed) for c, r in zip(counts, history, strict=False)] or len(removed) < len(history):
-            raise ValueError("damaged progress: what was removed is not what was to be")
-        sensible = all(0 < count < size for _, size, count in counts)
-        sensible &= progress.tuned_parts <= progress.tuned * (len(history) == len(counts))
-        if not (progress.memory and progress.traced <= len(history) and sensible):
-            raise ValueError("damaged progress: numbers out of range")
-        return progress
+P = TypeVar("P", bound=Progress)
 
 
 class Checkpoint:
@@ -115,8 +40,8 @@ class Checkpoint:
         self._path = create_directory(directory) / FILE
         self._call = json.loads(json.dumps(call))
 
-    def read(self) -> Progress | None:
-        """The progress in the file, None where there is no file.
+    def read(self, kind: type[P]) -> P | None:
+        """The progress in the file, of the kind that the run has; None where there is no file.
 
         Raises:
             ValueError: it is damaged, of another version, or of another call.
@@ -137,7 +62,7 @@ class Checkpoint:
                 raise ValueError(f"damaged checkpoint {self._path}: its contents are not those that were written")
         self._check_call(data.get("call"))
         try:
-            return Progress.from_json(data)
+            return kind.from_json(data)
         except ValueError as error:
             raise ValueError(f"damaged checkpoint {self._path}: {error}") from error
 
@@ -151,32 +76,51 @@ class Checkpoint:
                 f"expected {self._path} to be of the same call, but {names}; name another directory to start over"
             )
 
-    def restore(self, model: nn.Module, optimizer: Optimizer | None) -> None:
+    def restore(self, model: nn.Module, optimizer: Optimizer | None) -> dict[str, Tensor]:
         """Gives a model that has already been cut, and its optimiser, the values in the file.
+
+        Returns:
+            the masks that it holds, by the names of their weights.
 
         Raises:
             ValueError: they are not of that model.
         """
         with tensor_file(self._path) as file:
-            expected = _tensors(model)
+            expected, masks = _tensors(model), dict[str, Tensor]()
             for name in sorted(file.names - set(expected)):
-                key, _, parameter = name.removeprefix("optimizer/").partition("/")
+                kind, _, rest = name.partition("/")
+                key, _, parameter = rest.partition("/")
+                if kind == "mask" and (weight := expected.get(f"model/{rest}")) is not None:
+                    expected[name] = masks[rest] = torch.empty_like(weight, dtype=torch.bool)
                 held = expected.get(f"model/{parameter}")
-                if optimizer is not None and held is not None:
+                if kind == "optimizer" and optimizer is not None and held is not None:
                     value = torch.empty(()) if key == "step" else torch.empty_like(held)  # Adam's, on the CPU
                     expected[name] = optimizer.state[held][key] = value
             file.check(expected)
             file.copy(expected)
+        return masks
 
-    def write(self, progress: Progress, model: nn.Module, optimizer: Optimizer | None) -> None:
+    def write(
+        self,
+        progress: Progress,
+        model: nn.Module,
+        optimizer: Optimizer | None,
+        masks: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> None:
         """Writes the file; the old one stays until the new one is complete.
+
+        Args:
+            progress: of the run.
+            model: as it is now.
+            optimizer: that trains it, if any.
+            masks: bool, of the shapes of the weights that they are named after.
 
         Raises:
             OSError: it cannot be written.
         """
         head = {"format": "singe-checkpoint", "version": VERSION, "call": self._call}
         text = json.dumps(head | progress.to_json(), separators=(",", ":"))
-        values = _tensors(model, optimizer)
+        values = _tensors(model, optimizer) | {f"mask/{name}": mask for name, mask in masks.items()}
         write_tensors(self._path, values, {"singe": text, "digest": digest(text, values)})
 
 

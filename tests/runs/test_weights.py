@@ -498,7 +498,6 @@ def test_a_share_of_less_than_a_weight_removes_nothing(caplog):
         ({"compensation_images": 10}, "expected compensation_images=1024 with structured=False"),
         ({"analysis_seconds": 5}, "expected analysis_seconds=600 with structured=False"),
         ({"latency_batch": 2}, "expected latency_batch=1 with structured=False"),
-        ({"checkpoint": "run"}, "expected checkpoint=None with structured=False"),
         ({"finetune": FineTune(when="neuron")}, "expected finetune.when 'layer' or 'after'"),
         ({"allocation": "sensitivity"}, "an allocation other than 'sensitivity' with structured=False"),
         ({"criterion": "loss_change"}, "scores single weights"),

@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import singe
 from singe import FineTune
 from singe.graph.trace import named_tensors
-from singe.storage.checkpoint import FILE, Checkpoint, Progress
+from singe.storage.checkpoint import FILE, Checkpoint
+from singe.storage.progress import NeuronProgress, WeightProgress
 from singe.training import finetune
 
 TUNINGS = {
@@ -110,6 +111,44 @@ def test_training_after_all_groups_goes_on_from_any_epoch(tmp_path, monkeypatch)
     again = run(tmp_path)
     same_runs(again, undisturbed)
     assert again.seconds.keys() == undisturbed.seconds.keys()
+
+
+WEIGHTS = {
+    "layer": {"finetune": FineTune(20, "layer", 0.02)},
+    "after, globally": {"finetune": FineTune(20, optimizer="adamw"), "allocation": "global", "recalibrate_bn": 32},
+    "by gradients": {"finetune": None, "criterion": "integrated_gradient"},
+}
+
+
+@pytest.mark.parametrize("options", WEIGHTS.values(), ids=WEIGHTS.keys())
+def test_a_run_on_single_weights_goes_on_from_any_layer_and_epoch(tmp_path, monkeypatch, options):
+    def run(directory):
+        model = randomised(PlainNet())
+        return singe.prune(
+            model, pictures(), 0.6, structured=False, images=16, progress=False, checkpoint=directory, **options
+        )
+
+    monkeypatch.setattr(finetune, "SHORTEST", 5)
+    undisturbed = run(None)
+    epochs = 4 if options["finetune"] == WEIGHTS["after, globally"]["finetune"] else 0
+    for _ in range(1 + len(undisturbed.history) + epochs):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            killed_after(patch, 1)
+            run(tmp_path)
+    again = run(tmp_path)
+    assert again.masks.keys() == undisturbed.masks.keys()
+    assert all(torch.equal(mask, undisturbed.masks[name]) for name, mask in again.masks.items())
+    state = undisturbed.model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in again.model.state_dict().items())
+    for a, b in zip(again.history, undisturbed.history, strict=True):
+        assert (a.weight, a.removed, a.loss_end) == (b.weight, b.removed, b.loss_end)
+    assert (again.loss_after, again.frozen) == (undisturbed.loss_after, undisturbed.frozen)
+
+
+def test_a_run_on_weights_does_not_continue_one_on_neurons(tmp_path):
+    prune(mlp(), vectors(), tmp_path, finetune=None, criterion="magnitude")
+    with pytest.raises(ValueError, match="structured was true and is false"):
+        singe.prune(mlp(), vectors(), 0.3, structured=False, finetune=None, progress=False, checkpoint=tmp_path)
 
 
 def test_widths_that_were_chosen_by_the_clock_stay_and_are_not_measured_again(tmp_path, monkeypatch, measured):
@@ -468,12 +507,23 @@ def test_one_flipped_bit_is_noticed_wherever_it_is(tmp_path, written, place):
 def progress():
     result = prune(mlp(), vectors(), None)
     widths = [(r.group, r.size, len(r.removed)) for r in result.history]
-    return Progress(10, "abc", [*widths, ("more", 4, 2)], result.plan, result.history, 1)
+    return NeuronProgress(10, "abc", [*widths, ("more", 4, 2)], result.history, plan=result.plan, traced=1)
 
 
 def test_progress_survives_json(progress):
-    again = Progress.from_json(json.loads(json.dumps(progress.to_json())))
+    again = NeuronProgress.from_json(json.loads(json.dumps(progress.to_json())))
     assert again == progress and again.neurons == sum(len(r.removed) for r in progress.history) > 0
+
+
+def test_progress_on_weights_survives_json_and_is_checked():
+    result = singe.prune(mlp(), vectors(), 0.3, structured=False, finetune=None, images=16, progress=False)
+    counts = [(record.weight, record.size, record.removed) for record in result.history]
+    progress = WeightProgress(10, "abc", [*counts, ("more", 4, 2)], result.history)
+    data = json.loads(json.dumps(progress.to_json()))
+    assert WeightProgress.from_json(data) == progress
+    data["counts"][0][2] += 1
+    with pytest.raises(ValueError, match="damaged progress: what was removed"):
+        WeightProgress.from_json(data)
 
 
 CONTRADICTIONS = {
@@ -497,7 +547,7 @@ def test_progress_that_contradicts_itself_is_refused(progress, change):
     data = json.loads(json.dumps(progress.to_json()))
     change(data)
     with pytest.raises(ValueError, match="damaged"):
-        Progress.from_json(data)
+        NeuronProgress.from_json(data)
 
 
 def test_workers_that_persist_are_warned_about_where_a_run_may_continue(tmp_path, caplog):
