@@ -35,11 +35,16 @@ def cross_entropy(outputs: Any, batch: Batch) -> Tensor:
 def cross_entropies(outputs: Tensor, batch: Batch, copies: int) -> Tensor:
     """[copies]: the same of several networks at once, whose logits lie one behind the other in [copies * B, ...]."""
     logits, y = _logits_and_targets(outputs, batch)
-    count = y.numel() // y.shape[1] if y.is_floating_point() else (y != IGNORED).sum()
+    count = y.numel() // y.shape[1] if y.is_floating_point() else counted(y).sum()
     with _explained(outputs, batch[1]):
         each = F.cross_entropy(logits, y.repeat(copies, *[1] * (y.dim() - 1)), reduction="none")
     total = each.unflatten(0, (copies, -1)).flatten(1).sum(1, dtype=torch.float64)
     return (total / count).to(logits.dtype)
+
+
+def counted(labels: Tensor) -> Tensor:
+    """Which labels the default loss counts."""
+    return labels.long() != IGNORED  # bytes hold none
 
 
 def _logits_and_targets(outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from wiring import Wired, normal
 
 import singe
-from singe.task import Task
+from singe.task import Task, cross_entropies, cross_entropy
 
 
 def test_the_network_sees_x_of_a_pair_or_all_of_what_forward_takes():
@@ -153,6 +153,27 @@ def test_targets_that_are_no_classes_are_refused_by_the_default_loss(y):
         Task().judge(torch.zeros(4, 1), (None, y[:, :1]))
     with pytest.raises(ValueError, match="for regression or several labels"):
         singe.prune(nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3)), [(torch.randn(4, 5), y)] * 3, 0.5, images=4)
+
+
+TARGETS = {
+    "classes": ((6, 5), torch.tensor([0, 4, 2, 2, 1, 3])),
+    "some not counted": ((6, 5), torch.tensor([0, -100, 2, -100, 1, 3])),
+    "bytes": ((6, 200), torch.tensor([156, 4, 156, 2, 1, 199], dtype=torch.uint8)),  # 156 is -100 as a byte
+    "at every position": ((2, 4, 3, 2), torch.randint(4, (2, 3, 2), generator=torch.Generator().manual_seed(0))),
+    "probabilities": ((6, 5), torch.rand(6, 5, generator=torch.Generator().manual_seed(0)).softmax(1)),
+    "probabilities at every position": (
+        (2, 4, 3), torch.rand(2, 4, 3, generator=torch.Generator().manual_seed(0)).softmax(1),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("shape", "y"), TARGETS.values(), ids=TARGETS.keys())
+def test_cross_entropies_of_several_networks_at_once_are_those_of_each(shape, y):
+    logits = torch.randn(3, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    each = torch.stack([cross_entropy(own, (None, y)) for own in logits])
+    at_once = cross_entropies(logits.flatten(0, 1), (None, y), 3)
+    torch.testing.assert_close(at_once, each, rtol=1e-12, atol=0)
+    torch.testing.assert_close(*(torch.autograd.grad(loss.sum(), logits)[0] for loss in (at_once, each)))
 
 
 def test_probabilities_of_classes_are_targets():

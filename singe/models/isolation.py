@@ -163,4 +163,7 @@ def _parts(loader: Any) -> list[Any]:
             found[id(part)] = part
             names = ("generator", "sampler", "batch_sampler", "dataset")
             todo += [] if isinstance(part, torch.Generator) else [getattr(part, name, None) for name in names]
+            several = getattr(part, "datasets", None)  # of a ConcatDataset and the like
+            several = tuple(several.values()) if isinstance(several, dict) else several
+            todo += several if isinstance(several, (list, tuple)) else ()
     return list(found.values())

@@ -39,13 +39,13 @@ class Samples:
         alone = [outputs(whole_group(t)) for t in (1.0, 0.5)]
         try:
             stacked = outputs(whole_group(1.0, 0.5))
-        except Exception as error:  # the model or the loss may not take more samples at once
+            parts = [self._stacking.unstack(*pair, 2) for pair in zip(self._trace.outputs, stacked, strict=True)]
+        except Exception as error:  # the model or the loss may not take more samples at once, or not make as many
             return self._failed("stacking two jobs", error)
-        values = zip(self._trace.outputs, stacked, *alone, strict=True)
         return all(
             self._agree(part, expected)
-            for node, both, *each in values
-            for part, expected in zip(self._stacking.unstack(node, both, 2), each, strict=True)
+            for both, *each in zip(parts, *alone, strict=True)
+            for part, expected in zip(both, each, strict=True)
         )
 
     @torch.no_grad()

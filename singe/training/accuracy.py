@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..models.isolation import evaluating, preserved_random_state
-from ..task import IGNORED, Task
+from ..task import IGNORED, Task, counted
 
 
 @torch.no_grad()
@@ -36,9 +36,9 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> floa
                     f"expected logits [B, classes, ...] for labels of shape {tuple(y.shape)} to measure accuracy, got "
                     f"{found}"
                 )
-            counted = y != IGNORED
-            right += int((logits.argmax(1) == y)[counted].sum())
-            total += int(counted.sum())
+            known = counted(y)
+            right += int((logits.argmax(1) == y)[known].sum())
+            total += int(known.sum())
     if not total:
         raise ValueError(f"expected batches with labels other than {IGNORED} to measure accuracy on, got none")
     return right / total

@@ -3,7 +3,15 @@ import random
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, TensorDataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    RandomSampler,
+    StackDataset,
+    TensorDataset,
+)
 
 from singe.models.isolation import counting_epochs, plain_torch, preserved_random_state, seed_everything
 
@@ -36,13 +44,31 @@ def test_also_after_an_exception():
     assert random.getstate() == before[2]
 
 
-@pytest.mark.parametrize("where", ["loader", "sampler"])
+class Noisy(Dataset):
+    """Draws from a generator of its own."""
+
+    def __init__(self, generator):
+        self.generator = generator
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        return (torch.rand(1, generator=self.generator),)
+
+
+@pytest.mark.parametrize("where", ["loader", "sampler", "one of several datasets", "one of several in a mapping"])
 def test_the_loaders_own_generator_is_seeded_and_given_back(where):
     generator = torch.Generator().manual_seed(4)
     if where == "loader":
         loader = DataLoader(DATA, batch_size=5, shuffle=True, generator=generator)
-    else:
+    elif where == "sampler":
         loader = DataLoader(DATA, batch_size=5, sampler=RandomSampler(DATA, generator=generator))
+    elif where == "one of several datasets":
+        loader = DataLoader(ConcatDataset([DATA, Noisy(generator)]), batch_size=5)
+    else:
+        data = StackDataset(x=TensorDataset(torch.arange(10.0)), noise=Noisy(generator))
+        loader = DataLoader(data, batch_size=5, collate_fn=lambda rows: [rows[0]["noise"][0]])
     state = generator.get_state()
     orders = []
     with preserved_random_state(loader):

@@ -27,6 +27,10 @@ def test_samples_that_do_not_see_each_other_stack_and_part():
     assert samples().stack(faded()) and samples().part(some())
 
 
+def test_a_number_of_outputs_that_two_jobs_cannot_share_is_no_stack():
+    assert not samples().stack(faded(lambda stack: stack[:7]))
+
+
 def test_those_that_do_neither_stack_nor_part():
     assert not samples().stack(faded(lambda stack: stack - stack.mean(0)))
     assert not samples().part(some(lambda part: part - part.mean(0)))
