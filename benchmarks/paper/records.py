@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ class Records:
         directory = self._path.with_suffix(".unfinished") / name
         yield directory
         shutil.rmtree(directory, ignore_errors=True)
+        with suppress(OSError):  # others may be left
+            directory.parent.rmdir()
 
     def add(self, settings: Settings, found: Record) -> Record:
         """Keeps a run."""
