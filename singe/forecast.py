@@ -192,13 +192,16 @@ class NeuronForecaster(_Reader, NeuronRun):
             measured: what the estimates are based on; added to.
         """
         o = self.space.options
-        if o.finetune is not None and (steps := o.finetune.steps - self.space.progress.tuned) > 0:
+        if o.finetune is None:
+            return
+        left = 1.0 if o.finetune.when == "after" else left
+        if (steps := (o.finetune.steps - self.space.progress.tuned) * left) > 0:
             first, last = (
                 _step(o, network, self.space.original, self.space.stream, self.space.still, removed)
                 for network, removed in ((self.space.model, {}), (narrow, plan.removed()))
             )
-            each, left = (last, 1.0) if o.finetune.when == "after" else ((first + last) / 2, left)
-            seconds["fine-tuning"] = each * steps * left
+            each = last if o.finetune.when == "after" else (first + last) / 2
+            seconds["fine-tuning"] = each * steps
             measured.append(
                 f"fine-tuning from {_STEPS} steps of the unpruned network ({first:.2g} s each) and {_STEPS} of one as "
                 f"narrow as the result ({last:.2g} s)"

@@ -201,8 +201,9 @@ def prune(
             TF32; "tf32" on CUDA; or "bfloat16", autocast.
         latency_batch: number of samples in the forward pass that ``target="latency"`` measures.
         progress: whether to show progress bars on stderr, where that is a terminal.
-        checkpoint: a directory in which the run saves, after every group and every epoch of the fine-tuning after all
-            groups, what it needs to continue from there when the same call is made again, in another process too.
+        checkpoint: a directory in which the run saves, after every group (or layer) and, in the fine-tuning after all
+            of them, where an epoch of the loader ends after 100 steps or more, what it needs to continue from there
+            when the same call is made again, in another process too.
             Model, loader and loss have to be the same as well.
         evaluate: (model) -> a number, the higher the better, such as accuracy on test data. Called on copies in eval
             mode, without gradients: of the unpruned network, of the network after every group (or layer), and of the

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from .graph.trace import Forward, answer, plain_call
+from .memory import raise_shortage
 from .models.batches import Batch, tensors
 from .models.isolation import callers_device
 from .models.outputs import cloned
@@ -28,7 +29,7 @@ IGNORED = -100
 def cross_entropy(outputs: Any, batch: Batch) -> Tensor:
     """Mean cross-entropy of logits [B, classes, ...] against the class indices or probabilities y of (x, y)."""
     logits, y = _logits_and_targets(outputs, batch)
-    with _explained(outputs, batch[1]):
+    with _explained(outputs.shape, batch[1]):
         return F.cross_entropy(logits, y)
 
 
@@ -36,7 +37,7 @@ def cross_entropies(outputs: Tensor, batch: Batch, copies: int) -> Tensor:
     """[copies]: the same of several networks at once, whose logits lie one behind the other in [copies * B, ...]."""
     logits, y = _logits_and_targets(outputs, batch)
     count = y.numel() // y.shape[1] if y.is_floating_point() else counted(y).sum()
-    with _explained(outputs, batch[1]):
+    with _explained((len(outputs) // copies, *outputs.shape[1:]), batch[1]):
         each = F.cross_entropy(logits, y.repeat(copies, *[1] * (y.dim() - 1)), reduction="none")
     total = each.unflatten(0, (copies, -1)).flatten(1).sum(1, dtype=torch.float64)
     return (total / count).to(logits.dtype)
@@ -68,14 +69,15 @@ def _logits_and_targets(outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def _explained(outputs: Tensor, y: Tensor) -> Iterator[None]:
+def _explained(shape: Sequence[int], y: Tensor) -> Iterator[None]:
     """Says what did not fit."""
     try:
         yield
     except (IndexError, ValueError, RuntimeError) as error:
+        raise_shortage(error)
         labels = f"{y.dtype} in [{y.min()}, {y.max()}]" if y.numel() else str(y.dtype)
         raise ValueError(
-            f"expected class indices or probabilities y that fit logits of shape {tuple(outputs.shape)}, got y of "
+            f"expected class indices or probabilities y that fit logits of shape {tuple(shape)}, got y of "
             f"shape {tuple(y.shape)}, {labels}: {error}"
         ) from error
 

@@ -6,6 +6,7 @@ functions tell what one process does.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -15,10 +16,12 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 from networks import PlainNet, images, randomised
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -26,6 +29,9 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import singe
 import singe.ranks
+from singe.storage.checkpoint import FILE
+from singe.training import finetune
+from singe.training.finetune import Tuner
 
 SCENARIOS: dict[str, Callable[[Path], Any]] = {}
 
@@ -283,6 +289,30 @@ def checkpointed(folder: Path) -> Any:
 
     tuned = singe.FineTune(steps=8, when="layer", lr=0.01)
     return told(prune(smooth_net(), finetune=tuned, checkpoint=folder / "checkpoint", evaluate=evaluate))
+
+
+@scenario
+def ended_in_training(folder: Path) -> Any:
+    """Ended in the third part of the training after all groups, then continued; epochs are of other lengths."""
+    directory, step = folder / "training", Tuner._train_step
+    own = TensorDataset(*images(44 if rank() else 36, classes=4))
+    batches, tuned = DataLoader(own, batch_size=4, shuffle=True), singe.FineTune(steps=24, lr=0.01, hints=1)
+
+    def ending(self: Tuner) -> float:
+        if self.step == 20:
+            raise KeyboardInterrupt
+        return step(self)
+
+    def run(checkpoint: Path | None) -> dict[str, Any]:
+        return told(prune(randomised(PlainNet()), batches, finetune=tuned, checkpoint=checkpoint))
+
+    with mock.patch.object(finetune, "SHORTEST", 5):
+        undisturbed = run(None)
+        with mock.patch.object(Tuner, "_train_step", ending), contextlib.suppress(KeyboardInterrupt):
+            run(directory)
+        with safe_open(directory / FILE, "pt") as file:
+            saved = json.loads(file.metadata()["singe"])
+        return [saved["tuned"], saved["tuned_parts"], run(directory) == undisturbed]
 
 
 def main(folder: Path, names: list[str]) -> None:

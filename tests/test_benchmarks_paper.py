@@ -255,7 +255,7 @@ def test_a_row_that_was_killed_continues(run, tmp_path, monkeypatch):
     (unfinished,) = (tmp_path / "table2.unfinished").iterdir()
     assert not Records(tmp_path / "table2.jsonl").all()
     (record,) = run(*arguments)
-    assert "seconds_pruning" not in record and not unfinished.parent.exists()
+    assert record.pop("continued") and "seconds_pruning" not in record and not unfinished.parent.exists()
     (tmp_path / "table2.jsonl").unlink()
     (undisturbed,) = run(*arguments)
     assert undisturbed.pop("seconds_pruning") > 0 and undisturbed == record

@@ -153,6 +153,10 @@ def test_a_rank_that_does_not_come_is_missed(tmp_path):
     )
 
 
+def test_a_run_that_ended_in_its_training_goes_on_from_the_first_ranks_epoch(three):
+    assert all(found["ended_in_training"] == [18, 2, True] for found in three)
+
+
 def test_a_killed_rank_ends_the_run_and_another_number_of_ranks_goes_on(tmp_path):
     calm = tmp_path / "calm"
     calm.mkdir()

@@ -176,6 +176,22 @@ def test_cross_entropies_of_several_networks_at_once_are_those_of_each(shape, y)
     torch.testing.assert_close(*(torch.autograd.grad(loss.sum(), logits)[0] for loss in (at_once, each)))
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_shortage_is_not_taken_for_labels_that_do_not_fit(monkeypatch, at_once):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(F, "cross_entropy", full)
+    logits, batch = torch.randn(4, 3), (None, torch.tensor([0, 2]))
+    with pytest.raises(torch.OutOfMemoryError):
+        cross_entropies(logits, batch, 2) if at_once else cross_entropy(logits[:2], batch)
+
+
+def test_labels_that_do_not_fit_are_told_beside_the_logits_of_one_network():
+    with pytest.raises(ValueError, match=r"fit logits of shape \(2, 3\), got y of shape \(2,\)"):
+        cross_entropies(torch.randn(4, 3), (None, torch.tensor([0, 3])), 2)
+
+
 def test_probabilities_of_classes_are_targets():
     y, outputs = torch.rand(4, 3).softmax(1), torch.randn(4, 3)
     assert torch.equal(Task().judge(outputs, (None, y)), F.cross_entropy(outputs, y))

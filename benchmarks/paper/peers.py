@@ -45,14 +45,14 @@ def rows(options: argparse.Namespace) -> list[Row]:
     return found
 
 
-def _unpruned(baseline: Baseline, _: Path) -> nn.Module:
+def _unpruned(baseline: Baseline, _: Path | None) -> nn.Module:
     return copy.deepcopy(baseline.model)
 
 
 def _peer(importance: str, ranking: str, where: dict) -> Row:
     name = f"{importance}, {ranking}"
 
-    def prune(baseline: Baseline, _: Path) -> nn.Module:
+    def prune(baseline: Baseline, _: Path | None) -> nn.Module:
         return torch_pruning_peer.prune(baseline, importance, ranking, where["rate"], where["seed"])
 
     settings = {"tool": "Torch-Pruning", "method": name, **where, "images": torch_pruning_peer.IMAGES}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import shutil
@@ -38,12 +39,25 @@ class Records:
         return next((r for r in reversed(self.all()) if r["settings"] == settings), None)
 
     @contextmanager
-    def unfinished(self, settings: Settings) -> Iterator[Path]:
-        """A directory beside the file for what a run can continue from if it is killed; gone when it is done."""
+    def unfinished(self, settings: Settings) -> Iterator[Path | None]:
+        """A directory beside the file for what a run can continue from if it is killed; gone when it is done.
+
+        None where another process works on the same.
+
+        Args:
+            settings: of the run, and all else that has to be the same for it to continue.
+        """
         name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
         directory = self._path.with_suffix(".unfinished") / name
-        yield directory
-        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True, exist_ok=True)
+        with (directory / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                yield None
+                return
+            yield directory
+            shutil.rmtree(directory, ignore_errors=True)
         with suppress(OSError):  # others may be left
             directory.parent.rmdir()
 

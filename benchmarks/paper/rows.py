@@ -35,7 +35,7 @@ class Row:
 
     name: str
     settings: Settings
-    prune: Callable[[Baseline, Path], nn.Module]
+    prune: Callable[[Baseline, Path | None], nn.Module]
     tuned: singe.FineTune | None = None
 
 
@@ -49,7 +49,7 @@ def singe_row(name: str, arguments: Mapping[str, Any], settings: Settings, tuned
         tuned: fine-tuning between removals.
     """
 
-    def prune(baseline: Baseline, unfinished: Path) -> nn.Module:
+    def prune(baseline: Baseline, unfinished: Path | None) -> nn.Module:
         model = baseline.folded() if settings.get("folded") else baseline.model
         return singe.prune(
             model, baseline.loader, settings["rate"], seed=settings["seed"], ignore=baseline.ignore,
@@ -104,24 +104,24 @@ def _measured(
     after = [training(options, steps, "after") if steps else None for steps in sorted(set(options.steps))]
     wanted = [plan for plan in ([row.tuned] if row.tuned else after) if missing(plan)]
     if wanted:
-        with records.unfinished(key(row, baseline, options, row.tuned)) as directory:
+        same = key(row, baseline, options, row.tuned) | {"revision": machine()["revision"]}
+        with records.unfinished(same) as directory:
             yield from _runs(row, baseline, missing, wanted, directory)
 
 
 def _runs(
     row: Row, baseline: Baseline, missing: Callable[[singe.FineTune | None], bool],
-    wanted: Sequence[singe.FineTune | None], unfinished: Path,
+    wanted: Sequence[singe.FineTune | None], unfinished: Path | None,
 ) -> Iterator[tuple[singe.FineTune | None, dict[str, Any]]]:  # fmt: skip
     """The same, pruned once; what a killed process left of that in ``unfinished`` is continued."""
-    continued, watch = unfinished.exists(), Stopwatch()
+    continued, watch = unfinished is not None and any(unfinished.glob("*.safetensors")), Stopwatch()
     try:
         pruned = row.prune(baseline, unfinished).to(memory_format=torch.channels_last)
     except ValueError as error:
-        if continued:  # perhaps what was left is of another version
-            raise
         yield from ((plan, {"problem": str(error)}) for plan in wanted)
         return
-    found = ({} if continued else {"seconds_pruning": watch.seconds}) | baseline.described(pruned)
+    found = {"continued": True} if continued else {"seconds_pruning": watch.seconds}
+    found |= baseline.described(pruned)
     if row.tuned:
         yield row.tuned, found | {"top1_tuned": baseline.accuracy(pruned)}
         return

@@ -46,7 +46,7 @@ def rows(options: argparse.Namespace) -> list[Row]:
 
 
 def _row(criterion: str, rate: float, seed: int, plan: singe.FineTune | None) -> Row:
-    def prune(baseline: Baseline, unfinished: Path) -> nn.Module:
+    def prune(baseline: Baseline, unfinished: Path | None) -> nn.Module:
         result = singe.prune(
             baseline.model, baseline.loader, rate, structured=False, criterion=criterion, finetune=plan, seed=seed,
             images=IMAGES, progress=False, checkpoint=unfinished,

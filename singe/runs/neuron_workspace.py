@@ -50,7 +50,7 @@ class NeuronWorkspace(Workspace):
         self.original = plain_copy(given) if self.norms or made_for_inference else given
 
     def begin(self, progress: Progress) -> None:
-        """Has, beside that, the values to compare with, and what is to be served."""
+        """Also draws the samples that networks are compared and timed on."""
         super().begin(progress)
         o = self.options
         self.macs = self.macs_of(self.model)

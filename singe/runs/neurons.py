@@ -39,7 +39,7 @@ log = logging.getLogger("singe")
 class NeuronRun(Run):
     """A run on neurons: ``todo`` are the groups that lose some, decided by :meth:`plan_widths`."""
 
-    kind = NeuronProgress
+    kind, structured = NeuronProgress, True
     space: NeuronWorkspace
     todo: list[tuple[Group, int]]
 

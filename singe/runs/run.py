@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from ..digest import digest
 from ..graph.trace import named_tensors
 from ..storage.checkpoint import Checkpoint, fingerprint
-from ..storage.progress import NeuronProgress, Progress
+from ..storage.progress import Progress
 from .workspace import Workspace
 
 log = logging.getLogger("singe")
@@ -34,6 +34,9 @@ class Run:
 
     kind: ClassVar[type[Progress]]
     """Of what the run's progress is."""
+
+    structured: ClassVar[bool]
+    """Whether whole neurons are removed."""
 
     space: Workspace
     todo: list[tuple[Any, int]]
@@ -57,7 +60,7 @@ class Run:
         counts = self.space.progress.counts
         other = [name for name, size, _ in counts if (name, size) not in able]
         if other:
-            raise ValueError(f"expected the groups of the checkpoint in the model, found none like {', '.join(other)}")
+            raise ValueError(f"expected the model to have what the checkpoint names, found no {', '.join(other)}")
         return [(able[name, size], count) for name, size, count in counts]
 
     # -- the checkpoint --------------------------------------------------------------------------------------
@@ -68,7 +71,7 @@ class Run:
             return None
         trained = [name for name, p in space.given.named_parameters() if p.requires_grad]
         model = digest(json.dumps([trained, space.still]), named_tensors(space.given))
-        call = {"structured": issubclass(self.kind, NeuronProgress), **space.options.deciding(), "model": model}
+        call = {"structured": self.structured, **space.options.deciding(), "model": model}
         return Checkpoint(space.options.checkpoint, call)
 
     def _resumed(self) -> Progress | None:
@@ -87,7 +90,7 @@ class Run:
         if self.resumes:
             self.resume()
         elif self._checkpoint is not None and space.ranks.first:  # what cannot be written is found out before any work
-            self._checkpoint.write(space.progress, space.model, None)
+            self._checkpoint.write(space.progress, space.model, None, {})
         for record in space.progress.history:
             space.options.observer.tell(record)
 
@@ -96,19 +99,17 @@ class Run:
         progress = self.space.progress
         if self._samples() != progress.samples:
             log.warning("the loader's first samples, or its batches, are not what they were: the result may differ")
-        log.info("the run continues after %d of %d", len(progress.history), len(self.todo))
+        what = "groups" if self.structured else "layers"
+        log.info(
+            "the run continues after %d of %d %s and %d steps of the training that follows them",
+            len(progress.history), len(self.todo), what, progress.tuned,
+        )  # fmt: skip
 
     def _tune_after(self) -> None:
         """Fine-tunes after all else, and saves how far that has come."""
-        tuner, progress = self.space.tuner, self.space.progress
-        if tuner is None or tuner.when != "after":
-            return
-
-        def tell(parts: int) -> None:
-            progress.tuned, progress.tuned_parts = tuner.step, parts
-            self._save()
-
-        self.space.tune_after(len(self.todo), progress.tuned_parts, tell)
+        tuner = self.space.tuner
+        if tuner is not None and tuner.when == "after":
+            self.space.tune_after(len(self.todo), self._save)
 
     def _save(self) -> None:
         """Leaves a checkpoint, if asked to; a run does not end for want of room on a disk."""

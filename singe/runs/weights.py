@@ -46,7 +46,7 @@ class WeightRun(Run):
         weights: all weight tensors, and the names of those that cannot be pruned.
     """
 
-    kind = WeightProgress
+    kind, structured = WeightProgress, False
     todo: list[tuple[Weight, int]]
 
     def __init__(self, model: nn.Module, stream: Stream, options: Options) -> None:
@@ -101,7 +101,10 @@ class WeightRun(Run):
     def resume(self) -> None:
         """Reads the masks, too."""
         assert self._checkpoint is not None
-        self._kept = self._checkpoint.restore(self.space.model, self._optimizer)
+        masks = self._checkpoint.restore(self.space.model, self._optimizer)
+        if masks.keys() != {record.weight for record in self.space.progress.history}:
+            raise ValueError("expected a mask in the checkpoint for every weight that was pruned")
+        self._kept = {record.weight: masks[record.weight] for record in self.space.progress.history}
         super().resume()
 
     @property

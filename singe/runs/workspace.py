@@ -204,22 +204,22 @@ class Workspace:
         if o.recalibrate_bn and running_norms(self.model, self.still):
             recalibrate(copy_of(self.model), self.stream, o.task, 1, self.still)
 
-    def tune_after(self, phase: int, parts: int = 0, tell: Callable[[int], None] = lambda parts: None) -> None:
+    def tune_after(self, phase: int, save: Callable[[], None]) -> None:
         """Fine-tunes after the last removal: parts that end with an epoch, each with generators seeded for it.
 
         Args:
             phase: in which the first draws.
-            parts: how many are done.
-            tell: called after each with the number of those that are done.
+            save: called after each, when ``progress`` knows of it.
         """
         assert self.tuner is not None
+        progress = self.progress
         while not self.tuner.finished:
-            self.restart(TUNED + parts if parts else phase)
+            self.restart(TUNED + progress.tuned_parts if progress.tuned_parts else phase)
             with self.timed("fine-tuning"):
                 self.tuner.train_stage(by_epoch=True)
             self.synchronise()
-            parts += 1
-            tell(parts)
+            progress.tuned, progress.tuned_parts = self.tuner.step, progress.tuned_parts + 1
+            save()
 
     def recalibrate(self, phase: int) -> None:
         """Re-estimates the statistics of batch norms, if asked to."""

@@ -48,7 +48,6 @@ class Engine:
         memory: bytes that the activations of one pass may take; at least one job on one image runs at a time.
         precision: the arithmetic of all passes; see ``precision.arithmetic``.
         ranks: that share the jobs, each with an engine for the same group of the same model on the same batch.
-
     """
 
     forgets_alone = False

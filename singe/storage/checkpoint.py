@@ -1,4 +1,4 @@
-"""A run that survives being killed: all it needs to resume after its last group is in one file; see docs/format.md."""
+"""A run that survives being killed: all it needs to resume is in one file; see docs/format.md."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 import os
 import reprlib
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -23,7 +22,7 @@ from .progress import Progress
 log = logging.getLogger("singe")
 
 FILE = "checkpoint.safetensors"
-VERSION = 1
+VERSION = 2
 
 P = TypeVar("P", bound=Progress)
 
@@ -92,8 +91,7 @@ class Checkpoint:
                 key, _, parameter = rest.partition("/")
                 if kind == "mask" and (weight := expected.get(f"model/{rest}")) is not None:
                     expected[name] = masks[rest] = torch.empty_like(weight, dtype=torch.bool)
-                held = expected.get(f"model/{parameter}")
-                if kind == "optimizer" and optimizer is not None and held is not None:
+                elif kind == "optimizer" and optimizer and (held := expected.get(f"model/{parameter}")) is not None:
                     value = torch.empty(()) if key == "step" else torch.empty_like(held)  # Adam's, on the CPU
                     expected[name] = optimizer.state[held][key] = value
             file.check(expected)
@@ -105,7 +103,7 @@ class Checkpoint:
         progress: Progress,
         model: nn.Module,
         optimizer: Optimizer | None,
-        masks: Mapping[str, Tensor] = MappingProxyType({}),
+        masks: Mapping[str, Tensor],
     ) -> None:
         """Writes the file; the old one stays until the new one is complete.
 

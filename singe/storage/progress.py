@@ -72,18 +72,20 @@ class Progress:
             raise ValueError(f"damaged progress: {reason}")
         return progress
 
-    def done(self) -> list[tuple[str, int, int]]:
+    def counted(self) -> list[tuple[str, int, int]]:
         """The counts by the history."""
         raise NotImplementedError
 
     def contradiction(self) -> str:
         """What contradicts the rest; empty if nothing does."""
-        if self.done() != self.counts[: len(self.history)]:
+        if self.counted() != self.counts[: len(self.history)]:
             return "what was removed is not what was to be"
-        all_done = len(self.history) == len(self.counts)
-        within = all(0 < count < size for _, size, count in self.counts)
-        fits = bool(self.memory) and within and self.tuned_parts <= self.tuned * all_done
-        return "" if fits else "numbers out of range"
+        if not self.memory or not all(0 < count < size for _, size, count in self.counts):
+            return "numbers out of range"
+        if self.tuned and len(self.history) < len(self.counts):
+            return "it was trained too early"
+        in_parts = bool(self.tuned) == bool(self.tuned_parts) and self.tuned_parts <= self.tuned
+        return "" if in_parts else "it was trained in parts without steps"
 
 
 @dataclass
@@ -111,7 +113,7 @@ class NeuronProgress(Progress):
         """With the plan."""
         return super().to_json() | {"plan": self.plan.to_json()}
 
-    def done(self) -> list[tuple[str, int, int]]:
+    def counted(self) -> list[tuple[str, int, int]]:
         """By the history."""
         return [(record.group, record.size, len(record.removed)) for record in self.history]
 
@@ -129,6 +131,6 @@ class WeightProgress(Progress):
 
     record = WeightRecord
 
-    def done(self) -> list[tuple[str, int, int]]:
+    def counted(self) -> list[tuple[str, int, int]]:
         """By the history."""
         return [(record.weight, record.size, record.removed) for record in self.history]

@@ -71,11 +71,10 @@ class Stream:
             TypeError: the batch is not what the task takes.
         """
         with callers_device():
-            if self._over():
+            if self._look_ahead() is _END:
                 self._batches, self._ahead = self._epoch(), _NONE
-            over = self._over()
-        item, self._ahead = self._ahead, _NONE
-        if over:
+            item, self._ahead = self._look_ahead(), _NONE
+        if item is _END:
             ended = "one that yields nothing the second time" if self._seen else "an empty one"
             raise ValueError(f"expected a loader with at least one batch, got {ended}")
         self._seen = True
@@ -84,16 +83,16 @@ class Stream:
         return batch
 
     def epoch_over(self) -> bool:
-        """Whether all ranks have drawn the last batch of an epoch; to be asked on all of them."""
+        """Whether the next batch begins a new epoch on the first rank; all have to ask, and get the same answer."""
         with callers_device():
-            over = self._over()
-        return bool(self._ranks.sum(torch.tensor(float(over))) == self._ranks.size)
+            over = self._look_ahead() is _END
+        return bool(self._ranks.from_first(torch.tensor(over)))
 
-    def _over(self) -> bool:
-        """Whether the loader has no more batches; draws the next if it has."""
+    def _look_ahead(self) -> Any:
+        """What comes next in this epoch, which stays the next; _END if nothing does."""
         if self._ahead is _NONE:
             self._ahead = _END if self._batches is None else next(self._batches, _END)
-        return self._ahead is _END
+        return self._ahead
 
     @property
     def before_lone(self) -> int | None:

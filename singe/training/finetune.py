@@ -158,11 +158,11 @@ class Tuner:
     def begin(self, stages: int, done: int = 0, steps: int = 0) -> None:
         """Says how many stages the whole run has, one by default, how many are done, and steps of the next."""
         self._stages, self._stage = stages, done
-        self.step = self._target() + steps
+        self.step = self._steps_of(done) + steps
 
-    def _target(self) -> int:
-        """How many steps there are in the stages that are done."""
-        return round(self._how.steps * self._stage / self._stages) if self._stages else 0
+    def _steps_of(self, stages: int) -> int:
+        """How many steps the first stages take."""
+        return round(self._how.steps * stages / self._stages) if self._stages else 0
 
     @property
     def finished(self) -> bool:
@@ -181,10 +181,9 @@ class Tuner:
         Raises:
             ValueError: the loss is not finite.
         """
-        before = self._target()
-        self._stage += 1
-        first, target = self.step, self._target()
+        first, before, target = self.step, self._steps_of(self._stage), self._steps_of(self._stage + 1)
         if first == target:
+            self._stage += 1
             return 0
         self._train_mode(self._model)
         if self._teacher is not None and self._how.hints:
@@ -197,7 +196,6 @@ class Tuner:
             ) as shown:  # fmt: skip
                 while self.step < target:
                     if by_epoch and self.step - first >= SHORTEST and self._stream.epoch_over():
-                        self._stage -= 1
                         break
                     loss = self._train_step()
                     self.step += 1
@@ -210,6 +208,7 @@ class Tuner:
             self._model.eval()
             self.optimizer.zero_grad(set_to_none=True)
         self._ranks.synchronise(dict(self._model.named_buffers()))  # statistics of batch norms are of a rank's share
+        self._stage += self.step == target
         return self.step - first
 
     def rehearse(self) -> None:

@@ -66,10 +66,41 @@ def test_convolutions_keep_their_inputs():
 
 @pytest.mark.parametrize("p", [1, 2, float("inf")])
 @pytest.mark.parametrize("criterion", [singe.IntegratedGradient, singe.SummedGradient])
-def test_scores_are_those_of_the_reference(model, criterion, p):
-    batch = drawn(4, 3)
+def test_scores_are_those_of_the_reference(model, criterion, p, monkeypatch):
+    batch, widths, reduced = drawn(4, 3), [], Bases.reduced
+
+    def seen(self, layer, x, norms):
+        found = reduced(self, layer, x, norms)
+        widths.append((x.shape[1], found.shape[1]))
+        return found
+
+    monkeypatch.setattr(Bases, "reduced", seen)
     graph = trace(model, batch[0])
     group = next(g for g in find_groups(graph) if g.name == "first")
     wanted = criterion(p)
     found = Engine(model, graph, group, batch).scores(wanted)
+    assert set(widths) == ({(40, 12)} if p == 2 else set())
     torch.testing.assert_close(found, reference.score(model, batch, "first", criterion=wanted), rtol=1e-9, atol=0)
+
+
+class Coupled(nn.Module):
+    """Two layers that lose the same neurons; what the second reads depends on them."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(60, 60), nn.Linear(60, 60), nn.Linear(60, 4)
+
+    def forward(self, x):
+        h = self.a(x)
+        return self.c((h + self.b(h.tanh())).relu())
+
+
+@pytest.mark.parametrize("memory", [1 << 30, 60_000, 20_000])
+def test_inputs_that_change_from_pass_to_pass_stay_as_they_are(memory):
+    torch.manual_seed(2)
+    model = Coupled().double().eval()
+    batch = torch.randn(2, 60, dtype=torch.float64), torch.tensor([1, 3])
+    graph = trace(model, batch[0])
+    group = next(g for g in find_groups(graph) if g.name == "a")
+    found = Engine(model, graph, group, batch, memory=memory).scores(singe.IntegratedGradient())
+    torch.testing.assert_close(found, reference.score(model, batch, "a").cpu(), rtol=1e-9, atol=0)
