@@ -30,6 +30,7 @@ from singe.digest import digest
 from singe.removal.surgery import compact
 from singe.report import facts
 from singe.storage.checkpoint import FILE, Checkpoint
+from singe.storage.progress import NeuronProgress
 from singe.storage.saved import PLAN_FILE, WEIGHTS_FILE, load, load_plan
 
 ROOM = 1 << 29
@@ -112,7 +113,7 @@ def written(path: Path, seed: int) -> list[Target]:
 
     def resume(directory: Path) -> None:
         file = Checkpoint(directory, call)
-        progress = file.read()
+        progress = file.read(NeuronProgress)
         network = copy.deepcopy(model)
         optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)
         if progress is not None:

@@ -25,6 +25,12 @@ _READERS: dict[str, typed.Reader] = {
 }
 """Of all fields but the history."""
 
+_HISTORIES: dict[type, typed.Reader] = {
+    GroupRecord: typed.reader(tuple[GroupRecord, ...]),
+    WeightRecord: typed.reader(tuple[WeightRecord, ...]),
+}
+"""By the kind of its records."""
+
 
 @dataclass
 class Progress:
@@ -62,7 +68,7 @@ class Progress:
         Raises:
             ValueError: something in it is of the wrong type, or contradicts the rest.
         """
-        readers = _READERS | {"history": typed.reader(tuple[cls.record, ...])}  # type: ignore[name-defined]
+        readers = _READERS | {"history": _HISTORIES[cls.record]}
         try:
             found = {name: readers[name](data[name], name) for name in (f.name for f in fields(cls))}
         except (KeyError, ValueError) as error:
