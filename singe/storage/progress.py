@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -33,7 +34,7 @@ _HISTORIES: dict[type, typed.Reader] = {
 
 
 @dataclass
-class Progress:
+class Progress(ABC):
     """Of runs of either kind.
 
     Attributes:
@@ -78,9 +79,9 @@ class Progress:
             raise ValueError(f"damaged progress: {reason}")
         return progress
 
+    @abstractmethod
     def counted(self) -> list[tuple[str, int, int]]:
         """The counts by the history."""
-        raise NotImplementedError
 
     def contradiction(self) -> str:
         """What contradicts the rest; empty if nothing does."""
