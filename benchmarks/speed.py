@@ -23,7 +23,6 @@ from engine.subject import prepare
 from measuring.common import settings, write_json
 from models import CIFAR10_MODELS, MODELS
 
-from singe.memory import DEFAULT_MEMORY
 from singe.models.precision import arithmetic
 
 PARTS: dict[str, ModuleType] = {"layers": layers, "whole": whole, "ranks": ranks}
@@ -51,7 +50,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--batch", type=int, default=64, help="images that scores are computed on")
     parser.add_argument("--nodes", type=int, nargs="+", default=[4, 2], help="whole: every one; layers: the first")
-    parser.add_argument("--memory", type=int, default=DEFAULT_MEMORY, help="bytes that the engine may take")
+    parser.add_argument("--memory", type=int, default=1 << 30, help="bytes that the engine may take")
     parser.add_argument("--layers", default="*", help="layers: a glob; those coupled to others are left out")
     parser.add_argument("--neurons", type=int, default=8, help="layers: how many of each to score")
     parser.add_argument("--rounds", type=int, default=3, help="layers: how often")

@@ -22,7 +22,7 @@ from .allocation.goal import left_alone
 from .criteria import Criterion, resolve
 from .graph.trace import Forward, trace
 from .identity import of_object
-from .memory import DEFAULT_MEMORY, Memory
+from .memory import Memory, limit
 from .models.batches import Batch, parts
 from .models.isolation import plain_torch, preserved_random_state, same_modes
 from .models.weightnorm import weight_norms
@@ -87,7 +87,7 @@ class GradualPruner:
         loss: Loss | None = None,
         forward: Forward | None = None,
         seed: int = 0,
-        memory: int = DEFAULT_MEMORY,
+        memory: int | None = None,
         analysis_seconds: float = 600,
         evaluate: Evaluate | None = None,
         callbacks: Iterable[Callback] = (),
@@ -109,7 +109,8 @@ class GradualPruner:
             loss: (outputs, batch) -> scalar; mean cross-entropy by default.
             forward: (model, batch) -> outputs, for a model not called as ``model(x)``.
             seed: of everything random in a round; the same seed gives the same masks, in a resumed run too.
-            memory: upper bound, in bytes, of the activations of a pass, met where samples can be split.
+            memory: upper bound, in bytes, of the activations of a pass, met where samples can be split; 1 GiB by
+                default, on a GPU an eighth of its memory.
             analysis_seconds: how long trial removals on copies may take.
             evaluate: (model) -> a number, the higher the better, such as accuracy on test data. Called on copies in
                 eval mode, without gradients, before and after every round's neurons are masked, and on the result;
@@ -122,7 +123,7 @@ class GradualPruner:
                 the first layer that may be pruned, and logits [B, classes]; operators without a rule are named.
             TimeoutError: the trials take longer than ``analysis_seconds``.
         """
-        for name, value in (("every", every), ("per_round", per_round), ("images", images), ("memory", memory)):
+        for name, value in (("every", every), ("per_round", per_round), ("images", images)):
             values.integer(name, value, 1)
         values.seed(seed)
         if values.integer("until", until, 1) < every:
@@ -137,7 +138,7 @@ class GradualPruner:
             raise ValueError(f"expected a model without weight norms, got one in {norms[0].module}")
         self._every, self._per_round, self._until = every, per_round, until
         self._criterion, self._ignore, self._images, self._seed = resolve(criterion), tuple(ignore), images, seed
-        self._memory = Memory("gradual pruning", memory, self._device)
+        self._memory = Memory("gradual pruning", limit(memory, self._device), self._device)
         self._task = Task(forward, loss)
         first = self._processes is None or torch.distributed.get_rank(self._processes) == 0
         self._observer = Observer(evaluate, callbacks, tells=first)

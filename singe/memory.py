@@ -8,15 +8,32 @@ from typing import TypeVar
 
 import torch
 
+from . import values
+
 log = logging.getLogger("singe")
 
-DEFAULT_MEMORY = 1 << 30
-"""Bytes that the activations of a pass may take."""
+_CPU_PASS = 1 << 30
+_GPU_SHARE = 1 / 8
 
 CPU_VALUE = 2 << 20
 """Bytes of one value for each thread of a CPU: larger ones leave the caches, and are freed every time."""
 
 T = TypeVar("T")
+
+
+def limit(memory: int | None, device: torch.device) -> int:
+    """Bytes that the activations of a pass may take: ``memory``; by default 1 GiB, of a GPU's own an eighth.
+
+    The share is of all that a GPU has, not of what is free, so that runs are divided in the same way every time.
+
+    Raises:
+        TypeError, ValueError: ``memory`` is no positive integer.
+    """
+    if memory is not None:
+        return values.integer("memory", memory, 1)
+    if device.type == "cuda":
+        return int(_GPU_SHARE * torch.cuda.get_device_properties(device).total_memory)
+    return _CPU_PASS
 
 
 class Memory:

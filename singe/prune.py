@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, overload
 
+import torch
 from torch import nn
 from torch.utils.data import SequentialSampler
 
@@ -17,7 +18,7 @@ from . import checks, values
 from .allocation.goal import Allocation, Goal, Target
 from .criteria import Criterion, resolve, resolve_elementwise
 from .graph.trace import Forward, named_tensors
-from .memory import DEFAULT_MEMORY
+from .memory import limit
 from .models.copies import copy_of
 from .models.isolation import plain_torch, preserved_random_state
 from .models.precision import Precision, check_precision
@@ -65,7 +66,7 @@ class Arguments(TypedDict, total=False):
     recalibrate_bn: int
     analysis_seconds: float
     seed: int
-    memory: int
+    memory: int | None
     precision: Precision
     latency_batch: int
     progress: bool
@@ -119,7 +120,7 @@ def prune(
     recalibrate_bn: int = 0,
     analysis_seconds: float = 600,
     seed: int = 0,
-    memory: int = DEFAULT_MEMORY,
+    memory: int | None = None,
     precision: Precision = "float32",
     latency_batch: int = 1,
     progress: bool = True,
@@ -196,7 +197,8 @@ def prune(
         recalibrate_bn: number of images on which batch norms re-estimate their statistics at the end; 0 for not at all.
         analysis_seconds: how long trial removals on copies may take.
         seed: of everything random in the run; the same seed gives the same plan on the same machine.
-        memory: upper bound, in bytes, of the activations of a pass, met where images can be split.
+        memory: upper bound, in bytes, of the activations of a pass, met where images can be split; 1 GiB by default,
+            on a GPU an eighth of its memory.
         precision: of the passes that compute scores, training has its own: "float32", the model's own dtype without
             TF32; "tf32" on CUDA; or "bfloat16", autocast.
         latency_batch: number of samples in the forward pass that ``target="latency"`` measures.
@@ -238,11 +240,11 @@ def prepared(
     if not isinstance(structured, bool):
         raise TypeError(f"expected structured to be True or False, got {structured!r}")
     values.positive("analysis_seconds", arguments["analysis_seconds"])
-    options = _options(arguments, ranks)
-    if not structured:
-        _refuse_of_neurons(options, arguments["analysis_seconds"])
     model = unwrapped(arguments["model"])
     device = checks.sound_model(model)
+    options = _options(arguments, ranks, device)
+    if not structured:
+        _refuse_of_neurons(options, arguments["analysis_seconds"])
     model = _first_ranks(model, ranks)
     check_precision(options.precision, model, device)
     if finetune is not None and finetune.precision is not None:
@@ -267,7 +269,7 @@ def prepared(
         yield run
 
 
-def _options(arguments: Mapping[str, Any], ranks: Ranks) -> Options:
+def _options(arguments: Mapping[str, Any], ranks: Ranks, device: torch.device) -> Options:
     """What a run is asked for, with the defaults that depend on what is pruned."""
     a = SimpleNamespace(**arguments)
     allocation = ("sensitivity" if a.structured else "uniform") if a.allocation is None else a.allocation
@@ -279,7 +281,7 @@ def _options(arguments: Mapping[str, Any], ranks: Ranks) -> Options:
         compensate=compensate if a.compensate is None else a.compensate, compensation_images=a.compensation_images,
         refresh=a.refresh, finetune=a.finetune, images=a.images,
         task=Task(a.forward, a.loss), recalibrate_bn=a.recalibrate_bn, seed=a.seed,
-        precision=a.precision, memory=a.memory,
+        precision=a.precision, memory=limit(a.memory, device),
         progress=a.progress if ranks.first else False, checkpoint=a.checkpoint,
         observer=Observer(a.evaluate, a.callbacks, a.loader, tells=ranks.first), ranks=ranks,
     )  # fmt: skip

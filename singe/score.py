@@ -8,12 +8,12 @@ from typing import Any, overload
 
 from torch import Tensor, nn
 
-from . import checks, values
+from . import checks
 from .criteria import Criterion, resolve
 from .graph.analysis import find_groups
 from .graph.groups import Group, groups_of, in_layer_order, module_of
 from .graph.trace import Forward, Trace, trace
-from .memory import DEFAULT_MEMORY, Memory
+from .memory import Memory, limit
 from .models.batches import Batch
 from .models.isolation import plain_torch, preserved_random_state
 from .models.names import first_name
@@ -36,7 +36,7 @@ def score(
     criterion: str | Criterion = ...,
     loss: Loss | None = ...,
     forward: Forward | None = ...,
-    memory: int = ...,
+    memory: int | None = ...,
     precision: Precision = ...,
 ) -> Tensor: ...
 
@@ -50,7 +50,7 @@ def score(
     criterion: str | Criterion = ...,
     loss: Loss | None = ...,
     forward: Forward | None = ...,
-    memory: int = ...,
+    memory: int | None = ...,
     precision: Precision = ...,
 ) -> dict[str, Tensor]: ...
 
@@ -63,7 +63,7 @@ def score(
     criterion: str | Criterion = "integrated_gradient",
     loss: Loss | None = None,
     forward: Forward | None = None,
-    memory: int = DEFAULT_MEMORY,
+    memory: int | None = None,
     precision: Precision = "float32",
 ) -> Tensor | dict[str, Tensor]:
     """Relevance of every neuron of a layer, or of all layers; the smallest of a layer is the first to prune.
@@ -81,7 +81,8 @@ def score(
         criterion: a name or an object of ``singe.criteria``.
         loss: (outputs, batch) -> scalar; mean cross-entropy by default.
         forward: (model, batch) -> outputs, for a model not called as ``model(x)``; a batch is then any nested tensors.
-        memory: upper bound, in bytes, of the activations of a pass, met where images can be split.
+        memory: upper bound, in bytes, of the activations of a pass, met where images can be split; 1 GiB by
+            default, on a GPU an eighth of its memory.
         precision: of the passes that compute scores: "float32", the model's own dtype without TF32; "tf32" on CUDA; or
             "bfloat16", autocast.
 
@@ -93,8 +94,8 @@ def score(
         TypeError, ValueError: bad input; see the message.
     """
     model, chosen = unwrapped(model), resolve(criterion)
-    values.integer("memory", memory, 1)
     device = checks.sound_model(model)
+    room = Memory("scoring", limit(memory, device), device)
     check_precision(precision, model, device)
     with plain_torch(device), preserved_random_state():
         task = Task(forward, loss)
@@ -107,7 +108,6 @@ def score(
         layers = [first_name(work, layer)] if layer is not None else _scorable(graph, every, chosen, here)
         parts = {name: groups_of(name, every) for name in layers}
         groups = [g for g in every if any(g in own for own in parts.values())]
-        room = Memory("scoring", memory, device)
         found = dict(zip(groups, scores_of(work, graph, groups, here, task, chosen, room, precision), strict=True))
         scores = {name: in_layer_order(name, [(g, found[g]) for g in own]) for name, own in parts.items()}
     return scores if layer is None else scores[layers[0]]

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import checks, values
+from . import checks
 from .criteria import Criterion, resolve
 from .graph.analysis import find_groups
 from .graph.groups import Group, Slice
 from .graph.trace import Forward, Trace, named_tensors, trace
-from .memory import DEFAULT_MEMORY, Memory
+from .memory import Memory, limit
 from .models.batches import Batch, tensors
 from .models.isolation import plain_torch, preserved_random_state
 from .models.precision import Precision, check_precision
@@ -58,7 +58,7 @@ class SingeImportance:
         criterion: str | Criterion = "integrated_gradient",
         loss: Loss | None = None,
         forward: Forward | None = None,
-        memory: int = DEFAULT_MEMORY,
+        memory: int | None = None,
         precision: Precision = "float32",
     ) -> None:
         """Computes nothing yet.
@@ -70,7 +70,8 @@ class SingeImportance:
             loss: (outputs, batch) -> scalar; mean cross-entropy by default.
             forward: (model, batch) -> outputs, for a model not called as ``model(x)``; a batch is then any nested
                 tensors.
-            memory: upper bound, in bytes, of the activations of a pass, met where images can be split.
+            memory: upper bound, in bytes, of the activations of a pass, met where images can be split; 1 GiB by
+                default, on a GPU an eighth of its memory.
             precision: of the passes that compute scores; see :func:`singe.score`.
 
         Raises:
@@ -86,7 +87,7 @@ class SingeImportance:
         self._precision = precision
         self._task = Task(forward, loss)
         self._device = checks.sound_model(self._model)
-        self._memory = Memory("scoring", values.integer("memory", memory, 1), self._device)
+        self._memory = Memory("scoring", limit(memory, self._device), self._device)
         check_precision(precision, self._model, self._device)
         checks.batch_of(batch, self._device, self._task)
         self.batch = batch

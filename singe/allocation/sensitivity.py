@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -64,7 +65,7 @@ class Sensitivity:
             float64 [n], ascending, in the order of removal.
         """
         unchanged = self._unchanged(group)
-        start, rises = self._loss(self._model, unchanged), {0: 0.0}
+        start, rises = self._start, {0: 0.0}
         shared = self._others(group)
         lefts = sorted({max(1, round(share * group.size)) for share in LEFT} - {group.size}, reverse=True)
         copied = sum(t.nbytes for t in named_tensors(self._model).values()) - sum(t.nbytes for t in shared)
@@ -84,11 +85,19 @@ class Sensitivity:
             return networks
         tensors = named_tensors(self._model)
         for weight, equations in self._compensator.equations(self._model, self._trace, group):
+            if isinstance(equations, str):
+                continue
+            whole, kernel = self._compensator.regressions(equations), equations.as_kernel(tensors[weight])
             for network, gone in zip(networks, removals, strict=True):
-                if not isinstance(equations, str):
-                    columns = torch.isin(equations.neurons(group.read(weight)), gone).nonzero().flatten()
-                    self._compensator.solve(network, weight, equations.without(tensors[weight], columns))
+                columns = torch.isin(equations.neurons(group.read(weight)), gone).nonzero().flatten()
+                less = whole.without(kernel, columns.to(kernel.device))
+                self._compensator.solve(network, weight, equations, less)
         return networks
+
+    @cached_property
+    def _start(self) -> float:
+        """The loss of the unpruned network."""
+        return self._loss(self._model, [])
 
     def _others(self, group: Group) -> list[Tensor]:
         """The tensors that neither a removal from the group nor refitting its readers changes."""

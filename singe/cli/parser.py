@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from ..allocation.goal import Target
-from ..memory import DEFAULT_MEMORY
 from ..models.precision import Precision
 from ..prune import prune
 from ..refit.compensation import Compensate
@@ -151,7 +150,7 @@ def _chosen(group: Options) -> None:
         "--memory",
         type=_bytes,
         metavar="BYTES",
-        help=f"of a scoring pass, such as 512MiB (default: {DEFAULT_MEMORY >> 30}GiB)",
+        help="that passes may take, such as 512MiB (default: 1GiB, or an eighth of a GPU's)",
     )
     _analysis_seconds(group)
     _whole(group, "seed", "of everything random")

@@ -91,7 +91,7 @@ def norm_at(trace: Trace, nodes: Sequence[fx.Node]) -> Norm | None:
 
 
 @torch.no_grad()
-def restate(norm: Norm, tensors: Mapping[str, Tensor], seen: Tensor) -> None:
+def restate(norm: Norm, tensors: Mapping[str, Tensor], now_mean: Tensor, now_var: Tensor) -> None:
     """Gives a batch norm the statistics of its inputs, and the scale and shift with which its outputs stay the same.
 
     In train mode, which uses the statistics of its inputs, it then does what it does in eval mode, and re-estimating
@@ -100,11 +100,10 @@ def restate(norm: Norm, tensors: Mapping[str, Tensor], seen: Tensor) -> None:
     Args:
         norm: the batch norm.
         tensors: by name; changed in place.
-        seen: [n, N], its inputs.
+        now_mean: float64 [N], the mean of its inputs.
+        now_var: float64 [N], their variance.
     """
     scale, shift, mean, var = (tensors[name] for name in (norm.scale, norm.shift, norm.mean, norm.var))
-    now_mean = seen.mean(0, dtype=torch.float64)
-    now_var = (seen - now_mean.to(seen.dtype)).square_().mean(0, dtype=torch.float64)
     stretch = scale.double() / (var.double() + norm.eps).sqrt()
     shift += stretch * (now_mean - mean)
     scale.copy_(stretch * (now_var + norm.eps).sqrt())

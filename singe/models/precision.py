@@ -198,3 +198,8 @@ def wide(value: Tensor) -> Tensor:
 def prefers_channels_last(precision: Precision, device: torch.device) -> bool:
     """Whether convolutions are fastest with the channels innermost: on CPUs, and on the tensor cores of GPUs."""
     return device.type == "cpu" or precision != "float32"
+
+
+def formatted(value: Tensor, channels_last: bool) -> Tensor:
+    """Images, or kernels, with their channels innermost if asked for; anything else as it is."""
+    return value.contiguous(memory_format=torch.channels_last) if channels_last and value.dim() == 4 else value

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from ..graph.nodes import ancestors
 from ..graph.trace import Env, Trace, named_tensors
 from ..models.batches import Batch, length, parts
+from ..models.precision import formatted, prefers_channels_last
 
 
 class Activations:
@@ -46,7 +47,8 @@ class Activations:
         live, fresh = self.graph.live(model), list[Env]()
         before, self._kept = self._kept, [{} for _ in self._parts]  # nothing is kept of a read that is aborted
         for inputs in self._parts:
-            env = live | self.graph.feed(inputs) | before.pop(0)
+            fed = {node: _fast(value) for node, value in self.graph.feed(inputs).items()}
+            env = live | fed | before.pop(0)
             self.graph.run(nodes, env, length(inputs), keep=[*ends, *stay])
             fresh.append({node: env[node] for node in stay})
             yield [env[node] for node in ends]
@@ -88,3 +90,7 @@ class Activations:
             and (node in asked or node in outputs or any(user not in known for user in node.users))
         ]
         return stay if self.graph.nbytes(stay, self._samples) <= self._room else []
+
+
+def _fast(images: Tensor) -> Tensor:
+    return formatted(images, prefers_channels_last("float32", images.device))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from typing import Literal
 
 import torch
@@ -14,13 +14,11 @@ from ..graph.groups import Group, module_of
 from ..graph.layer import is_layer
 from ..graph.trace import Trace, named_tensors
 from .equations import Equations, Wanted
+from .regression import Regressions
 
 log = logging.getLogger("singe")
 
 Compensate = Literal["none", "mean", "least_squares"]
-
-RIDGE = 1e-4
-"""The penalty on changing weights, as a share of the mean square of the inputs."""
 
 
 class Compensator:
@@ -71,7 +69,10 @@ class Compensator:
         """Solves equations, each before the next are computed; returns modules that are left unchanged -> why."""
         refused: dict[str, str] = {}
         for weight, equations in found:
-            reason = equations if isinstance(equations, str) else self.solve(model, weight, equations)
+            if isinstance(equations, str):
+                reason: str | None = equations
+            else:
+                reason = self.solve(model, weight, equations, self.regressions(equations))
             if reason is not None:
                 refused[module_of(weight)] = reason
                 log.info("%s is not refitted: %s", module_of(weight), reason)
@@ -82,12 +83,17 @@ class Compensator:
         for weight in group.readers:
             yield weight, self._wanted.equations(model, trace, weight)
 
-    @torch.no_grad()
-    def solve(self, model: nn.Module, weight: str, equations: Equations) -> str | None:
+    def solve(self, model: nn.Module, weight: str, equations: Equations, regressions: Regressions) -> str | None:
         """Changes a reader's weight and offset in place to the best solution of its equations, or says why not.
 
         With weights, and plenty of equations, the batch norm that follows gets new statistics, see
         :func:`singe.graph.batchnorm.restate`.
+
+        Args:
+            model: holds the reader.
+            weight: its own.
+            equations: of the reader.
+            regressions: of them, perhaps without inputs that are gone in this model; see :meth:`regressions`.
         """
         tensors = named_tensors(model)
         trained = any(p.requires_grad for p in model.parameters())
@@ -97,79 +103,34 @@ class Compensator:
 
         if fixed(weight):
             return "its weight is not to be trained"
-        offset, norm, groups = equations.offset, equations.norm, equations.groups
+        offset, norm = equations.offset, equations.restated
         if offset is not None and fixed(offset[0]):
             offset = None
-        if self._how == "mean" and offset is None:
-            return "it has no bias of its own to change, and no batch norm of its own follows it"
-        inputs = [own.flatten(1) for own in equations.x.tensor_split(groups, 1)]
         if self._how == "mean":
-            inputs = [own[:, :0] for own in inputs]
-        fits = [
-            least_squares(own, wanted, offset is not None)
-            for own, wanted in zip(inputs, equations.missing.chunk(groups, 1), strict=True)
-        ]
+            if offset is None:
+                return "it has no bias of its own to change, and no batch norm of its own follows it"
+            _add(tensors[offset[0]], offset[1] * regressions.mean_y)
+            return None
+        change, constant = regressions.solve(offset is not None)
+        _add(tensors[weight], equations.as_weight(change).view_as(tensors[weight]))
         if offset is not None:
-            shift = tensors[offset[0]]
-            shift += offset[1] * torch.cat([constant for _, constant in fits]).to(shift.dtype)
-        if self._how == "least_squares":
-            parameter = tensors[weight]
-            change = equations.as_weight(torch.cat([change for change, _ in fits]))
-            parameter += change.view_as(parameter).to(parameter.dtype)
-            if norm is not None and equations.plenty and not fixed(norm.scale) and not fixed(norm.shift):
-                batchnorm.restate(norm, tensors, _output(equations, inputs, fits))
+            _add(tensors[offset[0]], offset[1] * constant)
+        if norm is not None and not fixed(norm.scale) and not fixed(norm.shift):
+            biased = offset is not None and offset[1] == 1
+            batchnorm.restate(norm, tensors, *regressions.outputs(change, constant * biased))
         return None
 
+    def regressions(self, equations: Equations) -> Regressions:
+        """What is solved."""
+        return equations.regressions(inputs=self._how == "least_squares")
 
-def _output(equations: Equations, inputs: Sequence[Tensor], fits: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """[n, M], the output of a layer, before its batch norm, once it is refitted."""
-    assert equations.output is not None
-    output = torch.cat([own @ change.T for own, (change, _) in zip(inputs, fits, strict=True)], 1)
-    output += equations.output
-    if equations.offset is not None and equations.offset[1] == 1:  # a bias; zero constants where it had to stay
-        output += torch.cat([constant for _, constant in fits])
-    return output
+
+@torch.no_grad()
+def _add(tensor: Tensor, change: Tensor) -> None:
+    tensor += change.to(tensor.dtype)
 
 
 def reached(trace: Trace, owned: Collection[str]) -> list[str]:
     """The weights of the convolutions and linear layers downstream of some tensors or holding them, in order."""
     weights = (trace.parameter(node, 1, "weight") for node in trace.downstream(owned) if is_layer(node))
     return list(dict.fromkeys(weight for weight in weights if weight is not None))
-
-
-def least_squares(x: Tensor, y: Tensor, offset: bool) -> tuple[Tensor, Tensor]:
-    """Ridge regression: the [M, F] and [M] that minimise |x change^T + constant - y|^2 + lambda |change|^2.
-
-    Args:
-        x: [n, F].
-        y: [n, M].
-        offset: whether there is a constant; zero otherwise.
-    """
-    means = [t.mean(0) if offset else torch.zeros_like(t[0]) for t in (x, y)]
-    x, y = x - means[0], y - means[1]
-    cost = ridge(x, means[0])
-    if not cost:  # nothing to learn from
-        return x.new_zeros(y.shape[1], x.shape[1]), means[1]
-    if x.shape[1] <= len(x):
-        squares, products = (x.T @ x).double(), (x.T @ y).double()
-        squares.diagonal().add_(cost)
-        change = torch.linalg.solve(squares, products).to(x.dtype)
-    else:
-        squares = (x @ x.T).double()
-        squares.diagonal().add_(cost)
-        change = x.T @ torch.linalg.solve(squares, y.double()).to(x.dtype)
-    return change.T, means[1] - means[0] @ change
-
-
-def ridge(x: Tensor, mean: Tensor, dtype: torch.dtype | None = None) -> float:
-    """Lambda for centred inputs; zero where they are no more than the rounding of constants.
-
-    Args:
-        x: [n, F], the inputs less their mean.
-        mean: [F].
-        dtype: that the inputs were computed in, if it is another.
-    """
-    squares, rounding = x.square().sum(), 8 * torch.finfo(dtype or x.dtype).eps * mean
-    if squares.isfinite() and squares <= len(x) * rounding.square().sum():
-        return 0.0
-    return RIDGE * float(squares) / max(1, x.shape[1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,6 +18,7 @@ from ..models.batches import Batch, length, tensors
 from ..removal.plan import Plan
 from ..task import Task
 from .activations import Activations
+from .regression import Regressions, Samples, regression
 
 _EQUATIONS = 64
 """Equations for each unknown of an output channel, if there are enough; four times as many help little, cost more."""
@@ -40,7 +41,7 @@ class Equations:
         offset: the name of the bias, or of the mean that its batch norm subtracts, and the sign with which it shifts
             the output; None where there is neither that nothing else uses.
         norm: the batch norm after it, if it has one to itself.
-        output: [n, M], the inputs of that batch norm there; None without one.
+        output: [n, M], what the output is there, before any batch norm.
     """
 
     groups: int
@@ -49,7 +50,7 @@ class Equations:
     missing: Tensor
     offset: tuple[str, int] | None
     norm: batchnorm.Norm | None
-    output: Tensor | None
+    output: Tensor
 
     @property
     def unknowns(self) -> int:
@@ -60,6 +61,11 @@ class Equations:
     def plenty(self) -> bool:
         """Whether there are many more than unknowns: otherwise a solution fits these samples only."""
         return len(self.x) >= _FEWEST * self.unknowns
+
+    @property
+    def restated(self) -> batchnorm.Norm | None:
+        """The batch norm after it, if there are equations enough to tell new statistics."""
+        return self.norm if self.plenty else None
 
     def enough(self) -> Equations | str:
         """The equations themselves, or a reason that there are too few."""
@@ -84,20 +90,16 @@ class Equations:
         """
         return read.neuron.view(self.groups, -1)[0] if self.transposed else read.neuron
 
-    def without(self, weight: Tensor, columns: Tensor) -> Equations:
-        """The equations of the reader without some of its inputs.
+    def regressions(self, inputs: bool) -> Regressions:
+        """What the reader's weights and offset are to make up for.
 
         Args:
-            weight: the reader's, with which it would have read them.
-            columns: int64, those of the kernel.
+            inputs: whether weights may change; the offset alone otherwise.
         """
-        x = self.x.unflatten(1, (self.groups, -1)).clone()  # [n, groups, C / groups, taps]
-        own = self.as_kernel(weight)[:, columns]
-        own = own.unflatten(0, (self.groups, -1)).to(x.dtype)  # [groups, M / groups, columns, taps]
-        lost = torch.einsum("npkt,pmkt->npm", x[:, :, columns], own).flatten(1)
-        x[:, :, columns] = 0
-        output = None if self.output is None else self.output - lost
-        return replace(self, x=x.flatten(1, 2), missing=self.missing + lost, output=output)
+        outputs = self.output if self.restated is not None else self.output[:, :0]
+        split = (t.tensor_split(self.groups, 1) for t in (self.x, self.missing, outputs))
+        parts = [(x.flatten(1), missing, output) for x, missing, output in zip(*split, strict=True)]
+        return Regressions([regression(*part) if inputs else Samples(*part[:2]) for part in parts])
 
 
 class Wanted:
@@ -141,10 +143,9 @@ class Wanted:
         uses = [_Use(here, there, kept) for here, there in zip(now, then, strict=True)]
         x, missing, output = self._seen(uses, model, trace)
         groups = x.shape[1] // layer.kernel(trace.live(model)).shape[1]
-        norm = batchnorm.norm_at(trace, [point.layer.output for point in now])
         return Equations(
             groups=groups, transposed=layer.transposed, x=x, missing=missing, offset=_offset(trace, now),
-            norm=norm, output=output if norm is not None else None,
+            norm=batchnorm.norm_at(trace, [point.layer.output for point in now]), output=output,
         )  # fmt: skip
 
     def _seen(self, uses: Sequence[_Use], model: nn.Module, trace: Trace) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,7 +17,7 @@ from ..criteria import Criterion, LossChange, PathCriterion, PathRule, Random, W
 from ..graph.groups import Group
 from ..graph.layer import Layer
 from ..graph.trace import Trace
-from ..memory import DEFAULT_MEMORY, Memory
+from ..memory import Memory, limit
 from ..models.batches import Batch, tensors
 from ..models.precision import Precision, arithmetic
 from ..quadrature import Nodes
@@ -45,7 +45,8 @@ class Engine:
         group: of the neurons; its indices count in the model as it is.
         batch: on the model's device.
         task: how the model is called and judged; (x, y) batches and cross-entropy by default.
-        memory: bytes that the activations of one pass may take; at least one job on one image runs at a time.
+        memory: bytes that the activations of one pass may take, see :func:`singe.memory.limit`; at least one job on one
+            image runs at a time.
         precision: the arithmetic of all passes; see ``precision.arithmetic``.
         ranks: that share the jobs, each with an engine for the same group of the same model on the same batch.
     """
@@ -59,13 +60,13 @@ class Engine:
         group: Group,
         batch: Batch,
         task: Task = Task(),  # noqa: B008 - frozen
-        memory: int = DEFAULT_MEMORY,
+        memory: int | None = None,
         precision: Precision = "float32",
         ranks: Ranks = ALONE,
     ) -> None:
         self._group, self._precision, self._device = group, precision, tensors(batch)[0].device
         self._ranks = ranks
-        self._memory = Memory(group.name, memory, self._device)
+        self._memory = Memory(group.name, limit(memory, self._device), self._device)
         self._make = lambda: Passes(model, trace, group, batch, task, self.memory, precision)
         self._made: Passes | None = None
         self._bases = Bases()

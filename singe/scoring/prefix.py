@@ -13,6 +13,7 @@ from ..graph.groups import Group
 from ..graph.nodes import packet_of
 from ..graph.operators import CONVOLUTIONS
 from ..graph.trace import Env, Trace
+from ..models.precision import formatted
 from .downstream import Downstream
 
 
@@ -57,7 +58,9 @@ class Prefix:
     def values(self, start: int, size: int) -> Env:
         """The values that passes need for the images from ``start`` on: before the group and of its first layers."""
         fed = self._trace.feed(self._inputs)
-        env: Env = self.live | {node: self._in_format(value[start : start + size]) for node, value in fed.items()}
+        env: Env = self.live | {
+            node: formatted(value[start : start + size], self._channels_last) for node, value in fed.items()
+        }
         with torch.no_grad():
             self._trace.run(self.down.suffix.prefix, env, size, keep=self.down.kept)
         return {node: env[node] for node in self.down.kept}
@@ -68,9 +71,6 @@ class Prefix:
 
     def _formatted(self, live: Env) -> Env:
         kernels = {n.args[1] for n in self._trace.nodes if packet_of(n) in CONVOLUTIONS}
-        return {node: self._in_format(value) if node in kernels else value for node, value in live.items()}
-
-    def _in_format(self, value: Tensor) -> Tensor:
-        if self._channels_last and value.dim() == 4:
-            return value.contiguous(memory_format=torch.channels_last)
-        return value
+        return {
+            node: formatted(value, self._channels_last) if node in kernels else value for node, value in live.items()
+        }

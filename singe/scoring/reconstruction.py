@@ -12,8 +12,8 @@ from ..criteria import Criterion
 from ..graph.groups import Group, module_of
 from ..graph.point import find_points
 from ..graph.trace import Trace, named_tensors
-from ..refit.compensation import ridge
 from ..refit.equations import Wanted
+from ..refit.regression import ridge
 
 log = logging.getLogger("singe")
 
@@ -42,7 +42,8 @@ class _System:
         columns = self.columns[neurons]
         inverse = self.inverse[columns[:, :, None], columns[:, None]]  # [n, k, k]
         weights = self.weights[columns]
-        return (weights * torch.linalg.solve(inverse, weights)).sum((1, 2)) / self.scale
+        products = weights @ weights.mT  # of traces of W^T I^-1 W, which hold for all outputs at once
+        return (torch.linalg.inv(inverse) * products).sum((1, 2)) / self.scale
 
     def remove(self, neuron: int) -> None:
         """Block elimination: the rest is as if solved from scratch."""
@@ -140,7 +141,9 @@ class Reconstructor:
             if found.offset is not None:
                 mean = x.mean(0)
                 x, missing, y = (t - t.mean(0) for t in (x, missing, y))
-            if not (cost := ridge(x, mean, found.x.dtype)):  # constants, which a bias makes up for
+            if not (
+                cost := ridge(x.square().sum(), mean, len(x), found.x.dtype)
+            ):  # constants, which a bias makes up for
                 continue
             squares = x.T @ x
             squares.diagonal().add_(cost)

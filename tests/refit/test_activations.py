@@ -29,7 +29,7 @@ def prepared(make, step=3, room=1 << 30):
 def afresh(model, x, graph, ends, step=3):
     """The same without anything that stays."""
     needed = ancestors(ends)
-    for part in x.split(step):
+    for part in x.contiguous(memory_format=torch.channels_last).split(step):
         env = graph.live(model) | graph.feed(part)
         graph.run([n for n in graph.nodes if n in needed], env, len(part), keep=ends)
         yield [env[n] for n in ends]

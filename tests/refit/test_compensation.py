@@ -12,50 +12,10 @@ from wiring import Wired, normal
 import singe
 from singe.graph.analysis import find_groups
 from singe.graph.trace import trace
-from singe.refit.compensation import RIDGE, Compensator, least_squares, reached
+from singe.refit.compensation import Compensator, reached
 from singe.refit.equations import Wanted
 from singe.removal.plan import Plan
 from singe.task import Task
-
-
-def ridge_by_autograd(x, y, offset):
-    """The same minimum, found by one Newton step of the function as it is written."""
-    means = [t.mean(0) if offset else torch.zeros_like(t[0]) for t in (x, y)]
-    cost = RIDGE * (x - means[0]).square().sum() / x.shape[1]
-
-    def function(flat):
-        constant = flat[-1] if offset else 0
-        change = flat[: x.shape[1]]
-        return (x @ change + constant - y[:, 0]).square().sum() + cost * change.square().sum()
-
-    start = torch.zeros(x.shape[1] + offset, dtype=x.dtype)
-    gradient = torch.autograd.functional.jacobian(function, start)
-    hessian = torch.autograd.functional.hessian(function, start)
-    return -torch.linalg.solve(hessian, gradient)
-
-
-@pytest.mark.parametrize("offset", [True, False])
-@pytest.mark.parametrize(("rows", "features"), [(40, 5), (6, 12)])
-def test_least_squares_finds_the_minimum(rows, features, offset):
-    x, y = normal(rows, features, dtype=torch.float64) + 1, normal(rows, 1, seed=4, dtype=torch.float64)
-    change, constant = least_squares(x, y, offset)
-    expected = ridge_by_autograd(x, y, offset)
-    assert torch.allclose(change[0], expected[:features], rtol=1e-7, atol=1e-9)
-    assert torch.allclose(constant[0], expected[-1] if offset else torch.zeros((), dtype=x.dtype), atol=1e-8)
-
-
-def test_nothing_is_learnt_from_inputs_that_are_zero():
-    change, constant = least_squares(torch.zeros(5, 3), normal(5, 2), True)
-    assert torch.equal(change, torch.zeros(2, 3)) and torch.allclose(constant, normal(5, 2).mean(0))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("value", [0.1, 1 / 3, 7.7])
-def test_nothing_is_learnt_from_the_rounding_of_a_constant(value, dtype):
-    noise = torch.finfo(dtype).eps * torch.randint(-1, 2, (1000, 3), generator=torch.Generator().manual_seed(0))
-    for x in (torch.full((1000, 3), value, dtype=dtype), value * (1 + noise).to(dtype)):
-        change, constant = least_squares(x, normal(1000, 2, dtype=dtype), True)
-        assert not change.any() and constant.shape == (2,)
 
 
 def compensated(model, x, removed, how="least_squares", memory=1 << 30):

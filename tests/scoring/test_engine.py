@@ -13,7 +13,7 @@ from singe import reference
 from singe.criteria import WeightCriterion
 from singe.graph.analysis import find_groups
 from singe.graph.trace import trace
-from singe.memory import DEFAULT_MEMORY
+from singe.memory import limit
 from singe.removal.surgery import mask
 from singe.scoring.engine import Engine
 from singe.scoring.passes import Passes
@@ -177,7 +177,7 @@ def test_where_the_device_has_no_room_passes_get_smaller(setting, monkeypatch, c
     for criterion, whole in zip(CRITERIA, expected, strict=True):
         assert close(engine.scores(criterion), whole), criterion
     assert engine.chunk * len(setting.batch[0]) <= samples or engine.parts > 1
-    assert 0 < engine.memory < DEFAULT_MEMORY
+    assert 0 < engine.memory < limit(None, torch.device("cpu"))
     assert f"{setting.group.name}: out of memory, passes may take {engine.memory} bytes" in caplog.messages[-1]
 
 

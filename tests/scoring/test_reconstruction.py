@@ -11,8 +11,8 @@ import singe
 from singe import reference
 from singe.graph.analysis import find_groups
 from singe.graph.trace import trace
-from singe.refit.compensation import RIDGE
 from singe.refit.equations import Wanted
+from singe.refit.regression import RIDGE
 from singe.removal.surgery import mask
 from singe.scoring.reconstruction import Reconstructor
 from singe.task import Task
