@@ -46,7 +46,7 @@ def stand_in(model: nn.Module, inputs: Any, forward: Forward) -> tuple[nn.Module
                 _enliven(network)
             if dtype is not None:
                 network = network.double() if dtype is torch.float64 else network.float()
-                given = _cast(inputs, dtype)
+                given = cast(inputs, dtype)
             if _works(network, given, forward, dtype, finite):
                 return network, given
         except Exception as error:  # whatever the user's forward raises in another dtype
@@ -55,7 +55,8 @@ def stand_in(model: nn.Module, inputs: Any, forward: Forward) -> tuple[nn.Module
     return model, inputs
 
 
-def _cast(inputs: Any, dtype: torch.dtype) -> Any:
+def cast(inputs: Any, dtype: torch.dtype) -> Any:
+    """Inputs, nested, with their floating point tensors in another dtype."""
     return pytree.tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, inputs)
 
 

@@ -196,6 +196,29 @@ def test_a_faithful_result_passes(pruned):
     assert not torch.allclose(model(x), small(x))
 
 
+def test_what_rounding_decides_is_compared_in_float64(caplog):
+    def wiring(self, x):
+        return self.head(self.body(x).relu()).argmax(1)
+
+    model = Wired(wiring, body=nn.Linear(400, 400), head=nn.Linear(400, 64))
+    with torch.no_grad():  # as good as tied everywhere
+        model.head.weight.copy_(model.head.weight[:1] + 1e-8 * normal(64, 400))
+        model.head.bias.zero_()
+    x = normal(500, 400)
+    (group,) = (g for g in find_groups(trace(model, x)) if g.name == "body")
+    plan, small = Plan(), copy.deepcopy(model)
+    plan.add(group, list(range(0, 400, 2)))
+    plan.apply(small)
+    full = expanded(model, small, plan)
+    assert not torch.equal(full(x), small(x)) and torch.equal(
+        full.double()(x.double()), copy.deepcopy(small).double()(x.double())
+    )
+    with caplog.at_level("INFO", "singe"):
+        check_result(model, small, plan, x)
+    assert "but not in float64, so that it is rounding" in caplog.text
+    assert small.head.weight.dtype == torch.float32
+
+
 def test_expanding_a_result_puts_zero_where_the_plan_cut(pruned):
     model, small, plan, x = pruned
     full = expanded(model, small, plan)
