@@ -48,7 +48,7 @@ class Watch:
             return math.nan
 
     def warn(self, loss: float, remedies: Sequence[str]) -> None:
-        """Warns if more than half of what was known beyond a constant answer is lost.
+        """Warns if more than half of what was known beyond a constant answer is lost, or far more than was ever known.
 
         Args:
             loss: of the pruned model on the batch.
@@ -56,7 +56,8 @@ class Watch:
         """
         knew = self._constant - self.loss
         knew_something = knew > 0.05 * abs(self._constant)
-        if not math.isfinite(loss) or (knew_something and loss > self.loss + knew / 2):
+        far_worse = min(self._constant, self.loss) > 0 and loss > 2 * max(self._constant, self.loss)
+        if not math.isfinite(loss) or (knew_something and loss > self.loss + knew / 2) or far_worse:
             log.warning(
                 "the pruned network may have collapsed: its loss on %d samples is %.3f, it was %.3f before pruning, "
                 "and a constant answer has %.3f; remedies: %s",

@@ -33,13 +33,16 @@ def test_less_than_half_of_what_was_known_is_a_collapse(share, collapsed, caplog
     ] * collapsed
 
 
-def test_of_a_network_that_knew_nothing_only_a_loss_that_is_not_finite_is_told(caplog):
+def test_of_a_network_that_knew_nothing_only_far_worse_losses_are_told(caplog):
     watch = Watch(answering(0), (X, Y), Task())
     with caplog.at_level(logging.WARNING, "singe"):
         watch.warn(loss_of(torch.randn(12, 4)), [])
         assert not caplog.records
+        watch.warn(1.9 * watch.loss, [])
+        assert not caplog.records
+        watch.warn(2.1 * watch.loss, [])
         watch.warn(math.nan, [])
-    assert len(caplog.records) == 1
+    assert len(caplog.records) == 2
 
 
 def test_where_outputs_have_no_mean_only_a_loss_that_is_not_finite_is_told(caplog):
