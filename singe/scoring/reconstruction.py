@@ -21,21 +21,27 @@ WIDEST = 8192
 """The most columns of a reader whose equations are solved; their inverse takes 512 MiB."""
 
 
+_DEAD = 1 / 8
+"""The share of zeros above which they are dropped."""
+
+
 @dataclass(eq=False)
 class _System:
     """The equations of a reader, or of one group of a convolution.
 
     Attributes:
-        columns: int64 [neurons, k]: those that read each neuron.
+        columns: int64 [neurons, k]: those that read each neuron that is left.
         inverse: float64 [F, F]: of X^T X + lambda, for the neurons that are left.
         weights: float64 [F, M]: the best ones.
         scale: the sum of squares of the output, about its mean.
+        zeros: how many of the F columns belong to neurons that are gone.
     """
 
     columns: Tensor
     inverse: Tensor
     weights: Tensor
     scale: float
+    zeros: int = 0
 
     def costs(self, neurons: Tensor) -> Tensor:
         """[len(neurons)]: the rise of the least sum of squares without each of them, as a share."""
@@ -54,6 +60,19 @@ class _System:
         self.weights[gone] = 0
         self.inverse[gone] = 0
         self.inverse[:, gone] = 0
+        self.columns[neuron] = -1
+        self.zeros += len(gone)
+        if self.zeros > len(self.inverse) * _DEAD:
+            self._shrink()
+
+    def _shrink(self) -> None:
+        """Drops the zeros, so that removals cost less and less."""
+        left = self.inverse.diagonal().nonzero().flatten()
+        place = torch.full((len(self.inverse) + 1,), -1, device=left.device)
+        place[left] = torch.arange(len(left), device=left.device)
+        self.columns = place[self.columns]  # -1 stays what it is
+        self.weights, self.inverse = self.weights[left], self.inverse[left[:, None], left]
+        self.zeros = 0
 
 
 def unfit(trace: Trace, group: Group) -> str | None:
@@ -140,7 +159,8 @@ class Reconstructor:
             mean = torch.zeros_like(x[0])
             if found.offset is not None:
                 mean = x.mean(0)
-                x, missing, y = (t - t.mean(0) for t in (x, missing, y))
+                for value in (x, missing, y):
+                    value -= value.mean(0)
             if not (
                 cost := ridge(x.square().sum(), mean, len(x), found.x.dtype)
             ):  # constants, which a bias makes up for
@@ -150,5 +170,5 @@ class Reconstructor:
             factor, failed = torch.linalg.cholesky_ex(squares)  # fails where values overflow
             inverse = torch.linalg.inv(squares) if failed else torch.cholesky_inverse(factor)
             weights = own.T.double() + inverse @ (x.T @ missing)
-            systems.append(_System(columns, inverse, weights, max(float(y.square().sum()), 1e-300)))
+            systems.append(_System(columns.clone(), inverse, weights, max(float(y.square().sum()), 1e-300)))
         return systems
