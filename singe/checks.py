@@ -48,7 +48,7 @@ _QUANTISED = tuple(f"torch.ao.{place}" for place in (
 
 
 def real_weights(model: nn.Module) -> None:
-    """Raises ValueError, naming what it is, if a model's weights are quantised, or not there yet."""
+    """Raises ValueError, naming what it is, if a model's tensors are quantised, not strided, or not there yet."""
     for name, module in model.named_modules():
         if type(module).__module__.startswith(_QUANTISED):
             raise ValueError(
@@ -65,6 +65,13 @@ def real_weights(model: nn.Module) -> None:
             )
         if tensor.is_meta:
             raise ValueError(f"expected a model on a device, got {name} on 'meta', which holds no values")
+        if tensor.is_quantized:
+            raise ValueError(f"expected tensors that are not quantised, got {name} of {tensor.dtype}")
+        if tensor.layout is not torch.strided:
+            raise ValueError(
+                f"expected strided tensors, got {name} of layout {tensor.layout}; register its to_dense(), "
+                "or keep it out of the model if its forward does without"
+            )
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -81,13 +88,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def finite_weights(model: nn.Module) -> None:
-    """Raises ValueError, naming the tensor, if a parameter holds NaN or infinity, or a buffer NaN.
-
-    And if it is of a kind that cannot be looked at.
-    """
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_quantized or tensor.layout not in (torch.strided, torch.sparse_coo):
-            raise ValueError(f"expected plain tensors, got {name} of {tensor.dtype} and layout {tensor.layout}")
+    """Raises ValueError, naming the tensor, if a parameter holds NaN or infinity, or a buffer NaN."""
     for name, parameter in model.named_parameters():
         if not parameter.detach().isfinite().all():
             raise ValueError(f"expected finite weights, got NaN or infinity in {name}")

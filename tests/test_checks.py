@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 import torch
@@ -41,14 +42,29 @@ def test_an_additive_mask_may_hold_minus_infinity():
     checks.finite_weights(model)
 
 
-def test_tensors_that_cannot_be_worked_with_are_named():
+@pytest.mark.parametrize("change", ["to_sparse", "to_sparse_csr", "to_mkldnn"])
+def test_tensors_that_are_not_strided_are_named_with_what_to_do(change):
     model = nn.Linear(2, 2)
-    model.register_buffer("table", torch.eye(2).to_sparse_csr())
-    with pytest.raises(ValueError, match=r"got table of torch\.float32 and layout torch\.sparse_csr"):
-        checks.finite_weights(model)
-    model.table = torch.quantize_per_tensor(torch.eye(2), 0.1, 0, torch.quint8)
-    with pytest.raises(ValueError, match=r"got table of torch\.quint8"):
-        checks.finite_weights(model)
+    model.register_buffer("table", getattr(torch.eye(2), change)())
+    layout = re.escape(str(model.table.layout))
+    with pytest.raises(ValueError, match=rf"strided tensors, got table of layout {layout}; register its to_dense\(\)"):
+        checks.sound_model(model)
+    model.table = model.table.to_dense()
+    checks.sound_model(model)
+
+
+def test_a_sparse_parameter_is_named():
+    model = nn.Linear(2, 2)
+    model.weight = nn.Parameter(torch.eye(2).to_sparse())
+    with pytest.raises(ValueError, match=r"strided tensors, got weight of layout torch\.sparse_coo"):
+        checks.sound_model(model)
+
+
+def test_a_quantised_buffer_is_named():
+    model = nn.Linear(2, 2)
+    model.register_buffer("table", torch.quantize_per_tensor(torch.eye(2), 0.1, 0, torch.quint8))
+    with pytest.raises(ValueError, match=r"not quantised, got table of torch\.quint8"):
+        checks.sound_model(model)
 
 
 def test_tensors_of_other_classes_are_named():

@@ -273,6 +273,29 @@ def test_the_line_that_cannot_be_exported_is_named_and_nothing_is_printed(functi
     assert not [r for r in caplog.records if r.name.startswith("torch") and r.levelno >= logging.WARNING]
 
 
+# -- layouts -----------------------------------------------------------------------------------------------------
+
+
+def watch(model):
+    return singe.GradualPruner(model, batch()[0], every=1, per_round=1, until=1)
+
+
+def look(model):
+    return singe.inspect(model, batch()[0])
+
+
+def prune_weights(model):
+    return singe.prune(model, [batch()], 0.3, structured=False, images=16, finetune=None, progress=False)
+
+
+@pytest.mark.parametrize("function", [prune, prune_weights, score, fold, look, watch])
+def test_a_buffer_that_is_not_strided_is_refused_before_work(function):
+    model = mlp()
+    model.register_buffer("adjacency", torch.eye(10).to_sparse())
+    with pytest.raises(ValueError, match=r"expected strided tensors, got adjacency of layout torch\.sparse_coo"):
+        function(model)
+
+
 # -- dtypes ------------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from .. import checks
@@ -76,12 +76,12 @@ class Workspace:
         self._memory = Memory("loss", options.memory, checks.device_of(model))
         self.restart(0)
         self.probe = stream.take(options.images)
-        before = {name: buffer.clone() for name, buffer in _plain_buffers(model)}
+        before = {name: buffer.clone() for name, buffer in model.named_buffers()}
         try:
             checks.runs(model, head(self.probe, stream.batch_length), options.task)
         except ValueError:  # it may take just as many as it is to be judged on
             checks.runs(model, self.probe, options.task)
-        after = dict(_plain_buffers(model))
+        after = dict(model.named_buffers())
         self._counters = {n: b for n, b in before.items() if n in after and not torch.equal(after[n], b)}
 
     def begin(self, progress: Progress) -> None:
@@ -234,7 +234,7 @@ class Workspace:
         """Puts modules into the modes that they had, and what counts passes back to what it was if nothing trained."""
         same_modes(self.model, self.given)
         if self.options.finetune is None and not self.options.recalibrate_bn:
-            for name, buffer in _plain_buffers(self.model):
+            for name, buffer in self.model.named_buffers():
                 if name in self._counters and buffer.shape == self._counters[name].shape:
                     buffer.copy_(self._counters.pop(name))
         if self._counters and self.ranks.first:
@@ -243,8 +243,3 @@ class Workspace:
     def synchronise(self) -> None:
         """Makes values the same again that ranks have rounded differently."""
         self.ranks.synchronise(named_tensors(self.model))
-
-
-def _plain_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """The buffers that can be compared."""
-    return [(name, buffer) for name, buffer in model.named_buffers() if buffer.layout == torch.strided]
