@@ -20,5 +20,6 @@ def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
 
 def raw_bytes(tensor: Tensor) -> memoryview:
     """A tensor's values in row-major order."""
-    flat = tensor.detach().cpu().contiguous().view(-1)
+    plain = tensor.detach().resolve_conj().resolve_neg()  # what torch conjugates or negates when it is read
+    flat = plain.cpu().contiguous().view(-1)
     return flat.view(torch.uint8).numpy().data
