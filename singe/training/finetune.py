@@ -212,7 +212,7 @@ class Tuner:
         return self.step - first
 
     def rehearse(self) -> None:
-        """One forward and backward step on a copy, before anything is pruned, so that failures come early.
+        """One step of training on a copy, before anything is pruned, so that failures come early.
 
         Raises:
             TypeError, ValueError: the network or the loss cannot be trained on the loader's batches.
@@ -227,11 +227,8 @@ class Tuner:
         model = copy_of(self._model)
         self._train_mode(model)
         try:
-            with torch.enable_grad(), self._arithmetic():
-                loss = differentiable(self._loss(model, partial(self._task.outputs, model), batch))
-                trained = [p for p in model.parameters() if p.requires_grad]
-                self._unused = None in torch.autograd.grad(loss, trained, allow_unused=True)
-                copy_of(model)  # with what it keeps of its last pass, as after fine-tuning
+            self._step_once(model, batch)
+            copy_of(model)  # with what it keeps of its last pass, as after fine-tuning
         except (RuntimeError, ValueError, TypeError) as error:
             raise_shortage(error)
             remark = "; try drop_last=True" if length(batch) == 1 else ""
@@ -239,6 +236,18 @@ class Tuner:
                 f"expected a network and a loss that can be trained, in train mode, on batches of {described(batch)}"
                 f"{remark}: {error}"
             ) from error
+
+    def _step_once(self, model: nn.Module, batch: Batch) -> None:
+        """One optimiser step of a copy; finds out whether the loss may not depend on some parameter."""
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        optimizer = _optimizer(self._how, list(trained.values()))
+        with torch.enable_grad(), self._arithmetic():
+            loss = differentiable(self._loss(model, partial(self._task.outputs, model), batch))
+            loss.backward(inputs=list(trained.values()))
+        self._unused = any(p.grad is None for p in trained.values())
+        if sparse := [name for name, p in trained.items() if p.grad is not None and p.grad.is_sparse]:
+            raise ValueError(f"expected dense gradients, got a sparse one of {sparse[0]}; make it with sparse=False")
+        optimizer.step()
 
     def _train_mode(self, model: nn.Module) -> None:
         model.train()

@@ -264,6 +264,49 @@ def test_a_last_batch_of_one_sample_is_found_out_at_the_rehearsal():
         tuner.rehearse()
 
 
+@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.0}, {"optimizer": "adamw"}], ids=str)
+def test_sparse_gradients_are_found_out_at_the_rehearsal(options):
+    model = nn.Sequential(nn.Embedding(9, 4, sparse=True), nn.Linear(4, 3))
+    stream = Stream([(torch.arange(6), torch.arange(6) % 3)], torch.device("cpu"))
+
+    def tuner():
+        return Tuner(singe.FineTune(1, **options), model, stream, Task(), unpruned=model)
+
+    with pytest.raises(ValueError, match=r"can be trained, .*: expected dense gradients, got .* of 0\.weight"):
+        tuner().rehearse()
+    model[0].sparse = False
+    tuner().rehearse()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_rehearsal_takes_a_step_of_a_copy_alone(optimizer, monkeypatch):
+    stepped, make = [], finetune._optimizer
+
+    def watched(how, trained):
+        made = make(how, trained)
+        made.register_step_post_hook(lambda *_: stepped.append(made))
+        return made
+
+    monkeypatch.setattr(finetune, "_optimizer", watched)
+    model = small_model()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    tuner = tuner_of(model, optimizer=optimizer)
+    tuner.rehearse()
+    assert len(stepped) == 1 and stepped[0] is not tuner.optimizer and not tuner.optimizer.state
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters()) and not any(m.training for m in model.modules())
+
+
+def test_an_optimizer_that_cannot_step_is_found_out_at_the_rehearsal(monkeypatch):
+    def fails(self, closure=None):
+        raise RuntimeError("not implemented for this device")
+
+    tuner = tuner_of(small_model())
+    monkeypatch.setattr(torch.optim.SGD, "step", fails)
+    with pytest.raises(ValueError, match=r"can be trained, .*: not implemented for this device"):
+        tuner.rehearse()
+
+
 class Auxiliary(nn.Module):
     """Has a second head in train mode."""
 
