@@ -4,8 +4,11 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from singe import checks
+from singe.ops import FLOATING
 from singe.task import Task
 
 CPU = torch.device("cpu")
@@ -112,6 +115,39 @@ def test_images_that_are_not_finite_are_refused(value):
     x[1, 1] = value
     with pytest.raises(ValueError, match="NaN"):
         checks.batch_of((x, Y), CPU, Task())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [*FLOATING, torch.complex64], ids=str)
+def test_one_value_that_is_not_finite_is_found_wherever_it_lies(dtype, value):
+    x = torch.zeros(3, 4, 5, dtype=dtype)
+    for view in (x, x.transpose(0, 2), x[:, ::2]):
+        checks.finite_inputs(view)
+        for at in range(view.numel()):
+            index = tuple(int(i) for i in torch.unravel_index(torch.tensor(at), view.shape))
+            view[index] = value
+            with pytest.raises(ValueError, match="NaN"):
+                checks.finite_inputs(view)
+            view[index] = 0
+
+
+@pytest.mark.parametrize("dtype", [*FLOATING, torch.int64, torch.uint16, torch.bool], ids=str)
+def test_inputs_may_be_empty_and_of_any_dtype(dtype):
+    checks.finite_inputs([torch.empty(3, 0, dtype=dtype), torch.ones(3, dtype=dtype), torch.tensor(1, dtype=dtype)])
+
+
+def test_looking_at_a_batch_makes_no_tensor_of_its_size():
+    x, made = torch.ones(1000), []
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            made.extend(t.numel() for t in pytree.tree_leaves(result) if isinstance(t, torch.Tensor))
+            return result
+
+    with Watching():
+        checks.finite_inputs(x)
+    assert made and max(made) <= 2
 
 
 def test_integer_inputs_are_fine():
