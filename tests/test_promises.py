@@ -142,6 +142,7 @@ def test_whatever_is_counted_the_network_stays(target, measured):
     with as_before(model):
         prune(model, target=target, criterion="magnitude")
         singe.forecast(model, [batch()], 0.3, target=target, criterion="magnitude", images=16, progress=False)
+    assert model.calls == 1  # the user's own
 
 
 @FUNCTIONS

@@ -448,9 +448,13 @@ def test_a_checkpoint_of_another_call_is_refused(tmp_path, written, options, mod
     assert (tmp_path / FILE).read_bytes() == written
 
 
-def test_what_does_not_decide_what_a_run_comes_to_may_change(tmp_path, written):
+def test_a_run_goes_on_where_what_changed_does_not_decide_what_it_comes_to(tmp_path, written, caplog):
     (tmp_path / FILE).write_bytes(written)
-    prune(mlp(), vectors(), tmp_path, memory=10**6, analysis_seconds=100)
+    before = (tmp_path / FILE).stat().st_mtime_ns
+    with caplog.at_level("INFO", "singe"):
+        prune(mlp(), vectors(), tmp_path, memory=10**6, analysis_seconds=100)
+    assert "the run continues after 2 of 2 groups" in caplog.text
+    assert (tmp_path / FILE).stat().st_mtime_ns == before
 
 
 class Bomb:
