@@ -87,7 +87,8 @@ def _sensitivity(space: NeuronWorkspace) -> Sensitivity:
     o, graph = space.options, space.trace
     size = min(o.images, SAMPLES) if graph.dynamic else graph.example_batch
     fit = min(size, graph.samples_within(o.memory // 2, 8 * graph.largest()))
-    step = max(n for n in range(1, fit + 1) if size % n == 0)  # batches of one length
+    step = min(range(fit, fit // 2, -1), key=lambda n: size % n)  # batches of one length, however size divides
+    size -= size % step
     space.restart(MEASURED)
     drawn = [space.stream.take(size) for _ in range(-(-SAMPLES // size))]
     batches = [part for batch in drawn for part in parts(batch, step)]

@@ -42,8 +42,10 @@ def test_a_network_that_fixes_its_batch_is_ordered_on_all_of_it(monkeypatch):
     assert batches_that_order(monkeypatch, randomised(Fixed()), images(48)[0]) == {24}
 
 
-@pytest.mark.parametrize(("memory", "most"), [(1 << 30, 24), (1 << 18, 10)])
-def test_what_the_loss_is_measured_on_fits_the_memory(memory, most, monkeypatch):
+@pytest.mark.parametrize(("count", "memory", "least", "most"), [
+    (24, 1 << 30, 24, 24), (24, 1 << 18, 8, 10), (23, 1 << 18, 6, 10), (23, 1 << 30, 23, 23), (23, 1 << 10, 1, 1),
+])  # fmt: skip
+def test_what_the_loss_is_measured_on_fits_the_memory_and_fills_it(count, memory, least, most, monkeypatch):
     seen = []
 
     class Watched(counts.Sensitivity):
@@ -54,5 +56,6 @@ def test_what_the_loss_is_measured_on_fits_the_memory(memory, most, monkeypatch)
     monkeypatch.setattr(counts, "Sensitivity", Watched)
     loader = DataLoader(TensorDataset(*images(48)), batch_size=24, shuffle=True)
     arguments = {"criterion": "magnitude", "compensate": "none", "finetune": None, "progress": False}
-    singe.prune(randomised(PlainNet()), loader, 0.3, images=24, memory=memory, **arguments)
-    assert 1 < max(seen) <= most and sum(seen) >= counts.SAMPLES
+    singe.prune(randomised(PlainNet()), loader, 0.3, images=count, memory=memory, **arguments)
+    assert len(set(seen)) == 1 and least <= seen[0] <= most
+    assert counts.SAMPLES <= sum(seen) < counts.SAMPLES + count
