@@ -170,6 +170,16 @@ class Task:
             raise ValueError(f"expected loss(outputs, batch) to return a scalar, got shape {tuple(value.shape)}")
         return value.reshape(())
 
+    def lesson(self, outputs: Any, batch: Batch) -> Tensor:
+        """What a step of training minimises: the loss, but zero where the default one counts no label.
+
+        There is nothing to learn from such a batch, of which the mean over labels is not a number, and no harm in it.
+        """
+        loss = self.judge(outputs, batch)
+        if self.loss is not None or batch[1].is_floating_point():
+            return loss
+        return torch.where(counted(batch[1]).any(), loss, loss.nan_to_num())
+
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         """The loss of the network on a batch."""
         return self.judge(self.outputs(model, batch), batch)

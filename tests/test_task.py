@@ -1,6 +1,7 @@
 """What a task makes of outputs, batches and losses; test_forward.py has the calls that it is a part of."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -197,3 +198,20 @@ def test_probabilities_of_classes_are_targets():
     assert torch.equal(Task().judge(outputs, (None, y)), F.cross_entropy(outputs, y))
     y, outputs = torch.rand(2, 3, 5).softmax(1), torch.randn(2, 3, 5)
     assert torch.equal(Task().judge(outputs, (None, y)), F.cross_entropy(outputs, y))
+
+
+def test_a_batch_of_which_no_label_counts_teaches_nothing():
+    layer, x, y = nn.Linear(3, 4), torch.randn(5, 3), torch.full((5,), -100)
+    loss = Task().lesson(layer(x), (x, y))
+    loss.backward()
+    assert loss == 0 and not layer.weight.grad.any()
+    y[0] = 1
+    assert torch.equal(Task().lesson(layer(x), (x, y)), Task().judge(layer(x), (x, y)))
+    with torch.no_grad():
+        layer.weight.fill_(math.nan)
+    assert Task().lesson(layer(x), (x, y)).isnan()
+
+
+def test_a_loss_of_ones_own_is_what_is_minimised():
+    x = torch.randn(2, 3)
+    assert Task(loss=lambda outputs, batch: outputs.sum() * math.nan).lesson(x, (x, torch.full((2,), -100))).isnan()
