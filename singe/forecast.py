@@ -343,13 +343,11 @@ def _step(
 ) -> float:
     """Seconds of a step of fine-tuning a network, which is left unchanged."""
     assert options.finetune is not None
-    work, watch = copy_of(network), Stopwatch()
-    for steps in (1, _STEPS):  # the first is slow
-        how = replace(options.finetune, steps=steps, when="after", lr=_STILL)
-        tuner = Tuner(how, work, stream, options.task, still, unpruned=unpruned, removed=lambda: removed)
-        watch = Stopwatch()
-        with watch:
-            tuner.train_stage()
+    how, watch = replace(options.finetune, steps=_STEPS, when="after", lr=_STILL), Stopwatch()
+    tuner = Tuner(how, copy_of(network), stream, options.task, still, unpruned=unpruned, removed=lambda: removed)
+    tuner.rehearse()  # the first step is slow
+    with watch:
+        tuner.train_stage()
     return watch.seconds / _STEPS
 
 

@@ -146,6 +146,7 @@ class Tuner:
         self._stages, self._stage, self.step = 1, 0, 0
         self._still, self._progress = still, progress
         self._unused = True  # whether the loss may not depend on some parameter; the rehearsal finds out
+        self._reentrant = False  # whether it has checkpoints that know no choice of parameters; likewise
         self._removed = removed
         self._outputs: Callable[[Batch], Any] | None = None  # while it trains
         share = how.distilled(task)
@@ -186,8 +187,7 @@ class Tuner:
             self._stage += 1
             return 0
         self._train_mode(self._model)
-        if self._teacher is not None and self._how.hints:
-            self._teacher.keep(self._removed())
+        self._match_hints()
         try:
             self._outputs = self._distributed()
             with bar(
@@ -217,6 +217,7 @@ class Tuner:
         Raises:
             TypeError, ValueError: the network or the loss cannot be trained on the loader's batches.
         """
+        self._match_hints()
         batch, _ = self._stream.next_share()
         self._rehearse_on(batch)
         lone = self._stream.before_lone
@@ -231,6 +232,10 @@ class Tuner:
             copy_of(model)  # with what it keeps of its last pass, as after fine-tuning
         except (RuntimeError, ValueError, TypeError) as error:
             raise_shortage(error)
+            if "use_reentrant" in str(error) and not self._reentrant:
+                self._reentrant = True
+                self._rehearse_on(batch)
+                return
             remark = "; try drop_last=True" if length(batch) == 1 else ""
             raise (TypeError if isinstance(error, TypeError) else ValueError)(
                 f"expected a network and a loss that can be trained, in train mode, on batches of {described(batch)}"
@@ -243,11 +248,16 @@ class Tuner:
         optimizer = _optimizer(self._how, list(trained.values()))
         with torch.enable_grad(), self._arithmetic():
             loss = differentiable(self._loss(model, partial(self._task.outputs, model), batch))
-            loss.backward(inputs=list(trained.values()))
+            self._backward(loss, list(trained.values()))
         self._unused = any(p.grad is None for p in trained.values())
         if sparse := [name for name, p in trained.items() if p.grad is not None and p.grad.is_sparse]:
             raise ValueError(f"expected dense gradients, got a sparse one of {sparse[0]}; make it with sparse=False")
         optimizer.step()
+
+    def _match_hints(self) -> None:
+        """Finds out which layers still read what they do in the unpruned network, where there are hints."""
+        if self._teacher is not None and self._how.hints:
+            self._teacher.keep(self._removed())
 
     def _train_mode(self, model: nn.Module) -> None:
         model.train()
@@ -281,7 +291,7 @@ class Tuner:
             with torch.enable_grad(), self._arithmetic(), self._ranks.together():
                 loss = self._loss(self._model, self._outputs, batch)
                 loss = loss if weight == 1 else weight * loss
-                loss.backward(inputs=trained)
+                self._backward(loss, trained)
         except ValueError as error:
             if length(batch) > 1:
                 raise
@@ -295,12 +305,16 @@ class Tuner:
         self.optimizer.step()
         return value
 
+    def _backward(self, loss: Tensor, trained: Sequence[Tensor]) -> None:
+        """Leaves gradients at what is trained, and at parameters of the user's loss only if it can't be helped."""
+        loss.backward(inputs=None if self._reentrant else trained)
+
     def _loss(self, model: nn.Module, outputs_of: Callable[[Batch], Any], batch: Batch) -> Tensor:
         if self._teacher is None:
-            return self._task.judge(outputs_of(batch), batch)
+            return self._task.lesson(outputs_of(batch), batch)
         with self._teacher.reading(model) as reads:
             outputs = outputs_of(batch)
-        return self._teacher.loss(self._task.judge(outputs, batch), outputs, reads, batch)
+        return self._teacher.loss(self._task.lesson(outputs, batch), outputs, reads, batch)
 
     def _arithmetic(self) -> AbstractContextManager[None]:
         if self._how.precision is None:

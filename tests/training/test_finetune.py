@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 import singe
@@ -329,3 +330,44 @@ def test_a_tenth_of_the_steps_at_a_time_the_log_says_how_far_it_is(caplog):
     with caplog.at_level("INFO", "singe"):
         tuner.train_stage()
     assert [m.split(",")[0] for m in caplog.messages] == [f"fine-tuning: {n} of 20 steps" for n in range(2, 21, 2)]
+
+
+class Recomputed(nn.Module):
+    """A network whose middle is computed again in the backward pass."""
+
+    def __init__(self, reentrant):
+        super().__init__()
+        torch.manual_seed(3)
+        self.first, self.middle, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.reentrant = reentrant
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        if self.training and self.reentrant is not None:
+            x = checkpoint(self.middle, x, use_reentrant=self.reentrant)
+        else:
+            x = self.middle(x)
+        return self.last(x.relu())
+
+
+@pytest.mark.filterwarnings("ignore:.*use_reentrant")
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_what_is_computed_again_in_the_backward_pass_is_trained_like_anything_else(reentrant):
+    found = []
+    for model in (Recomputed(None), Recomputed(reentrant)):
+        tuner = tuner_of(model, steps=4)
+        tuner.rehearse()
+        tuner._stream.restart(0)
+        tuner.train_stage()
+        found.append(model.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(*(f.values() for f in found), strict=True))
+
+
+def test_a_batch_without_labels_ends_no_training():
+    x, y = torch.randn(8, 6), torch.full((8,), -100)
+    model = small_model()
+    stream = Stream([(x, y)], torch.device("cpu"))
+    tuner = Tuner(singe.FineTune(steps=2, distill=0, weight_decay=0), model, stream, Task(), unpruned=model)
+    before = [p.clone() for p in model.parameters()]
+    assert tuner.train_stage() == 2
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
