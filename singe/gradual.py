@@ -8,7 +8,6 @@ import time
 import weakref
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -32,6 +31,7 @@ from .records import RoundRecord
 from .removal.plan import Plan
 from .removal.surgery import compact, zero
 from .removal.trial import check_result
+from .removal.zeros import Zeros
 from .result import TIMED, PruneResult, compared
 from .scoring.admission import check_scorable
 from .scoring.judging import outputs_in_parts
@@ -148,7 +148,7 @@ class GradualPruner:
         self.history: list[RoundRecord] = []
         self._loader: Iterable[Any] | None = None
         self._masked: dict[str, list[int]] = {}  # group -> neurons in the order of masking
-        self._zeros: dict[tuple[str, int], Tensor] = {}  # the same, as surgery takes it
+        self._zeros: Zeros | None = None  # the same, to be held
         # a compiled step would be compiled again with every round
         hook = register_optimizer_step_post_hook(torch.compiler.disable(partial(_hold, weakref.ref(self))))
         self._release = weakref.finalize(self, hook.remove)
@@ -258,9 +258,9 @@ class GradualPruner:
 
     def _mask(self, masked: dict[str, list[int]]) -> None:
         """Masks all of these neurons of the groups."""
-        self._masked = masked
-        self._zeros = {key: index.to(self._device) for key, index in self._plan(masked).removed().items()}
-        zero(self._model, self._zeros)
+        self._masked, removed = masked, self._plan(masked).removed()
+        self._zeros = Zeros(self._model, removed)
+        zero(self._model, removed)
 
     def _plan(self, masked: Mapping[str, list[int]]) -> Plan:
         return Plan.of((group, masked[name]) for name, group in self._groups.items() if name in masked)
@@ -284,7 +284,7 @@ class GradualPruner:
         if not plan.removals:
             log.warning("nothing is removed: no round has taken place until epoch %d", self.epoch)
         with plain_torch(self._device), torch.no_grad(), preserved_random_state(self._loader):
-            zero(self._model, self._zeros)
+            zero(self._model, plan.removed())
             work = checks.working_copy(self._model)
             compact(work, plan.removed())
             check_result(self._model, work, plan, self._sample, task.call)
@@ -362,20 +362,10 @@ class GradualPruner:
 
 
 def _hold(pruner: weakref.ref[GradualPruner], optimizer: Optimizer, args: object, kwargs: object) -> None:
-    """Keeps masked weights at zero, whichever optimiser has made a step: those that it has moved, and no others.
-
-    A backward pass may still need the others as they are, and would not take them once they have been written to.
-    """
+    """Keeps masked weights at zero, whichever optimiser has made a step."""
     held = pruner()
-    if held is not None and held._zeros:
-        moved = {_place(p) for group in optimizer.param_groups for p in group["params"]}
-        zeros = {key: index for key, index in held._zeros.items() if _place(attrgetter(key[0])(held._model)) in moved}
-        zero(held._model, zeros, optimizer)
-
-
-def _place(tensor: Any) -> int:
-    """Where a tensor's values are: an optimiser may hold them by another one, such as a flat one of all weights."""
-    return tensor.untyped_storage().data_ptr() if isinstance(tensor, Tensor) else 0
+    if held is not None and held._zeros is not None:
+        held._zeros.restore(optimizer)
 
 
 def _kinds(model: nn.Module) -> list[str]:

@@ -34,7 +34,7 @@ def zero(model: nn.Module, removed: Removed, optimizer: Optimizer | None = None)
             continue
         index = index.to(tensor.device)
         tensor.index_fill_(dim, index, 0)
-        for state in _matching_state(optimizer, tensor).values():
+        for state in matching_state(optimizer, tensor).values():
             if state.shape[dim] == tensor.shape[dim]:
                 state.index_fill_(dim, index, 0)
 
@@ -174,7 +174,7 @@ def _blocks_left(weight: str, size: int, blocks: int, kept: Tensor) -> int:
     return len(sizes)
 
 
-def _matching_state(optimizer: Optimizer | None, parameter: Tensor) -> dict[str, Tensor]:
+def matching_state(optimizer: Optimizer | None, parameter: Tensor) -> dict[str, Tensor]:
     """The optimiser's per-element state of a parameter: the tensors of its shape, or that are averages over an axis."""
     state = optimizer.state.get(parameter, {}) if optimizer is not None else {}
     return {k: v for k, v in state.items() if isinstance(v, Tensor) and _fits(v, parameter)}
@@ -202,7 +202,7 @@ def _follow(optimizer: Optimizer, old: Tensor, new: Tensor, axes: Mapping[int, T
     """Puts ``new`` where the optimiser held ``old``, with its state cut in the same way."""
     for group in optimizer.param_groups:
         group["params"][:] = [new if p is old else p for p in group["params"]]  # some optimisers share the list
-    matching = _matching_state(optimizer, old)
+    matching = matching_state(optimizer, old)
     if old in optimizer.state:
         state = optimizer.state.pop(old)
         optimizer.state[new] = {**state, **{k: _cut_along(v, old, axes) for k, v in matching.items()}}
