@@ -12,6 +12,7 @@ from states import same
 from singe import FineTune
 from singe.runs.neurons import NeuronRun
 from singe.runs.weights import WeightRun
+from singe.scoring.curves import POINTS
 
 # -- who watches a run -------------------------------------------------------------------------------------------
 
@@ -84,6 +85,7 @@ def test_first_scores_are_those_of_the_whole_group(watched):
 def test_fading_curves_are_recorded_and_change_nothing(watched, monkeypatch):
     for record in watched.result.history:
         assert [curve.neuron for curve in record.curves] == list(record.removed[-3:])
+        assert all(curve.t == POINTS and len(curve.norms) == len(POINTS) for curve in record.curves)
     monkeypatch.setattr("singe.scoring.curves.recorded", lambda *_: False)
     without = prune(mlp(), finetune=FineTune(steps=6), seed=5)
     assert not any(record.curves for record in without.history) and same_plan(without, watched.result)

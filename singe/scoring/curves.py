@@ -12,8 +12,11 @@ from .selection import Scorer
 GROUPS = 6
 """The most groups of a run to record, evenly spread; the others are skipped."""
 
-NEURONS, POINTS = 3, 8
-"""Neurons of each, the last to be removed, and points of each path."""
+NEURONS = 3
+"""Neurons of each, the last to be removed."""
+
+POINTS = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
+"""Of each path; every one takes a pass, and straight lines between them are close to the curve."""
 
 
 def recorded(index: int, groups: int, criterion: Criterion) -> bool:
@@ -32,5 +35,5 @@ def curve(scorer: Scorer, neuron: int, criterion: Criterion) -> Curve:
         criterion: that criterion.
     """
     assert isinstance(scorer, Engine) and isinstance(criterion, FadingCriterion)
-    points = torch.arange(1, POINTS + 1, dtype=torch.float64) / POINTS
-    return Curve(neuron, tuple(points.tolist()), tuple(scorer.fading(neuron, points, criterion.p).tolist()))
+    points = torch.tensor(POINTS, dtype=torch.float64)
+    return Curve(neuron, POINTS, tuple(scorer.fading(neuron, points, criterion.p).tolist()))
