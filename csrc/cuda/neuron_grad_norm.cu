@@ -60,6 +60,31 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// Adds up N values over the lanes of a warp. Lanes swap halves of what they hold, so that each ends up with
+// the sums it keeps, N / kWarp of them or one, and N values cost about N exchanges instead of 5 N.
+// Returns the index of the first; the pairs are added in the order of a plain butterfly.
+template <int N, class T>
+__device__ inline int warp_sums(T (&value)[N]) {
+  const int lane = threadIdx.x % kWarp;
+  int first = 0, held = N;
+#pragma unroll
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    if (held == 1) {
+      value[0] += __shfl_xor_sync(0xffffffffu, value[0], step);
+      continue;
+    }
+    held /= 2;
+    const bool upper = lane & step;
+    if (upper) first += held;
+#pragma unroll
+    for (int i = 0; i < held; ++i) {
+      const T given = upper ? value[i] : value[held + i], kept = upper ? value[held + i] : value[i];
+      value[i] = kept + __shfl_xor_sync(0xffffffffu, given, step);
+    }
+  }
+  return first;
+}
+
 // One call of the operator.
 struct Call {
   Geometry g;
@@ -103,7 +128,9 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int c = 0; c < C; ++c) column[c] = packed + start[c];
 
-  T sum[J][C] = {};
+  constexpr int kSums = J * C;
+  constexpr int kHeld = kSums > kWarp ? kSums / kWarp : 1, kAlike = kSums < kWarp ? kWarp / kSums : 1;
+  T sum[kSums] = {};
   const bool dense = g.dense();
   for (int64_t i = threadIdx.x; i < positions; i += kThreads) {
     int64_t at = i;
@@ -118,24 +145,19 @@ __global__ void __launch_bounds__(kThreads)
     for (int c = 0; c < C; ++c) {
       const T value = static_cast<T>(column[c][at]);
 #pragma unroll
-      for (int j = 0; j < J; ++j) sum[j][c] += d[j] * value;
+      for (int j = 0; j < J; ++j) sum[j * C + c] += d[j] * value;
     }
   }
 
-  __shared__ double warp_sum[kWarps][J * C];
-  __shared__ double gradient[J * C];
+  __shared__ double warp_sum[kWarps][kSums];
+  __shared__ double gradient[kSums];
+  const int own = warp_sums(sum);
+  if (threadIdx.x % kAlike == 0) {  // the first of the lanes that hold the same
 #pragma unroll
-  for (int j = 0; j < J; ++j) {
-#pragma unroll
-    for (int c = 0; c < C; ++c) {
-      T total = sum[j][c];
-#pragma unroll
-      for (int step = kWarp / 2; step > 0; step /= 2) total += __shfl_xor_sync(0xffffffffu, total, step);
-      if (threadIdx.x % kWarp == 0) warp_sum[threadIdx.x / kWarp][j * C + c] = total;
-    }
+    for (int i = 0; i < kHeld; ++i) warp_sum[threadIdx.x / kWarp][own + i] = sum[i];
   }
   __syncthreads();
-  if (threadIdx.x < J * C) {
+  if (threadIdx.x < kSums) {
     double total = 0;
     for (int w = 0; w < kWarps; ++w) total += warp_sum[w][threadIdx.x];
     gradient[threadIdx.x] = total;
