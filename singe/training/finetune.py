@@ -291,12 +291,13 @@ class Tuner:
             with torch.enable_grad(), self._arithmetic(), self._ranks.together():
                 loss = self._loss(self._model, self._outputs, batch)
                 loss = loss if weight == 1 else weight * loss
+                fetched = _fetched(loss.detach())
                 self._backward(loss, trained)
         except ValueError as error:
             if length(batch) > 1:
                 raise
             raise ValueError(f"fine-tuning failed on a batch of one sample; try drop_last=True: {error}") from error
-        value = float(self._ranks.sum(loss.detach())) / self._ranks.size
+        value = float(self._ranks.sum(fetched())) / self._ranks.size
         if not math.isfinite(value):
             raise ValueError(
                 f"expected a finite loss, got {value} at fine-tuning step {self.step + 1} of "
@@ -336,6 +337,23 @@ def _optimizer(how: FineTune, trained: Sequence[nn.Parameter]) -> torch.optim.Op
     if how.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=how.learning_rate, betas=(how.momentum, 0.999))
     return torch.optim.SGD(groups, lr=how.learning_rate, momentum=how.momentum, nesterov=how.momentum > 0)
+
+
+def _fetched(value: Tensor) -> Callable[[], Tensor]:
+    """A function that returns a value on the CPU, and does not wait for what a GPU is given to do in the meantime.
+
+    So a GPU is still busy with the backward pass when the next operators reach it.
+    """
+    if value.device.type != "cuda":
+        return value.cpu
+    there = value.to("cpu", non_blocking=True)
+    arrived = torch.cuda.current_stream(value.device).record_event()
+
+    def fetch() -> Tensor:
+        arrived.synchronize()
+        return there
+
+    return fetch
 
 
 class _Answering(nn.Module):

@@ -1,5 +1,6 @@
 import math
 from functools import partial
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -161,6 +162,34 @@ def test_a_loss_that_is_not_finite_names_the_step_and_leaves_eval_mode_and_sound
         tuner.train_stage()
     assert not any(m.training for m in model.modules())
     assert all(p.isfinite().all() and p.grad is None for p in model.parameters())
+
+
+def test_a_loss_is_waited_for_after_the_backward_pass_and_before_the_step(monkeypatch):
+    order, original = [], finetune._fetched
+
+    def fetched(value):
+        order.append("asked")
+        return lambda: order.append("fetched") or original(value)()
+
+    monkeypatch.setattr(finetune, "_fetched", fetched)
+    model = small_model()
+    model[0].weight.register_hook(lambda _: order.append("backward"))
+    tuner = tuner_of(model, steps=2)
+    tuner.optimizer.register_step_pre_hook(lambda *_: order.append("step"))
+    tuner.train_stage()
+    assert order == ["asked", "backward", "fetched", "step"] * 2
+
+
+def test_a_value_of_a_gpu_is_waited_for_alone(monkeypatch):
+    value, stream, there = MagicMock(), MagicMock(), torch.tensor(2.5)
+    value.device.type, value.to.return_value = "cuda", there
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream if device is value.device else None)
+    event = stream.record_event.return_value
+    fetch = finetune._fetched(value)
+    value.to.assert_called_once_with("cpu", non_blocking=True)
+    event.synchronize.assert_not_called()
+    assert fetch() is there
+    event.synchronize.assert_called_once_with()
 
 
 @pytest.mark.parametrize("done", [0, 1, 3, 4])
