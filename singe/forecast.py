@@ -26,7 +26,6 @@ from .removal.plan import Plan
 from .removal.surgery import Removed
 from .runs.group import Turn
 from .runs.neurons import NeuronRun
-from .runs.options import Options
 from .runs.run import Run
 from .runs.weights import WeightRun
 from .runs.workspace import Workspace
@@ -35,7 +34,6 @@ from .sizes import count_parameters
 from .storage.checkpoint import Checkpoint
 from .table import table
 from .timing.stopwatch import Stopwatch, duration
-from .training.data import Stream
 from .training.finetune import Tuner
 from .training.recalibration import recalibrate
 
@@ -197,7 +195,7 @@ class NeuronForecaster(_Reader, NeuronRun):
         left = 1.0 if o.finetune.when == "after" else left
         if (steps := (o.finetune.steps - self.space.progress.tuned) * left) > 0:
             first, last = (
-                _step(o, network, self.space.original, self.space.stream, self.space.still, removed)
+                _step(self.space, network, self.space.original, removed)
                 for network, removed in ((self.space.model, {}), (narrow, plan.removed()))
             )
             each = last if o.finetune.when == "after" else (first + last) / 2
@@ -280,7 +278,7 @@ class WeightForecaster(_Reader, WeightRun):
         Args:
             preparation: seconds spent up to here, which the run takes, too.
         """
-        o, done = self.space.options, len(self.space.progress.history)
+        done = len(self.space.progress.history)
         todo = self.todo[done:]
         if self.resumes:
             self.resume()
@@ -291,7 +289,7 @@ class WeightForecaster(_Reader, WeightRun):
             measured.append(f"scoring from {len(sampled)} of {len(todo)} layers")
         left = self._steps_left(len(todo))
         if left:
-            step = _step(o, self.space.model, self.space.given, self.space.stream, self.space.still, {})
+            step = _step(self.space, self.space.model, self.space.given, {})
             seconds["fine-tuning"] = step * left
             measured.append(f"fine-tuning from {_STEPS} steps ({step:.2g} s each)")
         _time_recalibration(self.space, self.space.model, seconds)
@@ -338,16 +336,17 @@ def _scores(size: int, count: int, refresh: Refresh, criterion: Criterion, again
     return size + again * count
 
 
-def _step(
-    options: Options, network: nn.Module, unpruned: nn.Module, stream: Stream, still: Sequence[str], removed: Removed
-) -> float:
+def _step(space: Workspace, network: nn.Module, unpruned: nn.Module, removed: Removed) -> float:
     """Seconds of a step of fine-tuning a network, which is left unchanged."""
-    assert options.finetune is not None
-    how, watch = replace(options.finetune, steps=_STEPS, when="after", lr=_STILL), Stopwatch()
-    tuner = Tuner(how, copy_of(network), stream, options.task, still, unpruned=unpruned, removed=lambda: removed)
-    tuner.rehearse()  # the first step is slow
-    with watch:
-        tuner.train_stage()
+    o, work, watch = space.options, copy_of(network), Stopwatch()
+    assert o.finetune is not None and space.tuner is not None
+    for steps in (1, _STEPS):  # the first is slow
+        how = replace(o.finetune, steps=steps, when="after", lr=_STILL)
+        tuner = Tuner(how, work, space.stream, o.task, space.still, unpruned=unpruned, removed=lambda: removed)
+        tuner.reentrant = space.tuner.reentrant
+        watch = Stopwatch()
+        with watch:
+            tuner.train_stage()
     return watch.seconds / _STEPS
 
 

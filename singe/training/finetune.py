@@ -126,6 +126,7 @@ class Tuner:
         optimizer: of the parameters that require a gradient; surgery keeps its state aligned.
         when: see :class:`FineTune`.
         step: how many steps of the whole run are done.
+        reentrant: whether the network has checkpoints that take no choice of parameters; the rehearsal finds out.
     """
 
     def __init__(
@@ -146,7 +147,7 @@ class Tuner:
         self._stages, self._stage, self.step = 1, 0, 0
         self._still, self._progress = still, progress
         self._unused = True  # whether the loss may not depend on some parameter; the rehearsal finds out
-        self._reentrant = False  # whether it has checkpoints that know no choice of parameters; likewise
+        self.reentrant = False
         self._removed = removed
         self._outputs: Callable[[Batch], Any] | None = None  # while it trains
         share = how.distilled(task)
@@ -187,7 +188,8 @@ class Tuner:
             self._stage += 1
             return 0
         self._train_mode(self._model)
-        self._match_hints()
+        if self._teacher is not None and self._how.hints:
+            self._teacher.keep(self._removed())
         try:
             self._outputs = self._distributed()
             with bar(
@@ -217,7 +219,6 @@ class Tuner:
         Raises:
             TypeError, ValueError: the network or the loss cannot be trained on the loader's batches.
         """
-        self._match_hints()
         batch, _ = self._stream.next_share()
         self._rehearse_on(batch)
         lone = self._stream.before_lone
@@ -232,8 +233,8 @@ class Tuner:
             copy_of(model)  # with what it keeps of its last pass, as after fine-tuning
         except (RuntimeError, ValueError, TypeError) as error:
             raise_shortage(error)
-            if "use_reentrant" in str(error) and not self._reentrant:
-                self._reentrant = True
+            if "use_reentrant" in str(error) and not self.reentrant:
+                self.reentrant = True
                 self._rehearse_on(batch)
                 return
             remark = "; try drop_last=True" if length(batch) == 1 else ""
@@ -253,11 +254,6 @@ class Tuner:
         if sparse := [name for name, p in trained.items() if p.grad is not None and p.grad.is_sparse]:
             raise ValueError(f"expected dense gradients, got a sparse one of {sparse[0]}; make it with sparse=False")
         optimizer.step()
-
-    def _match_hints(self) -> None:
-        """Finds out which layers still read what they do in the unpruned network, where there are hints."""
-        if self._teacher is not None and self._how.hints:
-            self._teacher.keep(self._removed())
 
     def _train_mode(self, model: nn.Module) -> None:
         model.train()
@@ -308,7 +304,7 @@ class Tuner:
 
     def _backward(self, loss: Tensor, trained: Sequence[Tensor]) -> None:
         """Leaves gradients at what is trained, and at parameters of the user's loss only if it can't be helped."""
-        loss.backward(inputs=None if self._reentrant else trained)
+        loss.backward(inputs=None if self.reentrant else trained)
 
     def _loss(self, model: nn.Module, outputs_of: Callable[[Batch], Any], batch: Batch) -> Tensor:
         if self._teacher is None:
