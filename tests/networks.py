@@ -211,3 +211,24 @@ __all__ = [
     "MLP", "Block", "DenseNet", "DigitNet", "ExciteNet", "FlattenNet", "MobileNet", "OptionANet", "PlainNet",
     "PreActNet", "ResNeXt", "images", "randomised", "shuffled",
 ]  # fmt: skip
+
+
+class Experts(nn.Module):
+    """Each sample goes through one of three experts, as a layer decides; through the last of them none does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.front, self.stem, self.gate = nn.Linear(6, 8), nn.Linear(8, 10), nn.Linear(10, 3)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(10, 12), nn.ReLU(), nn.Linear(12, 10)) for _ in range(3))
+        self.head = nn.Linear(10, 4)
+        randomised(self)
+        with torch.no_grad():
+            self.gate.bias += torch.tensor([-0.34, 0, -1e4])
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(self.front(x).relu()).relu()
+        chosen, out = self.gate(h).argmax(1), torch.zeros_like(h)
+        for number, expert in enumerate(self.experts):
+            own = chosen == number
+            out[own] = expert(h[own])
+        return self.head(out + h)

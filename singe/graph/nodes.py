@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 MODEL = "model"
 """The name under which the exported module holds the user's model."""
@@ -48,6 +49,29 @@ def ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
             seen.add(node)
             stack.extend(node.all_input_nodes)
     return seen
+
+
+def selectors(node: fx.Node) -> list[fx.Node]:
+    """The values that decide which samples a node sees, such as those that reach an expert; none where it sees all.
+
+    Of what the first nodes on the way to it are computed from whose sizes follow from values, those that are no
+    floating-point numbers; these count only where there are no others.
+    """
+    found: dict[fx.Node, None] = {}
+    seen, stack = {node}, [node] if _sized_by_values(node) else []
+    while stack:
+        for before in stack.pop().all_input_nodes:
+            if _sized_by_values(before) and before not in seen:
+                seen.add(before)
+                stack.append(before)
+            elif not _sized_by_values(before) and isinstance(before.meta.get("val"), Tensor):
+                found[before] = None
+    exact = [before for before in found if not before.meta["val"].is_floating_point()]
+    return exact or list(found)
+
+
+def _sized_by_values(node: fx.Node) -> bool:
+    return "val" in node.meta and bool(free_unbacked_symbols(node.meta["val"]))
 
 
 def _innermost(node: fx.Node) -> tuple[str, str]:

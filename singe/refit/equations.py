@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from ..graph import batchnorm
 from ..graph.groups import Slice
 from ..graph.layer import is_layer, turned
+from ..graph.nodes import selectors
 from ..graph.point import Point, find_points
 from ..graph.trace import Env, Trace, named_tensors
 from ..memory import CPU_VALUE
@@ -141,30 +142,41 @@ class Wanted:
         layer, whole = now[0].layer, named_tensors(self._model)[weight]
         kept = then[0].layer.rows_left(whole, self.plan.removed())
         uses = [_Use(here, there, kept) for here, there in zip(now, then, strict=True)]
-        x, missing, output = self._seen(uses, model, trace)
+        seen = self._seen(uses, model, trace)
+        if isinstance(seen, str):
+            return seen
+        x, missing, output = seen
         groups = x.shape[1] // layer.kernel(trace.live(model)).shape[1]
         return Equations(
             groups=groups, transposed=layer.transposed, x=x, missing=missing, offset=_offset(trace, now),
             norm=batchnorm.norm_at(trace, [point.layer.output for point in now]), output=output,
         )  # fmt: skip
 
-    def _seen(self, uses: Sequence[_Use], model: nn.Module, trace: Trace) -> tuple[Tensor, Tensor, Tensor]:
-        """The reader's inputs, [n, C, taps], what it lacks and its outputs, [n, M], at places picked at random."""
+    def _seen(self, uses: Sequence[_Use], model: nn.Module, trace: Trace) -> tuple[Tensor, Tensor, Tensor] | str:
+        """The reader's inputs, [n, C, taps], what it lacks and its outputs, [n, M], at places picked at random.
+
+        Or why there are none.
+        """
         live, picks = trace.live(model), torch.Generator().manual_seed(0)
         kernel, drawn = uses[0].layer.kernel(live), list[tuple[Tensor, Tensor, Tensor]]()
         self._look_into(trace)
         again = set[fx.Node]().union(*(_in_front(use.layer.x) for use in uses))
         pruned = self._pruned(model, [end for use in uses for end in use.ends], again)
-        for ends, goals in zip(pruned, self._whole(self._model, [use.goal for use in uses]), strict=True):
-            left = iter(ends)
-            found = [
-                use.values([next(left) for _ in use.ends], goal, live) for use, goal in zip(uses, goals, strict=True)
-            ]
+        whole = self._whole(self._model, [goal for use in uses for goal in use.goals])
+        for ends, goals in zip(pruned, whole, strict=True):
+            here, there = iter(ends), iter(goals)
+            pairs = [([next(here) for _ in use.ends], [next(there) for _ in use.goals]) for use in uses]
+            if not all(use.same_samples(*pair) for use, pair in zip(uses, pairs, strict=True)):
+                return "other samples reach it than in the network that it is to be like"
+            found = [use.values(*pair, live) for use, pair in zip(uses, pairs, strict=True)]
             places = [z[:, 0].numel() for _, _, z in found]
-            count = self._count(kernel, found[0][0])
+            count = self._count(kernel, max((x for x, _, _ in found), key=len))
             for use, values, own in zip(uses, found, places, strict=True):
-                some = torch.randperm(own, generator=picks)[: -(-count * own // sum(places))]
-                drawn.append(use.at(some, *values))
+                if own:
+                    some = torch.randperm(own, generator=picks)[: -(-count * own // sum(places))]
+                    drawn.append(use.at(some, *values))
+        if not drawn:
+            return "no samples reach it"
         x, missing, output = map(torch.cat, zip(*drawn, strict=True))
         return x, missing, output
 
@@ -202,25 +214,33 @@ class _Use:
     Attributes:
         layer: in the pruned network.
         ends: the values of the pruned network that matter here.
-        goal: the value of the other one.
+        goals: those of the other one.
     """
 
     def __init__(self, now: Point, then: Point, kept: Tensor) -> None:
         self.layer, self._kept = now.layer, kept
         summed = now.other is not None and then.other is not None
-        self.ends = [now.layer.call, now.layer.x, *([now.other] if summed and now.other is not None else [])]
-        self.goal = then.total if summed else then.layer.output
+        picks = selectors(now.layer.call)
+        self._picks = len(picks)
+        self.ends = [*picks, now.layer.call, now.layer.x]
+        self.ends += [now.other] if summed and now.other is not None else []
+        self.goals = [*selectors(then.layer.call), then.total if summed else then.layer.output]
 
-    def values(self, ends: Sequence[Tensor], goal: Tensor, live: Env) -> tuple[Tensor, Tensor, Tensor]:
+    def same_samples(self, ends: Sequence[Tensor], goals: Sequence[Tensor]) -> bool:
+        """Whether the layer sees the same samples in both, of some images; arguments as of :meth:`values`."""
+        here, there = ends[: self._picks], goals[:-1]
+        return len(here) == len(there) and all(map(torch.equal, here, there))
+
+    def values(self, ends: Sequence[Tensor], goals: Sequence[Tensor], live: Env) -> tuple[Tensor, Tensor, Tensor]:
         """The layer's inputs, what its outputs lack and its outputs, channels first.
 
         Args:
             ends: for some images.
-            goal: likewise.
+            goals: likewise.
             live: the values of the pruned network's parameters.
         """
-        z, x, *other = map(self.layer.channels_first, ends)
-        wanted = self.layer.channels_first(goal)[:, self._kept.to(x.device)]
+        z, x, *other = map(self.layer.channels_first, ends[self._picks :])
+        wanted = self.layer.channels_first(goals[-1])[:, self._kept.to(x.device)]
         if other:
             wanted = wanted - other[0]
         if self.layer.output is not self.layer.call:

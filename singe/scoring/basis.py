@@ -24,13 +24,15 @@ class Bases:
     def reduced(self, layer: Layer, x: Tensor, norms: int) -> Tensor:
         """[B, R, T], what gives the same 2-norms as x with R = B T; or x itself where that saves too little.
 
+        As for an expert that no sample reaches, of which B is 0.
+
         Args:
             layer: whose input it is, the same at every call.
             x: [B, C, T].
             norms: about how many are wanted: the decomposition takes as long as some R of them.
         """
         rows = len(x) * x.shape[-1]
-        if not layer.is_linear or 2 * rows > min(x.shape[1], norms):
+        if not layer.is_linear or not rows or 2 * rows > min(x.shape[1], norms):
             return x
         if layer.output not in self._kept:
             inputs = x.detach().movedim(1, -1).flatten(0, 1)  # [B T, C]

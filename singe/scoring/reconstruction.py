@@ -145,7 +145,9 @@ class Reconstructor:
     @torch.no_grad()
     def _solve(self, model: nn.Module, trace: Trace, group: Group, weight: str, wanted: Wanted) -> list[_System]:
         found = wanted.equations(model, trace, weight)
-        assert not isinstance(found, str), found
+        if isinstance(found, str):  # nothing is lost with what no sample reaches
+            log.info("%s is not used to score %s: %s", module_of(weight), self._name, found)
+            return []
         rows = found.as_kernel(named_tensors(model)[weight]).flatten(1)
         neuron = found.neurons(group.read(weight)).repeat_interleave(found.x.shape[2])
         order = neuron.argsort(stable=True)

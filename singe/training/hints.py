@@ -44,7 +44,8 @@ class Hints:
     """Compares the inputs of layers of a pruned network with those in the unpruned one.
 
     It compares the channels that are left, in every layer whose input depends on something that is trained. Grouped
-    convolutions are left out, and so are inputs that are read more often, or in other shapes, in one of the networks.
+    convolutions are left out, and so are inputs that are read more often, or in other shapes, in one of the networks,
+    and those of experts that no sample reaches.
 
     Args:
         unpruned: the network as it was.
@@ -87,7 +88,7 @@ class Hints:
             for name in theirs
             if scales.get(name) and len(ours.get(name, ())) == len(theirs[name])
             for place, (x, whole) in enumerate(zip(ours[name], theirs[name], strict=True))
-            if x.requires_grad and x.shape == (y := self._left(name, whole)).shape
+            if x.requires_grad and len(x) and x.shape == (y := self._left(name, whole)).shape
         }
         if not apart:
             raise ValueError(
@@ -113,7 +114,7 @@ class Hints:
             return {}
         sums = torch.stack([torch.stack([_squares(y) for y in calls]).sum() for calls in theirs.values()])
         counts = torch.tensor([float(sum(y.numel() for y in calls)) for calls in theirs.values()]).to(sums)
-        means = self._ranks.sum(sums) / self._ranks.sum(counts)
+        means = self._ranks.sum(sums) / self._ranks.sum(counts).clamp_min(1)  # nothing may have been read
         return dict(zip(theirs, means.tolist(), strict=True))
 
 

@@ -1,7 +1,8 @@
 import torch
+from networks import Experts
 from torch import nn
 
-from singe.graph.nodes import argument, described, kind_of, packet_of, place_of
+from singe.graph.nodes import argument, described, kind_of, packet_of, place_of, selectors
 from singe.graph.operators import aten
 from singe.graph.trace import trace
 
@@ -28,3 +29,26 @@ def test_a_node_tells_where_it_stands_and_what_it_does():
 def test_the_model_itself_has_no_name():
     graph = trace(Block().eval(), torch.randn(2, 3, 8, 8))
     assert place_of(graph.nodes[-1]) == "" and described(graph.nodes[-1]) == "aten.relu.default"
+
+
+def test_what_decides_which_samples_an_expert_sees_is_found():
+    graph = trace(Experts(), torch.randn(5, 6))
+    (first,), (head,) = graph.calls("experts.1.2.weight"), graph.calls("head.weight")
+    (chosen,) = selectors(first)
+    assert chosen.target is aten.eq.Scalar and chosen.args[1] == 1
+    assert selectors(head) == []
+
+
+class Nonzero(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return x.sum() + self.layer(x[torch.nonzero(x[:, 0].relu())[:, 0]]).sum()
+
+
+def test_floating_point_numbers_decide_where_nothing_else_does():
+    graph = trace(Nonzero().eval(), torch.randn(5, 4))
+    (call,) = graph.calls("layer.weight")
+    assert aten.relu.default in [node.target for node in selectors(call)]

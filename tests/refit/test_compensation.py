@@ -3,7 +3,7 @@ import logging
 
 import pytest
 import torch
-from networks import DigitNet, PlainNet, images, randomised
+from networks import DigitNet, Experts, PlainNet, images, randomised
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -385,3 +385,27 @@ def test_what_another_layer_uses_too_stays(what, how):
         assert torch.equal(refitted, pruned)
     else:
         assert refused == {} and error(refitted, whole) < error(pruned, whole)
+
+
+@pytest.mark.parametrize("how", ["mean", "least_squares"])
+def test_an_expert_that_no_sample_reaches_is_not_refitted(how):
+    model, x = Experts().double(), normal(200, 6, dtype=torch.float64)
+    gone = {f"experts.{number}.0": [0, 3, 4] for number in range(3)}
+    small, refused, (whole, pruned, refitted) = compensated(model, x, gone, how)
+    assert refused == {"experts.2.2": "no samples reach it"}
+    assert torch.equal(small.experts[2][2].bias, model.experts[2][2].bias)
+    assert error(refitted, whole) < error(pruned, whole)
+
+
+def test_parts_of_the_images_of_which_none_reaches_an_expert_change_nothing():
+    model, x = Experts().double(), normal(40, 6, dtype=torch.float64)
+    x = x[model.gate(model.stem(model.front(x).relu()).relu()).argmax(1).argsort()]
+    gone = {"experts.0.0": [1], "experts.1.0": [0, 5]}
+    answers = [compensated(model, x, gone, memory=memory)[2][-1] for memory in (1 << 30, 12_000)]
+    torch.testing.assert_close(*answers, rtol=1e-9, atol=1e-9)
+
+
+def test_an_expert_that_other_samples_reach_once_layers_before_it_are_pruned_is_not_refitted():
+    model, x = Experts().double(), normal(200, 6, dtype=torch.float64)
+    _, refused, _ = compensated(model, x, {"front": [0, 1, 2], "experts.0.0": [0]})
+    assert refused == {"experts.0.2": "other samples reach it than in the network that it is to be like"}

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from networks import Experts
 from torch import nn
 from torch.nn import functional as F
 
@@ -104,3 +105,15 @@ def test_inputs_that_change_from_pass_to_pass_stay_as_they_are(memory):
     group = next(g for g in find_groups(graph) if g.name == "a")
     found = Engine(model, graph, group, batch, memory=memory).scores(singe.IntegratedGradient())
     torch.testing.assert_close(found, reference.score(model, batch, "a").cpu(), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("memory", [1 << 30, 1])
+def test_an_expert_that_no_sample_reaches_scores_nothing(number, memory):
+    model, x = Experts().double(), torch.randn(5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    batch, graph = (x, torch.arange(5) % 4), trace(model, x)
+    group = next(g for g in find_groups(graph) if g.name == f"experts.{number}.0")
+    found = Engine(model, graph, group, batch, memory=memory).scores(singe.IntegratedGradient())
+    expected = reference.score(model, batch, group.name).cpu()
+    assert bool(expected.any()) == (number != 2)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)

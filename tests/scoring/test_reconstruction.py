@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from networks import DigitNet, images, randomised
+from networks import DigitNet, Experts, images, randomised
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from wiring import Wired, normal
@@ -163,3 +163,9 @@ def test_a_network_pruned_and_compensated_by_it_is_closer_than_by_magnitude():
         return float((result.model.eval()(x) - model.eval()(x)).norm())
 
     assert lost("reconstruction") < lost("magnitude")
+
+
+def test_an_expert_that_no_sample_reaches_costs_nothing():
+    model, x = Experts(), normal(40, 6)
+    scores = {number: reconstructor(model, x, f"experts.{number}.0")[0].scores(CRITERION) for number in (1, 2)}
+    assert scores[1].any() and torch.equal(scores[2], torch.zeros(12, dtype=torch.float64))

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from networks import images, randomised
+from networks import Experts, images, randomised
 from torch import nn
 from torch.nn import functional as F
 from wiring import Wired, normal
@@ -211,3 +211,15 @@ def test_tied_layers_that_are_cut_are_compared_both():
     hints = Hints(model)
     hints.keep({("b.weight", 1): torch.tensor([1, 2])})
     assert {name: kept.tolist() for name, kept in hints._kept.items()} == {"b": [0, 3, 4, 5], "c": [0, 3, 4, 5]}
+
+
+def test_experts_that_no_sample_reaches_are_left_out():
+    model, x = Experts(), normal(40, 6)
+    ours = copy.deepcopy(model)
+    with torch.no_grad():
+        ours.experts[0][0].weight.mul_(0.9)
+    with reading(model) as theirs, reading(ours) as own:
+        for network in (model, ours):
+            network(x)
+    assert len(theirs["experts.2.0"][0]) == 0
+    assert 0 < float(Hints(model).distance(own, theirs)) < 1
