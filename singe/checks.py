@@ -16,7 +16,7 @@ from .graph.groups import qualified
 from .graph.trace import Trace
 from .memory import raise_shortage
 from .models.batches import Batch, described, with_dicts
-from .models.copies import copy_of
+from .models.copies import check_hooks, copy_of
 from .models.isolation import plain_torch
 from .models.numerics import alike
 from .models.widths import widths_by_tensors
@@ -212,6 +212,7 @@ def working_copy(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: the model cannot be copied.
     """
+    check_hooks(model)
     try:
         return copy_of(model).eval()
     except Exception as error:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dis
 import logging
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,8 +26,10 @@ def copy_of(model: nn.Module, shared: Collection[Tensor] = ()) -> nn.Module:
         shared: parameters and buffers that the copy is to share with it.
 
     Raises:
-        ValueError: a module's own ``__deepcopy__`` shares parameters or buffers with it.
+        ValueError: a hook holds a module of it, see :func:`check_hooks`, or a module's own ``__deepcopy__`` shares
+            parameters or buffers with it.
     """
+    check_hooks(model)
     memo = {id(t): t.detach().clone() for t in _attributes(model) if not t.is_leaf}
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_inference():  # it could not be trained, nor could autograd tell whether it has changed
@@ -40,6 +45,58 @@ def copy_of(model: nn.Module, shared: Collection[Tensor] = ()) -> nn.Module:
         raise ValueError(f"the copy shares {', '.join(names[:3])}{', ...' if names[3:] else ''} with it")
     forget_passes(copied)
     return copied
+
+
+def check_hooks(model: nn.Module) -> None:
+    """Raises ValueError if a forward hook, or an instance's own ``forward``, holds a module of the model.
+
+    Copies of it would write to that module, and read of it what the model itself has computed.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    for module, name in names.items():
+        hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+        called = [("a forward hook", hook) for hook in hooks] + [("the forward", vars(module).get("forward"))]
+        for what, function in called:
+            if (held := next((m for m in _shared(function, False, set()) if m in names), None)) is not None:
+                raise ValueError(
+                    f"expected a model whose copies work on themselves, but {what} of {name or 'the model'} holds "
+                    f"{names[held] or 'the model itself'}, which copies would write to and read; make it a bound "
+                    "method, as in register_forward_hook(self.keep), or use the module that a hook is given"
+                )
+
+
+def _shared(value: Any, within: bool, seen: set[int]) -> Iterator[nn.Module]:
+    """The modules that a function holds, which ``copy.deepcopy`` leaves as it is; methods and partials it copies.
+
+    Args:
+        value: a function, method or partial, or what one of them holds.
+        within: whether a function holds it.
+        seen: ids of the functions that were looked into.
+    """
+    if isinstance(value, nn.Module) and within:
+        yield value
+    elif isinstance(value, partial):
+        for part in (value.func, *value.args, *value.keywords.values()):
+            yield from _shared(part, within, seen)
+    elif isinstance(value, MethodType):
+        yield from _shared(value.__self__, within, seen)
+        yield from _shared(value.__func__, within, seen)
+    elif isinstance(value, FunctionType) and id(value) not in seen:
+        seen.add(id(value))
+        for held in _held(value):
+            yield from _shared(held, True, seen)
+
+
+def _held(function: FunctionType) -> Iterator[Any]:
+    """What a function has captured, its defaults, and the globals that it reads."""
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # assigned later
+            continue
+    yield from (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+    read = {step.argval for step in dis.get_instructions(function) if step.opname == "LOAD_GLOBAL"}
+    yield from (function.__globals__[name] for name in sorted(read) if name in function.__globals__)
 
 
 def forget_passes(model: nn.Module) -> None:

@@ -1,3 +1,5 @@
+from functools import partial, wraps
+
 import pytest
 import torch
 from torch import nn
@@ -156,3 +158,107 @@ def test_modules_of_another_mode_than_the_rest_get_into_it_by_their_own_way():
     forget_passes(model)
     assert [m.training for m in model] == [True, False] and torch.equal(model[1].built, 2 * before)
     model(x)
+
+
+class Watched(nn.Module):
+    """Its head reads what a hook keeps of the first layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(3, 8), nn.Linear(8, 6), nn.Linear(14, 2)
+        self.kept = {}
+
+    def keep(self, module, args, out):
+        self.kept["first"] = out
+
+    def forward(self, x):
+        y = self.second(self.first(x).relu()).relu()
+        return self.head(torch.cat([self.kept["first"], y], 1))
+
+
+def logged(function):
+    @wraps(function)
+    def wrapper(*args):
+        return function(*args)
+
+    return wrapper
+
+
+def captured(model):
+    return lambda module, args, out: model.kept.update(first=out)
+
+
+def defaulted(model):
+    return lambda module, args, out, model=model: model.keep(module, args, out)
+
+
+def of_a_partial(model):
+    return partial(lambda kept, module, args, out: model.kept.update(first=out), 1)
+
+
+def of_a_method(model):
+    keep = model.keep
+    return lambda *given: keep(*given)
+
+
+def decorated(model):
+    return logged(model.keep)
+
+
+def read_globally(model):
+    globals()["watched"] = model
+    return lambda module, args, out: watched.keep(module, args, out)  # noqa: F821
+
+
+HOLDING = [captured, defaulted, of_a_partial, of_a_method, decorated, read_globally]
+
+
+@pytest.mark.parametrize("hook", HOLDING)
+def test_a_hook_that_holds_the_model_is_refused(hook):
+    model = Watched()
+    model.first.register_forward_hook(hook(model))
+    with pytest.raises(ValueError, match=r"a forward hook of first holds the model itself, .* bound method"):
+        copy_of(model)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [singe.inspect, singe.fold_batchnorm, lambda m, x: singe.prune(m, [(x, x[:, 0].long())], 0.3)],
+    ids=["inspect", "fold_batchnorm", "prune"],
+)
+def test_all_calls_refuse_it_before_any_work(call):
+    model = Watched().eval()
+    model.second.register_forward_pre_hook(lambda module, args: model.first.register_buffer("seen", args[0]))
+    model.first.register_forward_hook(model.keep)
+    with pytest.raises(ValueError, match="expected a model whose copies work on themselves, but a forward hook of sec"):
+        call(model, torch.rand(4, 3))
+    assert model.kept == {}
+
+
+def test_also_a_forward_of_its_own_that_holds_it():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    model.forward = lambda x: model[1](model[0](x))
+    with pytest.raises(ValueError, match="the forward of the model holds the model itself"):
+        copy_of(model)
+
+
+def by_method(model):
+    return model.keep
+
+
+def by_partial(model):
+    return partial(Watched.keep, model)
+
+
+def by_what_it_is_given(model):
+    first = []  # of a list nobody knows what it is for
+    return lambda module, args, out: first.append(out)
+
+
+@pytest.mark.parametrize("hook", [by_method, by_partial, by_what_it_is_given])
+def test_hooks_that_are_copied_with_the_model_or_hold_something_else_stay(hook):
+    model = Watched()
+    model.first.register_forward_hook(hook(model))
+    copied = copy_of(model)
+    copied.first(torch.rand(4, 3))
+    assert model.kept == {} and bool(copied.kept) == (hook is not by_what_it_is_given)
