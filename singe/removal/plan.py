@@ -114,13 +114,14 @@ class Plan:
                 cut and returned; DistributedDataParallel has to be put around it again. If a module has a ``train`` of
                 its own, the model is put into train mode and back, so that what was kept of old weights is dropped.
             optimizers: of this model's parameters, possibly among others: from now on they hold the smaller ones, with
-                their state for each element that stays (momentum and the like), so that training can continue. Averages
-                over whole rows or columns, as Adafactor has them, stay as they are.
+                their state for each element that stays (momentum and the like), so that training can continue. The
+                averages over rows and columns of torch.optim.Adafactor stay, too.
 
         Raises:
             TypeError: not an optimiser.
             ValueError: the plan does not fit the model, or an optimiser holds none of the model's parameters or has
-                state other than a value per element. Nothing is changed then.
+                state other than a value per element, such as averages, if it is not torch.optim.Adafactor. Nothing is
+                changed then.
         """
         model = unwrapped(model)
         norms = weight_norms(model)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.optim import Optimizer
+from torch.optim import Adafactor, Optimizer
 
 from ..graph.groups import Slice, module_of, own_name, qualified
 from ..graph.trace import named_tensors
@@ -187,10 +187,15 @@ def _fits(state: Tensor, parameter: Tensor) -> bool:
 
 
 def _check_state(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Refuses an optimiser that keeps something else; of all parameters, as LBFGS keeps all of it with the first."""
+    """Refuses an optimiser that keeps something else; of all parameters, as LBFGS keeps all of it with the first.
+
+    Averages over an axis may stay only with torch's Adafactor: others decide by a parameter's shape which to keep.
+    """
     for name, parameter in tensors.items():
         for key, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor) and value.numel() > 1 and not _fits(value, parameter):
+            if not isinstance(value, Tensor) or value.numel() <= 1 or value.shape == parameter.shape:
+                continue
+            if not (isinstance(optimizer, Adafactor) and _fits(value, parameter)):
                 raise ValueError(
                     f"expected an optimizer whose state is one value per element, got {key} of shape "
                     f"{tuple(value.shape)} for {name} of shape {tuple(parameter.shape)}; make a new "

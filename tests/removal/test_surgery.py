@@ -414,6 +414,26 @@ def test_optimizer_state_goes_with_its_rows_and_columns(make):
     trained(model, optimizer)
 
 
+class Factored(torch.optim.Optimizer):
+    """Keeps averages over an axis of parameters that are large enough, as Adafactor of big_vision and timm does."""
+
+    def __init__(self, params):
+        super().__init__(params, {})
+
+    def step(self, closure=None):
+        for parameter in (p for group in self.param_groups for p in group["params"] if len(p) >= 5):
+            self.state[parameter]["r"] = parameter.grad.square().mean(0, keepdim=True)
+
+
+def test_averages_over_an_axis_are_refused_of_an_optimizer_that_may_want_others_of_smaller_parameters():
+    model = pair()
+    optimizer = Factored(model.parameters())
+    trained(model, optimizer)
+    with pytest.raises(ValueError, match=r"per element, got r of shape \(1, 3, 3, 3\) for 0\.weight .* new Factored"):
+        compact(model, gone(0, 3), optimizer)
+    assert model[0].weight.shape[0] == 5
+
+
 def test_an_optimizer_that_shares_the_list_of_its_parameters_steps_on_the_smaller_ones():
     model = pair()
     optimizer = torch.optim.LBFGS(model.parameters(), max_iter=2)
