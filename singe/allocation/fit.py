@@ -35,13 +35,13 @@ def reach(cost: Cost, choices: Sequence[Sequence[int]]) -> float:
     return cost.gone([c[-1] for c in choices]) / cost.total
 
 
-def check_reach(cost: Cost, choices: Sequence[Sequence[int]], rho: float) -> None:
-    """Raises ValueError if the parts cannot lose a share ``rho`` of the cost; says how much they can."""
+def check_reach(cost: Cost, choices: Sequence[Sequence[int]], rho: float, why: str = "") -> None:
+    """Raises ValueError if the parts cannot lose a share ``rho`` of the cost; says how much they can, and ``why``."""
     share = reach(cost, choices)
     if rho > share:
         digits = 4 - math.ceil(math.log10(share)) if share else 0
         limit = math.floor(share * 10**digits) / 10**digits
-        raise ValueError(f"expected rho <= {limit:g}, which removes all that can be removed, got {rho}")
+        raise ValueError(f"expected rho <= {limit:g}, which removes all that can be removed, got {rho}{why}")
 
 
 def fit(cost: Cost, choices: Sequence[Sequence[int]], schedule: Schedule, rho: float) -> list[int]:

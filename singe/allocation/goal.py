@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
+from textwrap import shorten
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
@@ -92,6 +94,7 @@ class Goal:
         trace: Trace,
         macs_of: Callable[[nn.Module], int],
         scores: Callable[[], list[Tensor]],
+        whole: Mapping[str, str],
     ) -> list[int]:
         """How many neurons each group will lose, so that a share of the parameters or multiply-adds goes.
 
@@ -101,13 +104,14 @@ class Goal:
             trace: of the model.
             macs_of: counts the multiply-adds of a network for one sample.
             scores: returns scores to rank the neurons of all groups by; called where the allocation is a ranking.
+            whole: names of what is left whole -> why.
 
         Raises:
             ValueError: rho is out of reach.
         """
         cost = mac_cost(model, groups, trace, macs_of) if self.target == "macs" else parameter_cost(model, groups)
         choices = [removable(g, self.round_to, self.max_rate) for g in groups]
-        return self.fitted(model, groups, cost, choices, scores)
+        return self.fitted(model, groups, cost, choices, scores, whole)
 
     def fitted(
         self,
@@ -116,6 +120,7 @@ class Goal:
         cost: Cost,
         choices: Sequence[Sequence[int]],
         scores: Callable[[], list[Tensor]],
+        whole: Mapping[str, str],
     ) -> list[int]:
         """How many units each part will lose.
 
@@ -125,12 +130,19 @@ class Goal:
             cost: of these parts.
             choices: for each part, how many units it may lose, ascending from 0.
             scores: returns scores to rank the units of all parts by; called where the allocation is a ranking.
+            whole: names of what is left whole -> why.
 
         Raises:
             ValueError: rho is out of reach.
         """
-        check_reach(cost, choices, self.rho)
+        check_reach(cost, choices, self.rho, self._limits(model, whole))
         return fit(cost, choices, self.schedule(model, parts, cost, scores), self.rho)
+
+    def _limits(self, model: nn.Module, whole: Mapping[str, str]) -> str:
+        """What leaves most parameters of a model where they are, for a message."""
+        rate = [f"max_rate={self.max_rate:g} of each"] if self.max_rate < 1 else []
+        found = "; ".join(rate + _main_reasons(model, whole))
+        return f"; most is kept by {found}" if found else ""
 
     def schedule(
         self, model: nn.Module, parts: Sequence[Part], cost: Cost, scores: Callable[[], list[Tensor]]
@@ -140,6 +152,23 @@ class Goal:
             return schedules.ranked(scores(), cost)
         rates = schedules.rates(self.allocation, model, parts)
         return schedules.proportional(rates, [p.size for p in parts])
+
+
+def _main_reasons(model: nn.Module, whole: Mapping[str, str]) -> list[str]:
+    """The three reasons that keep most parameters whole, each with the name of what holds most of these.
+
+    Args:
+        model: the network.
+        whole: names of modules, or of parameters -> why they are left whole.
+    """
+    sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in model.named_modules()}
+    sizes |= {name: parameter.numel() for name, parameter in model.named_parameters()}
+    names: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(whole, key=lambda name: -sizes.get(name, 0)):
+        names[whole[name]].append(name)
+    reasons = sorted(names, key=lambda reason: -sum(sizes.get(name, 0) for name in names[reason]))
+    more = {reason: f" and {len(own) - 1} more" if own[1:] else "" for reason, own in names.items()}
+    return [f"{names[reason][0]}{more[reason]} ({shorten(reason, 160)})" for reason in reasons[:3]]
 
 
 def left_alone(model: nn.Module, groups: Sequence[Group], ignore: Collection[str]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -49,11 +49,17 @@ def able_groups(space: NeuronWorkspace, seconds: float) -> tuple[list[Group], di
     return able, frozen
 
 
-def counts(space: NeuronWorkspace, groups: Sequence[Group]) -> list[int]:
-    """How many neurons each group will lose; where the clock decides, as the first rank has measured."""
+def counts(space: NeuronWorkspace, groups: Sequence[Group], whole: Mapping[str, str]) -> list[int]:
+    """How many neurons each group will lose; where the clock decides, as the first rank has measured.
+
+    Args:
+        space: of a run that has begun.
+        groups: those that may lose neurons.
+        whole: names of what is left whole -> why.
+    """
     goal = space.options.goal
     if space.served is None:
-        return goal.counts(space.model, groups, space.trace, space.macs_of, lambda: _ranking(space, groups))
+        return goal.counts(space.model, groups, space.trace, space.macs_of, lambda: _ranking(space, groups), whole)
     ranking = _ranking(space, groups) if goal.allocation in RANKINGS else []
     found = [0] * len(groups)
     if space.ranks.first:  # the others wait, and disturb no measurement

@@ -58,7 +58,7 @@ class NeuronRun(Run):
         able, self.frozen = able_groups(space, seconds)
         if not self.resumes:
             with space.timed("ranking"):
-                found = counts(space, able)
+                found = counts(space, able, self.frozen)
             progress.counts = [(g.name, g.size, n) for g, n in zip(able, found, strict=True) if n]
         self.todo = self.decided({(group.name, group.size): group for group in able})
         if not self.todo:

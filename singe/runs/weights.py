@@ -72,7 +72,7 @@ class WeightRun(Run):
         if not self.resumes:
             cost, choices = WeightCost(self.weights.total), [range(most(w.size, goal.max_rate) + 1) for w in able]
             with space.timed("ranking"):
-                counts = goal.fitted(space.given, able, cost, choices, lambda: self._first_scores(able))
+                counts = goal.fitted(space.given, able, cost, choices, lambda: self._first_scores(able), whole)
             space.progress.counts = [(w.name, w.size, n) for w, n in zip(able, counts, strict=True) if n]
         self.todo = self.decided({(weight.name, weight.size): weight for weight in able})
         if not self.todo:

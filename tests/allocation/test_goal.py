@@ -80,7 +80,7 @@ def test_scores_are_asked_for_by_rankings_only_and_not_for_what_is_out_of_reach(
         return [torch.arange(20.0).double() + 100 * i for i in range(3)]
 
     def counts(**options):
-        return goal(**options).counts(model, groups, None, None, scores)
+        return goal(**options).counts(model, groups, None, None, scores, {})
 
     plain = counts()
     assert not asked and counts(allocation="linear") != plain
@@ -93,6 +93,20 @@ def test_scores_are_asked_for_by_rankings_only_and_not_for_what_is_out_of_reach(
     assert ranked[0] > 10 and ranked[1:] == [0, 0]
     cost = parameter_cost(model, groups)
     assert cost.gone(ranked) / cost.total == pytest.approx(0.4, abs=0.02)
+
+
+def test_what_keeps_most_is_named_where_rho_is_out_of_reach():
+    model, groups = chain([10, 20, 40, 20, 4])
+    whole = {"3": "network output", "1": "is computed", "2": "is computed", "0": "ignored", "x": "a", "y": "b"}
+
+    def counts(**options):
+        return goal(**options).counts(model, groups[:1], None, None, list, whole)
+
+    kept = r"got 0\.9; most is kept by {}1 and 1 more \(is computed\); 0 \(ignored\); 3 \(network output\)$"
+    with pytest.raises(ValueError, match=kept.format("")):
+        counts(rho=0.9)
+    with pytest.raises(ValueError, match=kept.format(r"max_rate=0\.5 of each; ")):
+        counts(rho=0.9, max_rate=0.5)
 
 
 def test_goals_that_mean_the_same_are_described_alike_in_plain_data():
