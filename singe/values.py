@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence, Set
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 
@@ -62,3 +64,17 @@ def fraction(name: str, value: Any) -> float:
     if not 0 < number(name, value) < 1:
         raise ValueError(f"expected {name} in (0, 1), got {value!r}")
     return float(value)
+
+
+def path(name: str, value: Any) -> Path:
+    """A path, taken literally.
+
+    Raises:
+        TypeError: neither a string nor path-like.
+        ValueError: empty.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"expected a path for {name}, got {type(value).__name__}")
+    if not os.fspath(value):
+        raise ValueError(f"expected a path for {name}, got an empty string")
+    return Path(value)

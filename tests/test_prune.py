@@ -156,6 +156,8 @@ def test_nothing_is_printed_without_progress_and_a_bar_goes_to_stderr_where_that
         ({"images": 6.0}, TypeError, "images"),
         ({"memory": -1}, ValueError, "memory"),
         ({"seed": "zero"}, TypeError, "seed"),
+        ({"checkpoint": ""}, ValueError, "a path for checkpoint, got an empty string"),
+        ({"checkpoint": 3}, TypeError, "a path for checkpoint, got int"),
         ({"model": "mlp"}, TypeError, "Module"),
         ({"model": nn.ReLU()}, ValueError, "parameters"),
         ({"model": nn.Linear(10, 4)}, ValueError, r"neurons to prune.*output"),

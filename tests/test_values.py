@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import pytest
 
@@ -29,3 +30,10 @@ def test_a_choice_is_one_of_some_names(value):
     values.choice("what", "a", ("a", "b", "d"))
     with pytest.raises(ValueError, match="expected what 'a', 'b' or 'd', got"):
         values.choice("what", value, ("a", "b", "d"))
+
+
+@pytest.mark.parametrize(("value", "error"), [(3, TypeError), (None, TypeError), (b"a", TypeError), ("", ValueError)])
+def test_a_path_is_text_or_path_like_and_taken_literally(value, error):
+    with pytest.raises(error, match="expected a path for out, got"):
+        values.path("out", value)
+    assert str(values.path("out", "~/a")) == "~/a" and values.path("out", Path("a")) == Path("a")

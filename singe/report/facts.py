@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .. import typed
+from .. import typed, values
 from ..digest import digest
 from ..records import GroupRecord, LatencyChange, Record, RoundRecord, WeightRecord
 from ..storage.files import read_text, replace, tensor_file
@@ -87,7 +87,7 @@ def load(directory: str | os.PathLike[str]) -> Facts:
         FileNotFoundError: there is no ``report.json``.
         ValueError: it is damaged, of another version, or not of the plan or masks beside it.
     """
-    path = Path(directory)
+    path = values.path("directory", directory)
     if not (path / FILE).exists():
         raise FileNotFoundError(
             f"expected {path / FILE}, which result.save(directory) writes, got no such file; directories that older "

@@ -57,6 +57,8 @@ class Options:
         for name, least in (("images", 1), ("compensation_images", 2), ("memory", 1), ("recalibrate_bn", 0)):
             values.integer(name, getattr(self, name), least)
         values.seed(self.seed)
+        if self.checkpoint is not None:
+            values.path("checkpoint", self.checkpoint)
 
     def deciding(self) -> dict[str, Any]:
         """Those that decide the result of a run, as plain data."""

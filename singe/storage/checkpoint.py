@@ -70,7 +70,7 @@ class Checkpoint:
         # as text: the order of rates counts
         other = [key for key, value in self._call.items() if json.dumps(value) != json.dumps(written.get(key))]
         if other:
-            names = "; ".join(f"{key} was {_shown(written.get(key))} and is {_shown(self._call[key])}" for key in other)
+            names = "; ".join(_difference(key, written.get(key), self._call[key]) for key in other)
             raise ValueError(
                 f"expected {self._path} to be of the same call, but {names}; name another directory to start over"
             )
@@ -139,6 +139,23 @@ def _tensors(model: nn.Module, optimizer: Optimizer | None = None) -> dict[str, 
     return found
 
 
-def _shown(value: Any) -> str:
-    text = value if isinstance(value, str) else "None" if value is None else json.dumps(value)
+def _difference(key: str, was: Any, now: Any) -> str:
+    """How what a call depends on differs from that of another call, in words."""
+    if key == "model":
+        return "the model is another: its weights, which of them are trained, or the modes of its modules"
+    first, second = map(_cut, _apart(was, now))
+    return f"{key} was {first} and is {second}"
+
+
+def _apart(was: Any, now: Any) -> tuple[str, str]:
+    """Two values as text; of two objects of one class only the fields that differ."""
+    first, second = (v if isinstance(v, str) else "None" if v is None else json.dumps(v) for v in (was, now))
+    fields = [text.removesuffix(")").partition("(")[2].split(", ") for text in (first, second)]
+    if first.partition("(")[0] != second.partition("(")[0] or len(fields[0]) != len(fields[1]):
+        return first, second
+    others = [pair for pair in zip(*fields, strict=True) if pair[0] != pair[1]]
+    return ", ".join(a for a, _ in others), ", ".join(b for _, b in others)
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= 100 else f"{text[:100]}..."

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .. import values
 from ..digest import digest, raw_bytes
 
 LONGEST_TEXT = 1 << 28
@@ -63,9 +64,10 @@ def create_directory(path: str | os.PathLike[str]) -> Path:
     """A directory, which is created if it does not exist.
 
     Raises:
+        TypeError, ValueError: not a path, or an empty one.
         NotADirectoryError: there is a file of that name.
     """
-    found = Path(path)
+    found = values.path("directory", path)
     if found.exists() and not found.is_dir():
         raise NotADirectoryError(f"expected a directory, got the file {found}")
     found.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .. import checks
+from .. import checks, values
 from ..digest import digest
 from ..graph.groups import qualified
 from ..graph.trace import named_tensors
@@ -76,11 +76,12 @@ def load(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Module:
         permanent before it was saved.
 
     Raises:
+        TypeError: ``directory`` is no path.
         FileNotFoundError: a file is missing.
         ValueError: a file is damaged, of another version, does not fit the model, or is from another save; or the
             model is on the meta device.
     """
-    model, path = unwrapped(model), Path(directory)
+    model, path = unwrapped(model), values.path("directory", directory)
     checks.real_weights(model)
     if (path / MASKS_FILE).exists():
         return _load_masked(copy_of(model), path)
@@ -97,7 +98,7 @@ def load_plan(directory: str | os.PathLike[str]) -> Plan:
         FileNotFoundError: no ``plan.json`` in the directory.
         ValueError: it is damaged or of another version.
     """
-    path = Path(directory)
+    path = values.path("directory", directory)
     if (path / MASKS_FILE).exists() and not (path / PLAN_FILE).exists():
         raise FileNotFoundError(f"expected {PLAN_FILE} in {path}, got {MASKS_FILE}, of single weights: use singe.load")
     return _read_plan(path / PLAN_FILE)[1]
@@ -148,6 +149,11 @@ def _made(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
 
 
 def _read_plan(path: Path) -> tuple[str, Plan]:
+    if not path.exists():
+        raise FileNotFoundError(
+            f"expected what result.save wrote in {path.parent}, {PLAN_FILE} or {MASKS_FILE} beside {WEIGHTS_FILE}, got "
+            + ("neither of them" if path.parent.is_dir() else "no such directory")
+        )
     try:
         text = read_text(path)
         return text, Plan.from_json(json.loads(text))

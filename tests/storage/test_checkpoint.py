@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -435,8 +436,13 @@ OTHERS = {
         mlp,
         "loss was cross_entropy and is .*lambda",
     ),
-    "weights": ({}, another_weight, "model was"),
-    "requires_grad": ({}, one_frozen, "model was"),
+    "a field of finetune": (
+        {"finetune": replace(TUNINGS["layer"], cooldown=0.5, precision="bfloat16")},
+        mlp,
+        "finetune was cooldown=0.3, precision=None and is cooldown=0.5, precision='bfloat16';",
+    ),
+    "weights": ({}, another_weight, "the model is another: its weights, .*modules; name"),
+    "requires_grad": ({}, one_frozen, "the model is another: .*which of them are trained"),
 }
 
 

@@ -219,6 +219,19 @@ def test_a_missing_file_is_named(saved, name):
         load(PlainNet(), saved)
 
 
+@pytest.mark.parametrize("read", [lambda at: load(PlainNet(), at), load_plan])
+def test_a_directory_that_holds_no_result_is_refused_with_what_was_expected_there(read, tmp_path):
+    expected = r"expected what result\.save wrote in .*, plan\.json or masks\.safetensors beside model\.saf.*, got {}"
+    with pytest.raises(FileNotFoundError, match=expected.format("neither")):
+        read(tmp_path)
+    with pytest.raises(FileNotFoundError, match=expected.format("no such directory")):
+        read(tmp_path / "none")
+    with pytest.raises(TypeError, match="a path for directory, got NoneType"):
+        read(None)
+    with pytest.raises(ValueError, match="a path for directory, got an empty string"):
+        read("")
+
+
 def test_another_architecture_is_refused(saved, pruned):
     with pytest.raises(ValueError, match=r"features\.0\.weight"):
         load(nn.Sequential(nn.Linear(3, 3)), saved)
