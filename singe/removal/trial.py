@@ -135,7 +135,7 @@ class Trials:
             return difference(self._run(_masked(self._model, chosen), self._sample), outputs)
         except Exception as error:  # whatever the user's forward raises
             raise_shortage(error)
-            return first_line(error)
+            return _problem(error)
 
     def _training_problem(self, chosen: Chosen) -> str | None:
         """Why the compacted network does not run in train mode, which is not traced, where the masked one does."""
@@ -146,7 +146,7 @@ class Trials:
             raise_shortage(error)
             with contextlib.suppress(Exception):
                 self._run(_masked(self._given, chosen).train(), self._inputs)
-                return f"in train mode, {first_line(error)}"
+                return f"in train mode, {_problem(error)}"
         return None
 
     def _begin(self) -> None:
@@ -160,6 +160,14 @@ class Trials:
     @torch.no_grad()
     def _run(self, network: nn.Module, inputs: Any) -> Any:
         return answer(network, inputs, self._forward)
+
+
+def _problem(error: Exception) -> str:
+    """What a smaller network fails at; torch does not say of a view that its shape is fixed."""
+    line = first_line(error)
+    return (
+        f"a view or reshape has a fixed number of channels: {line}" if "is invalid for input of size" in line else line
+    )
 
 
 def _compacted(model: nn.Module, chosen: Chosen) -> nn.Module:
