@@ -134,18 +134,24 @@ def batch_of(item: Any, device: torch.device, task: Task) -> Batch:
         if not all(isinstance(v, Tensor) for v in item):
             raise TypeError(f"expected a batch (x, y) of tensors, got {_describe(item)}")
     item = with_dicts(item)
-    for path, leaf in pytree.tree_flatten_with_path(item)[0]:
+    found = pytree.tree_flatten_with_path(item)[0]
+    for path, leaf in found:
         if not isinstance(leaf, Tensor):
             where = f" at {pytree.keystr(path)}" if path else ""
             raise TypeError(
                 f"expected a batch of tensors in lists, tuples and dicts, got {type(leaf).__name__}{where}, which the "
                 "loader should leave out"
             )
-    leaves = pytree.tree_leaves(item)
+    leaves = [leaf for _, leaf in found]
     if not leaves:
         raise TypeError(f"expected a batch of tensors, got {_describe(item)} without any")
-    if any(leaf.dim() == 0 or len(leaf) == 0 or len(leaf) != len(leaves[0]) for leaf in leaves):
-        raise ValueError(f"expected a batch of tensors of one length, at least 1, got {described(item)}")
+    for path, leaf in found:
+        if leaf.dim() == 0 or len(leaf) == 0 or len(leaf) != len(leaves[0]):
+            where = f" with {tuple(leaf.shape)} at {pytree.keystr(path)}" if path else ""
+            raise ValueError(
+                f"expected a batch of tensors of one length, at least 1, got {described(item)}{where}; what has "
+                "another length, such as a list for each sample, is to be padded or left out by the loader"
+            )
     if task.forward is None:
         finite_inputs(leaves[0])
     # a copy to the CPU that does not wait may be read before it is there

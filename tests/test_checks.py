@@ -217,3 +217,11 @@ def test_a_quantised_model_is_named_and_refused(kind):
 def test_weights_that_are_not_there_are_named(model, message):
     with pytest.raises(ValueError, match=message):
         checks.sound_model(model)
+
+
+def test_what_has_another_length_than_the_samples_is_named():
+    task = Task(forward=lambda model, batch: model(batch["x"]))
+    batch = {"x": torch.rand(16, 3), "targets": [{"boxes": torch.rand(2, 4)} for _ in range(16)]}
+    with pytest.raises(ValueError, match=r"of one length.*\.\.\. with \(2, 4\) at \['targets'\]\[0\]\['boxes'\]") as e:
+        checks.batch_of(batch, CPU, task)
+    assert len(str(e.value)) < 500

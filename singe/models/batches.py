@@ -48,8 +48,9 @@ def joined(batches: Sequence[Batch]) -> Batch:
 
 
 def described(batch: Batch) -> str:
-    """Shapes and dtypes, nested as the batch is, for messages."""
-    return str(pytree.tree_map(lambda t: f"{tuple(t.shape)} {t.dtype}", batch)).replace("'", "")
+    """Shapes and dtypes, nested as the batch is, for messages; of large ones the beginning."""
+    text = str(pytree.tree_map(lambda t: f"{tuple(t.shape)} {t.dtype}", batch)).replace("'", "")
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def copied(batch: Batch) -> Batch:

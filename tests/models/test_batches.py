@@ -51,3 +51,8 @@ def test_a_copy_shares_nothing_with_the_batch():
 
 def test_a_batch_is_described_by_shapes_and_dtypes():
     assert described(nested(4)) == "{x: ((4, 3) torch.float32, [(4,) torch.int64]), y: (4,) torch.float32}"
+
+
+def test_a_batch_of_many_tensors_is_described_by_the_first():
+    text = described([{"boxes": normal(2, 4)} for _ in range(16)])
+    assert text.startswith("[{boxes: (2, 4) torch.float32}, {boxes") and text.endswith("...") and len(text) == 203
