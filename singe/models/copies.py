@@ -48,19 +48,17 @@ def copy_of(model: nn.Module, shared: Collection[Tensor] = ()) -> nn.Module:
 
 
 def check_hooks(model: nn.Module) -> None:
-    """Raises ValueError if a forward hook, or an instance's own ``forward``, holds a module of the model.
+    """Raises ValueError if a forward hook holds a module of the model.
 
-    Copies of it would write to that module, and read of it what the model itself has computed.
+    Copies would write to that module, and read of it what the model itself has computed.
     """
     names = {module: name for name, module in model.named_modules()}
     for module, name in names.items():
-        hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-        called = [("a forward hook", hook) for hook in hooks] + [("the forward", vars(module).get("forward"))]
-        for what, function in called:
-            if (held := next((m for m in _shared(function, False, set()) if m in names), None)) is not None:
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+            if (held := next((m for m in _shared(hook, False, set()) if m in names), None)) is not None:
                 raise ValueError(
-                    f"expected a model whose copies work on themselves, but {what} of {name or 'the model'} holds "
-                    f"{names[held] or 'the model itself'}, which copies would write to and read; make it a bound "
+                    f"expected a model whose copies work on themselves, but a forward hook of {name or 'the model'} "
+                    f"holds {names[held] or 'the model itself'}, which copies would write to and read; make it a bound "
                     "method, as in register_forward_hook(self.keep), or use the module that a hook is given"
                 )
 

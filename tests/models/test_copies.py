@@ -235,13 +235,6 @@ def test_all_calls_refuse_it_before_any_work(call):
     assert model.kept == {}
 
 
-def test_also_a_forward_of_its_own_that_holds_it():
-    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
-    model.forward = lambda x: model[1](model[0](x))
-    with pytest.raises(ValueError, match="the forward of the model holds the model itself"):
-        copy_of(model)
-
-
 def by_method(model):
     return model.keep
 
