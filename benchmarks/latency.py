@@ -114,7 +114,7 @@ def pruned_to(goal: Goal, network: Analysed) -> Pruned:
     groups = network.groups(goal)
     params = parameter_cost(network.model, groups)
     macs = mac_cost(network.model, groups, network.graph, network.macs_of)
-    counts = goal.counts(network.model, groups, network.graph, network.macs_of, list)
+    counts = goal.counts(network.model, groups, network.graph, network.macs_of, list, {})
     plan = singe.Plan.of(zip(groups, map(range, counts), strict=True))
     shares = [cost.gone(counts) / cost.total for cost in (params, macs)]
     return Pruned(goal.target, goal.rho, goal.round_to, *shares, plan.apply(copy.deepcopy(network.model)))
