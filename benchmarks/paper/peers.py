@@ -60,7 +60,7 @@ def _peer(importance: str, ranking: str, where: dict) -> Row:
 
 
 def page(records: Sequence[Record]) -> str:
-    """Ordered by rate, tool by tool."""
+    """Ordered by network and rate, tool by tool."""
     found = tables.latest(records, ROWS)
-    found.sort(key=lambda r: (r["settings"]["rate"], r["settings"]["tool"], r["settings"]["method"]))
+    found.sort(key=lambda r: [r["settings"][name] for name in ("model", "rate", "tool", "method")])
     return tables.table(found, ROWS, tables.accuracies(found))
