@@ -110,7 +110,7 @@ class GradualPruner:
             forward: (model, batch) -> outputs, for a model not called as ``model(x)``.
             seed: of everything random in a round; the same seed gives the same masks, in a resumed run too.
             memory: upper bound, in bytes, of the activations of a pass, met where samples can be split; 1 GiB by
-                default, on a GPU an eighth of its memory.
+                default, on a GPU a sixteenth of its memory if that is more.
             analysis_seconds: how long trial removals on copies may take.
             evaluate: (model) -> a number, the higher the better, such as accuracy on test data. Called on copies in
                 eval mode, without gradients, before and after every round's neurons are masked, and on the result;

@@ -12,8 +12,8 @@ from . import values
 
 log = logging.getLogger("singe")
 
-_CPU_PASS = 1 << 30
-_GPU_SHARE = 1 / 8
+_LEAST = 1 << 30
+_GPU_SHARE = 1 / 16
 
 CPU_VALUE = 2 << 20
 """Bytes of one value for each thread of a CPU: larger ones leave the caches, and are freed every time."""
@@ -22,9 +22,10 @@ T = TypeVar("T")
 
 
 def limit(memory: int | None, device: torch.device) -> int:
-    """Bytes that the activations of a pass may take: ``memory``; by default 1 GiB, of a GPU's own an eighth.
+    """Bytes that the activations of a pass may take: ``memory``; by default 1 GiB, or if more a sixteenth of a GPU's.
 
     The share is of all that a GPU has, not of what is free, so that runs are divided in the same way every time.
+    Refitting takes about twice as much.
 
     Raises:
         TypeError, ValueError: ``memory`` is no positive integer.
@@ -32,8 +33,8 @@ def limit(memory: int | None, device: torch.device) -> int:
     if memory is not None:
         return values.integer("memory", memory, 1)
     if device.type == "cuda":
-        return int(_GPU_SHARE * torch.cuda.get_device_properties(device).total_memory)
-    return _CPU_PASS
+        return max(_LEAST, int(_GPU_SHARE * torch.cuda.get_device_properties(device).total_memory))
+    return _LEAST
 
 
 class Memory:

@@ -198,7 +198,7 @@ def prune(
         analysis_seconds: how long trial removals on copies may take.
         seed: of everything random in the run; the same seed gives the same plan on the same machine.
         memory: upper bound, in bytes, of the activations of a pass, met where images can be split; 1 GiB by default,
-            on a GPU an eighth of its memory.
+            on a GPU a sixteenth of its memory if that is more.
         precision: of the passes that compute scores, training has its own: "float32", the model's own dtype without
             TF32; "tf32" on CUDA; or "bfloat16", autocast.
         latency_batch: number of samples in the forward pass that ``target="latency"`` measures.
@@ -281,7 +281,7 @@ def _options(arguments: Mapping[str, Any], ranks: Ranks, device: torch.device) -
         compensate=compensate if a.compensate is None else a.compensate, compensation_images=a.compensation_images,
         refresh=a.refresh, finetune=a.finetune, images=a.images,
         task=Task(a.forward, a.loss), recalibrate_bn=a.recalibrate_bn, seed=a.seed,
-        precision=a.precision, memory=limit(a.memory, device),
+        precision=a.precision, memory=int(ranks.number(limit(a.memory, device)) or 1),
         progress=a.progress if ranks.first else False, checkpoint=a.checkpoint,
         observer=Observer(a.evaluate, a.callbacks, a.loader, tells=ranks.first), ranks=ranks,
     )  # fmt: skip

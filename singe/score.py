@@ -82,7 +82,7 @@ def score(
         loss: (outputs, batch) -> scalar; mean cross-entropy by default.
         forward: (model, batch) -> outputs, for a model not called as ``model(x)``; a batch is then any nested tensors.
         memory: upper bound, in bytes, of the activations of a pass, met where images can be split; 1 GiB by
-            default, on a GPU an eighth of its memory.
+            default, on a GPU a sixteenth of its memory if that is more.
         precision: of the passes that compute scores: "float32", the model's own dtype without TF32; "tf32" on CUDA; or
             "bfloat16", autocast.
 

@@ -71,7 +71,7 @@ class SingeImportance:
             forward: (model, batch) -> outputs, for a model not called as ``model(x)``; a batch is then any nested
                 tensors.
             memory: upper bound, in bytes, of the activations of a pass, met where images can be split; 1 GiB by
-                default, on a GPU an eighth of its memory.
+                default, on a GPU a sixteenth of its memory if that is more.
             precision: of the passes that compute scores; see :func:`singe.score`.
 
         Raises:

@@ -13,8 +13,10 @@ SHORT = torch.OutOfMemoryError("no room")
 
 def test_passes_take_what_they_are_given_or_a_share_that_does_not_change(monkeypatch):
     device = torch.device("cuda", 0)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda d: {device: SimpleNamespace(total_memory=800)}[d])
-    assert limit(None, device) == 100 and limit(None, torch.device("cpu")) == 1 << 30
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda d: {device: SimpleNamespace(total_memory=1 << 35)}[d]
+    )
+    assert limit(None, device) == 1 << 31 and limit(None, torch.device("cpu")) == 1 << 30
     assert limit(7, device) == limit(7, torch.device("cpu")) == 7
     with pytest.raises(ValueError, match="expected memory >= 1, got 0"):
         limit(0, device)

@@ -65,6 +65,7 @@ __global__ void __launch_bounds__(kThreads)
 // Returns the index of the first; the pairs are added in the order of a plain butterfly.
 template <int N, class T>
 __device__ inline int warp_sums(T (&value)[N]) {
+  static_assert((N & (N - 1)) == 0, "halves of halves");
   const int lane = threadIdx.x % kWarp;
   int first = 0, held = N;
 #pragma unroll

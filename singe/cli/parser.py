@@ -150,7 +150,7 @@ def _chosen(group: Options) -> None:
         "--memory",
         type=_bytes,
         metavar="BYTES",
-        help="that passes may take, such as 512MiB (default: 1GiB, or an eighth of a GPU's)",
+        help="that passes may take, such as 512MiB (default: 1GiB, or a sixteenth of a GPU's if that is more)",
     )
     _analysis_seconds(group)
     _whole(group, "seed", "of everything random")

@@ -121,7 +121,7 @@ class Compensator:
         return None
 
     def regressions(self, equations: Equations) -> Regressions:
-        """What is solved."""
+        """What is solved: for the weights, too, or for the offset alone."""
         return equations.regressions(inputs=self._how == "least_squares")
 
 

@@ -225,7 +225,7 @@ def check_result(
         rounding = False
     if not rounding:
         raise RuntimeError(f"the pruned network is not the masked one: {problem}; please report this model")
-    log.info("%s, but not in float64, so that it is rounding", problem)
+    log.warning("%s, but not in float64, so that it seems to be rounding", problem)
 
 
 @torch.no_grad()

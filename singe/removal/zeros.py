@@ -83,7 +83,8 @@ class Zeros:
 
         Each by one name alone: none may be written to twice at once.
         """
-        moved = {p.untyped_storage().data_ptr() for group in optimizer.param_groups for p in group["params"]}
+        weights = [p for group in optimizer.param_groups for p in group["params"] if p.layout is torch.strided]
+        moved = {p.untyped_storage().data_ptr() for p in weights}
         found = {name: attrgetter(name)(self._model) for name in self._axes}
         tensors = {name: t for name, t in found.items() if isinstance(t, Tensor)}
         names = {id(t): name for name, t in tensors.items() if t.untyped_storage().data_ptr() in moved}
@@ -104,9 +105,10 @@ class Zeros:
 
 
 def _tensors(optimizer: Optimizer) -> list[Tensor]:
-    """An optimiser's weights and its state for them."""
+    """An optimiser's weights and its state for them, but for sparse ones, which have no place in memory."""
     weights = [p for group in optimizer.param_groups for p in group["params"]]
-    return weights + [v for p in weights for v in optimizer.state.get(p, {}).values() if isinstance(v, Tensor)]
+    state = [v for p in weights for v in optimizer.state.get(p, {}).values() if isinstance(v, Tensor)]
+    return [tensor for tensor in weights + state if tensor.layout is torch.strided]
 
 
 def _places(tensors: list[Tensor]) -> list[int]:

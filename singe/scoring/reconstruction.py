@@ -163,9 +163,8 @@ class Reconstructor:
                 mean = x.mean(0)
                 for value in (x, missing, y):
                     value -= value.mean(0)
-            if not (
-                cost := ridge(x.square().sum(), mean, len(x), found.x.dtype)
-            ):  # constants, which a bias makes up for
+            cost = ridge(x.square().sum(), mean, len(x), found.x.dtype)
+            if not cost:  # constants, which a bias makes up for
                 continue
             squares = x.T @ x
             squares.diagonal().add_(cost)

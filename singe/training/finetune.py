@@ -272,7 +272,8 @@ class Tuner:
         return DistributedDataParallel(
             _Answering(self._model, self._task),
             process_group=self._ranks.group if on_cpu else None,  # gloo's own, or what is right for the device
-            find_unused_parameters=unused,
+            find_unused_parameters=unused and not self.reentrant,  # a static graph finds them as it goes
+            static_graph=self.reentrant,
         )
 
     def _train_step(self) -> float:

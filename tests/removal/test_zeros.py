@@ -142,3 +142,15 @@ def test_an_optimiser_that_is_gone_is_not_kept():
     assert len(held._held) == 1
     del optimizer
     assert not held._held
+
+
+def test_sparse_state_of_another_network_is_nothing_to_hold():
+    zeros, table = Zeros(pair(), GONE), nn.Embedding(9, 4, sparse=True)
+    optimizer = torch.optim.SGD(table.parameters(), 0.1, momentum=0.9)
+    for _ in range(2):
+        optimizer.zero_grad()
+        table(torch.arange(3)).sum().backward()
+        optimizer.step()
+        before = table.weight.detach().clone()
+        zeros.restore(optimizer)
+        assert torch.equal(table.weight, before)
