@@ -74,7 +74,7 @@ class Ranks:
         """The first rank's number; None where all have none."""
         if value is None:
             return None
-        return float(self.from_first(torch.tensor(value, dtype=torch.float64)))
+        return float(self.from_first(torch.tensor(value, dtype=torch.float64, device="cpu")))
 
     def wait(self) -> None:
         """Returns when all are here."""
