@@ -14,7 +14,7 @@ from singe.graph.trace import trace
 from singe.refit.equations import Wanted
 from singe.refit.regression import RIDGE
 from singe.removal.surgery import mask
-from singe.scoring.reconstruction import Reconstructor
+from singe.scoring.reconstruction import Reconstructor, _System
 from singe.task import Task
 
 CRITERION = singe.Reconstruction()
@@ -169,3 +169,15 @@ def test_an_expert_that_no_sample_reaches_costs_nothing():
     model, x = Experts(), normal(40, 6)
     scores = {number: reconstructor(model, x, f"experts.{number}.0")[0].scores(CRITERION) for number in (1, 2)}
     assert scores[1].any() and torch.equal(scores[2], torch.zeros(12, dtype=torch.float64))
+
+
+def test_what_is_gone_leaves_the_system():
+    x = normal(60, 12, dtype=torch.float64)
+    squares = x.T @ x + torch.eye(12, dtype=torch.float64)
+    system = _System(torch.arange(12).view(6, 2), squares.inverse(), normal(12, 3, dtype=torch.float64), 1.0)
+    for neuron in (1, 4):
+        system.remove(neuron)
+    left = torch.tensor([0, 2, 3, 5])
+    columns = torch.tensor([0, 1, 4, 5, 6, 7, 10, 11])
+    assert len(system.inverse) == 8 and torch.equal(system.columns[left], torch.arange(8).view(4, 2))
+    torch.testing.assert_close(system.inverse, squares[columns[:, None], columns].inverse())
